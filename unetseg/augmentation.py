@@ -1,0 +1,150 @@
+"""Random patches: image and mask are moved together, the image's intensities changed."""
+
+import keras
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+ROTATION_DEG = 15  # heads and hippocampi lie within this of each other in a scanner
+SCALING = 0.15  # linear size, plus or minus
+PROBABILITY = 0.3  # of a rotation with scaling, and of each change of intensity
+
+
+def random_patch(x, y, patch, rng, *, foreground=0.0, augment=True):
+    """Cut a random patch, moved and changed at random.
+
+    Parameters
+    ----------
+    x : (x, y, z, channel) ndarray of float32
+        At least as large as the patch.
+    y : (x, y, z) ndarray of uint8
+        Class numbers.
+    patch : tuple of 3 int
+        Shape of the patch; 1 for a slice across that axis.
+    rng : numpy.random.Generator
+        The only source of chance.
+    foreground : float, default 0
+        In [0, 1]: the probability that the patch is centred on a voxel of the foreground, as
+        far as it then stays inside the image.
+    augment : bool, default True
+        Whether to rotate and scale (in the plane of a slice), and to change brightness,
+        contrast, gamma and noise.
+
+    Returns
+    -------
+    x : (*patch, channel) ndarray of float32
+    y : patch-shaped ndarray of uint8
+    """
+    room = np.array(y.shape) - patch
+    start = rng.integers(0, room + 1)
+    if rng.random() < foreground:
+        voxels = np.flatnonzero(y)
+        if voxels.size:
+            centre = np.unravel_index(voxels[rng.integers(voxels.size)], y.shape)
+            start = np.clip(np.array(centre) - np.array(patch) // 2, 0, room)
+    if augment and rng.random() < PROBABILITY:
+        x, y = _cut_turned(x, y, patch, start, rng)
+    else:
+        box = tuple(slice(a, a + n) for a, n in zip(start, patch, strict=True))
+        x, y = np.array(x[box]), np.array(y[box])
+    return (change_intensity(x, rng) if augment else x), y
+
+
+def _cut_turned(x, y, patch, start, rng):
+    matrix = random_turn(rng, across=patch.index(1) if 1 in patch else None)
+    half = (np.array(patch) - 1) / 2
+    offset = start + half - matrix @ half
+    kwargs = {"matrix": matrix, "offset": offset, "output_shape": tuple(patch)}
+    channels = [ndimage.affine_transform(x[..., c], order=1, **kwargs) for c in range(x.shape[-1])]
+    return np.stack(channels, axis=-1), ndimage.affine_transform(y, order=0, **kwargs)
+
+
+def random_turn(rng, *, across=None):
+    """Draw a rotation with scaling.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    across : {0, 1, 2}, optional
+        The axis that stays as it is, for slices across it.
+
+    Returns
+    -------
+    (3, 3) ndarray of float64
+        From offsets in the patch to offsets in the image, in voxels.
+    """
+    angles = rng.uniform(-ROTATION_DEG, ROTATION_DEG, 3)
+    scales = np.full(3, 1 + rng.uniform(-SCALING, SCALING))
+    if across is not None:
+        angles[np.arange(3) != across] = 0
+        scales[across] = 1
+    return Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales
+
+
+def change_intensity(x, rng):
+    """Change brightness, contrast, gamma and noise, each with some probability.
+
+    Parameters
+    ----------
+    x : (..., channel) ndarray of float32
+        Normalised to about mean 0 and standard deviation 1.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of float32
+        Of the same shape.
+    """
+    if rng.random() < PROBABILITY:
+        x = x * np.float32(rng.uniform(0.75, 1.25)) + np.float32(rng.normal(0, 0.1))
+    if rng.random() < PROBABILITY:
+        low, span = x.min(), max(np.ptp(x), 1e-6)
+        x = ((x - low) / span) ** np.float32(rng.uniform(0.7, 1.5)) * span + low
+    if rng.random() < PROBABILITY:
+        x = x + rng.normal(0, rng.uniform(0, 0.15), x.shape).astype(np.float32)
+    return x.astype(np.float32, copy=False)
+
+
+class Patches(keras.utils.PyDataset):
+    """Endless batches of random patches; their number and the seed alone decide what is in one.
+
+    Parameters
+    ----------
+    pairs : sequence of (x, y)
+        Preprocessed cases: (x, y, z, channel) float32 and (x, y, z) uint8 arrays.
+    patch : tuple of 3 int
+        Shape of the patches; 1 for slices across that axis.
+    batch_size : int
+    seed : int
+    foreground, augment
+        As for `random_patch`.
+    repeat_after : int, optional
+        Number of batches after which the same ones come again.
+    """
+
+    num_batches = None
+
+    def __init__(
+        self, pairs, patch, batch_size, seed, *, foreground=0.0, augment=True, repeat_after=None
+    ):
+        super().__init__()
+        self.pairs, self.patch, self.batch_size, self.seed = pairs, patch, batch_size, seed
+        self.chance = {"foreground": foreground, "augment": augment}
+        self.repeat_after = repeat_after
+
+    def __getitem__(self, index):
+        """Batch ``index``: x (batch, ..., channel) float32 and y (batch, ..., 1) uint8.
+
+        Every case comes once before any comes again.
+        """
+        index = index % self.repeat_after if self.repeat_after else index
+        rng = np.random.default_rng([self.seed, index])
+        flat = [n for n in self.patch if n > 1]
+        batch_x, batch_y = [], []
+        for place in range(index * self.batch_size, (index + 1) * self.batch_size):
+            turn, position = divmod(place, len(self.pairs))
+            order = np.random.default_rng([self.seed, turn, 0]).permutation(len(self.pairs))
+            x, y = random_patch(*self.pairs[order[position]], self.patch, rng, **self.chance)
+            batch_x.append(x.reshape(*flat, -1))
+            batch_y.append(y.reshape(*flat, 1))
+        return np.stack(batch_x), np.stack(batch_y)

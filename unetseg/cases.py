@@ -1,0 +1,282 @@
+"""Cases: image and mask pairs, grouped by patient, every file checked."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import aff2axcodes
+
+from unetseg import nifti
+
+SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+CHANNEL = re.compile(r"_\d{4}$")
+BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
+LAYOUTS = (
+    "imagesTr and labelsTr (Medical Segmentation Decathlon, nnU-Net) or images and labels, "
+    "with one .nii or .nii.gz file per scan and a mask of the same name"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan with its mask.
+
+    Parameters
+    ----------
+    id : str
+        Unique in the data set; predictions are named after it.
+    image : Path or tuple of Path
+        One file, or one per channel.
+    mask : Path, optional
+        Label map on the grid of the image.
+    group : str, optional
+        The patient. Cases of one group never part in cross-validation.
+    """
+
+    id: str
+    image: Path | tuple[Path, ...]
+    mask: Path | None = None
+    group: str | None = None
+
+
+def find_cases(folder, *, group_by=None):
+    r"""Find the cases of a data set.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds ``imagesTr`` and ``labelsTr``, or ``images`` and ``labels``. Either every scan is
+        named like its mask (also 4-D files), or it has one file per channel, numbered ``_0000``,
+        ``_0001`` ... as for nnU-Net. A Decathlon ``dataset.json`` that lists the training pairs
+        is followed.
+    group_by : str, callable or mapping, optional
+        How to tell the patient of a case: a regular expression whose first group is found in the
+        id, such as ``r"(patient\d+)_"``; a column of a table, as ``"patients.csv:patient"``
+        (in `folder`; the case ids stand in its first column); a function of the id; or a mapping
+        from the id. By default ids of the form ``sub-XX_...`` (BIDS) are grouped by subject if
+        all are of that form, else no case is grouped.
+
+    Returns
+    -------
+    list of Case
+        Sorted by id. A scan without a mask has ``mask=None``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder or its scans are missing.
+    ValueError
+        If a mask has no scan, an id is not unique, or a case has no patient.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder. Check the path to the data.")
+    pairs = _listed_pairs(folder) or _named_pairs(folder)
+    if not pairs:
+        raise FileNotFoundError(f"{folder}: no case found. Expected {LAYOUTS}.")
+    group_of = _group_function(folder, group_by, [case_id for case_id, *_ in pairs])
+    return sorted((Case(*pair, group=group_of(pair[0])) for pair in pairs), key=lambda c: c.id)
+
+
+def read_label_names(folder):
+    """Label names that a data set declares.
+
+    Parameters
+    ----------
+    folder : str or Path
+        May hold a ``dataset.json`` of the Decathlon (``{"1": "Anterior"}``) or of nnU-Net
+        (``{"Anterior": 1}``).
+
+    Returns
+    -------
+    dict of int to str
+        Without the background; empty if nothing is declared.
+    """
+    described = _read_description(Path(folder)).get("labels", {})
+    if not all(str(key).isdecimal() for key in described):
+        described = {value: name for name, value in described.items()}
+    return {int(value): str(name) for value, name in described.items() if int(value)}
+
+
+def check_cases(cases, *, labels=None):
+    """Read every file and list what is wrong.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+    labels : iterable of int, optional
+        The declared label values, without the background; others are a problem. By default any
+        non-negative value is accepted.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per case, in order: ``case``, ``group``, ``shape`` (x, y, z), ``spacing_mm``,
+        ``orientation`` as stored, ``channels``, ``intensity_p1``, ``intensity_median``,
+        ``intensity_p99``, ``labels`` (the values present, without the background),
+        ``volume_ml`` (all labels together) and ``problem`` (empty if none was found).
+
+    See Also
+    --------
+    refuse_problems : turns the problems into one error.
+    """
+    table = pd.DataFrame([_check_case(case, labels) for case in cases])
+    repeated = [name for name, n in Counter(case.id for case in cases).items() if n > 1]
+    table.loc[table["case"].isin(repeated), "problem"] += "this id stands for more than one case. "
+    table["problem"] = table["problem"].str.strip()
+    return table
+
+
+def refuse_problems(table):
+    """Stop with one error that lists every problem.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `check_cases` returns it.
+
+    Raises
+    ------
+    ValueError
+        If any case has a problem.
+    """
+    bad = table[table["problem"] != ""]
+    if len(bad):
+        lines = "\n".join(f"  {row.case}: {row.problem}" for row in bad.itertuples())
+        raise ValueError(
+            f"{len(bad)} of {len(table)} cases have a problem:\n{lines}\n"
+            "Repair these files, or take them out of the data folder."
+        )
+
+
+def _check_case(case, labels):
+    row = {"case": case.id, "group": case.group, "problem": ""}
+    try:
+        files = case.image if isinstance(case.image, tuple) else (case.image,)
+        row["orientation"] = "".join(aff2axcodes(nifti.read(files[0]).affine))
+        image, affine = nifti.load_image(case.image)
+        row |= _describe_image(image, affine)
+        if not np.isfinite(image).all():
+            row["problem"] += f"{files[0].name} holds NaN or infinite voxels. "
+        elif image.min() == image.max():
+            row["problem"] += f"{files[0].name} has the same value everywhere. "
+        if case.mask is None:
+            row["problem"] += f"no mask for {files[0].name}. "
+        else:
+            mask, mask_affine = nifti.load_mask(case.mask)
+            row |= _describe_mask(mask, mask_affine)
+            row["problem"] += _mask_problem(case, image, affine, mask, mask_affine, labels)
+    except (ValueError, OSError) as error:
+        row["problem"] += f"{error} "
+    return row
+
+
+def _describe_image(image, affine):
+    low, median, high = np.percentile(image, (1, 50, 99)).round(3)
+    return {
+        "shape": image.shape[:3],
+        "spacing_mm": tuple(float(s) for s in voxel_sizes(affine).round(3)),
+        "channels": image.shape[3] if image.ndim == 4 else 1,
+        "intensity_p1": low,
+        "intensity_median": median,
+        "intensity_p99": high,
+    }
+
+
+def _describe_mask(mask, affine):
+    present = tuple(int(value) for value in np.unique(mask) if value)
+    volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
+    return {"labels": present, "volume_ml": round(volume, 3)}
+
+
+def _mask_problem(case, image, affine, mask, mask_affine, labels):
+    mismatch = nifti.describe_grid_mismatch(image.shape, affine, mask.shape, mask_affine)
+    if mismatch:
+        return f"{case.mask.name}: its {mismatch} of the scan; resample it to the scan's grid. "
+    present = set(np.unique(mask).tolist()) - {0}
+    if not present:
+        return f"{case.mask.name} is empty: it labels no voxel. "
+    undeclared = sorted(present - set(labels)) if labels else [v for v in present if v < 0]
+    if undeclared:
+        allowed = sorted(labels) if labels else "values of zero or more"
+        return (
+            f"{case.mask.name} holds label {', '.join(map(str, undeclared))}; "
+            f"declared: {allowed}. Correct the mask or declare the label. "
+        )
+    return ""
+
+
+def _files(folder):
+    if not folder.is_dir():
+        return {}
+    found = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+    return {SUFFIX.sub("", path.name): path for path in found if SUFFIX.search(path.name)}
+
+
+def _read_description(folder):
+    path = folder / "dataset.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
+
+
+def _listed_pairs(folder):
+    listed = _read_description(folder).get("training", [])
+    pairs = [(folder / entry["image"], folder / entry["label"]) for entry in listed]
+    missing = [image for image, _ in pairs if not image.exists()]
+    if len(missing) == len(pairs):
+        return []  # nnU-Net lists the scans without their channel numbers
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: listed in dataset.json, with {len(missing) - 1} more, but not there. "
+            "Copy the files or remove them from the list."
+        )
+    pairs = [(image, mask if mask.exists() else None) for image, mask in pairs]
+    return [(SUFFIX.sub("", image.name), image, mask) for image, mask in pairs]
+
+
+def _named_pairs(folder):
+    images = _files(folder / "imagesTr") or _files(folder / "images")
+    masks = _files(folder / "labelsTr") or _files(folder / "labels")
+    if images and not set(images) & set(masks) and all(map(CHANNEL.search, images)):
+        channels = {}
+        for name, path in images.items():
+            channels.setdefault(CHANNEL.sub("", name), []).append(path)
+        images = {name: tuple(paths) for name, paths in channels.items()}
+    orphans = sorted(set(masks) - set(images))
+    if orphans:
+        raise ValueError(
+            f"{folder}: {len(orphans)} masks have no scan of the same name: "
+            f"{', '.join(orphans[:5])}. Expected {LAYOUTS}."
+        )
+    return [(name, image, masks.get(name)) for name, image in images.items()]
+
+
+def _group_function(folder, group_by, ids):
+    if group_by is None or (isinstance(group_by, str) and not group_by):
+        if not all(re.search(BIDS_SUBJECT, case_id) for case_id in ids):
+            return lambda case_id: None
+        group_by = BIDS_SUBJECT
+    if isinstance(group_by, str) and re.search(r"\.[ct]sv:[^:]+$", group_by):
+        name, column = group_by.rsplit(":", 1)
+        table = pd.read_csv(folder / name, sep=None, engine="python", dtype=str, index_col=0)
+        group_by = table[column].to_dict()
+    if isinstance(group_by, str):
+        pattern = re.compile(group_by)
+        group_by = {i: found.group(1) for i in ids if (found := pattern.search(i))}
+    if isinstance(group_by, Mapping | pd.Series):
+        missing = [case_id for case_id in ids if case_id not in group_by]
+        if missing:
+            raise ValueError(
+                f"group_by tells no patient for {len(missing)} cases: {', '.join(missing[:5])}. "
+                "Extend the table or correct the pattern."
+            )
+        group_by = group_by.__getitem__
+    return lambda case_id: str(group_by(case_id))

@@ -1,0 +1,109 @@
+"""Weights and settings on disk and back: written in one step, verified."""
+
+import json
+import os
+from pathlib import Path
+
+from unetseg.workspace import sha256, write_file
+
+
+def save_weights(model, path):
+    """Save the weights of a model, and nothing else, in one step.
+
+    Parameters
+    ----------
+    model : keras.Model
+    path : str or Path
+        Ends in ``.weights.h5``.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"part-{path.name}")  # Keras insists on the ending
+    optimizer, model.optimizer = model.optimizer, None  # else its state doubles the file
+    try:
+        model.save_weights(part)
+    finally:
+        model.optimizer = optimizer
+    os.replace(part, path)
+    return sha256(path)
+
+
+def load_weights(model, path, digest=None):
+    """Load weights into a model of the same architecture.
+
+    Parameters
+    ----------
+    model : keras.Model
+    path : str or Path
+        As written by `save_weights`, on this version of Keras or another.
+    digest : str, optional
+        SHA-256 that the file must have.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged or belongs to another architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Train the fold with 02_train_kfold first.")
+    if digest and sha256(path) != digest:
+        raise ValueError(
+            f"{path}: damaged, its SHA-256 is not the one noted when it was saved. "
+            "Fetch it again, or delete the fold's folder and train the fold again."
+        )
+    try:
+        model.load_weights(path)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: does not fit the model ({error}). "
+            "Build the model with the arguments in experiment.json."
+        ) from error
+
+
+def record_settings(path, settings, run):
+    """Write the settings of an experiment down, or refuse ones that differ from those written.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``experiment.json``.
+    settings : dict
+        What the results depend on; nested, in JSON's types.
+    run : dict
+        What else is worth knowing. Written beside the settings the first time, kept after that.
+
+    Raises
+    ------
+    ValueError
+        If the file is there and holds other settings; lists the differences.
+    """
+    path, settings = Path(path), json.loads(json.dumps(settings))
+    if not path.exists():
+        write_file(path, json.dumps({"settings": settings, **run}, indent=1).encode())
+        return
+    old = _flatten(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    new = _flatten(settings)
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        lines = "\n".join(f"  {key}: {old.get(key)} there, {new.get(key)} now" for key in changed)
+        raise ValueError(
+            f"{path}: this folder holds an experiment with other settings:\n{lines}\n"
+            "Go back to those settings, or choose another EXPERIMENT name."
+        )
+
+
+def _flatten(settings, prefix=""):
+    if not isinstance(settings, dict):
+        return {prefix[:-1]: settings}
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{key}.")
+    return flat

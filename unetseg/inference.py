@@ -1,0 +1,195 @@
+"""Prediction of whole cases, by one model or several, back on the native grid."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unetseg import checkpoint, nifti
+from unetseg.model import build_unet
+
+BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
+
+
+class Prediction(NamedTuple):
+    """What the models say about one case, in RAS+ on its native grid.
+
+    ``labels``: (x, y, z) int32, the user's own values. ``probabilities``: (x, y, z, class)
+    float32, the mean over the models. ``uncertainty``: (x, y, z) float32, the entropy of the
+    probabilities in [0, 1], 1 where all classes are equally likely.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    uncertainty: np.ndarray
+
+
+def load_models(results_dir, *, build_model=build_unet, folds=None):
+    """Load the trained models of an experiment.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        Holds ``experiment.json`` and the folders of the folds.
+    build_model : callable, default build_unet
+        The builder that the models were trained with.
+    folds : iterable of int, optional
+        By default every fold that is finished.
+
+    Returns
+    -------
+    list of keras.Model
+
+    Raises
+    ------
+    FileNotFoundError
+        If no fold is finished, or one that was asked for is not.
+    ValueError
+        If the weights are damaged or do not fit.
+    """
+    results_dir = Path(results_dir)
+    done = sorted(results_dir.glob("fold_*/done.json"), key=lambda p: int(p.parent.name[5:]))
+    if folds is not None:
+        done = [results_dir / f"fold_{fold}" / "done.json" for fold in folds]
+    if not done or not all(path.is_file() for path in done):
+        raise FileNotFoundError(f"{results_dir}: no finished fold. Run 02_train_kfold first.")
+    text = (results_dir / "experiment.json").read_text(encoding="utf-8")
+    settings = json.loads(text)["settings"]
+    models = []
+    for path in done:
+        model = build_model(
+            tuple(settings["input_shape"]), settings["num_classes"], **settings["model_args"]
+        )
+        digest = json.loads(path.read_text(encoding="utf-8"))["weights_sha256"]
+        checkpoint.load_weights(model, path.parent / "model.weights.h5", digest)
+        models.append(model)
+    return models
+
+
+def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=()):
+    """Segment one case.
+
+    Parameters
+    ----------
+    models : keras.Model or sequence of them
+        Their probabilities are averaged.
+    case : Case
+        Its mask is not looked at.
+    preprocessor : Preprocessor
+        The one that the models were trained with.
+    overlap : float, default 0.5
+        Of neighbouring windows, in [0, 1).
+    mirror_axes : iterable of {0, 1, 2}, default ()
+        Axes along which flipped copies are predicted and averaged too. Only for models that
+        were trained with mirrored patches.
+
+    Returns
+    -------
+    Prediction
+    """
+    models = list(models) if isinstance(models, list | tuple) else [models]
+    x, _ = preprocessor.transform(replace(case, mask=None))
+    flips = itertools.chain.from_iterable(
+        itertools.combinations(mirror_axes, n) for n in range(len(tuple(mirror_axes)) + 1)
+    )
+    maps = [
+        np.flip(slide(models, np.flip(x, axes), preprocessor.patch, overlap=overlap), axes)
+        for axes in flips
+    ]
+    probabilities = preprocessor.restore(np.mean(maps, axis=0), case)
+    return Prediction(
+        preprocessor.decode(probabilities), probabilities, normalised_entropy(probabilities)
+    )
+
+
+def predict_cases(models, cases, preprocessor, folder, **kwargs):
+    """Segment cases and save the labels as NIfTI.
+
+    Parameters
+    ----------
+    models : keras.Model or sequence of them
+    cases : iterable of Case
+    preprocessor : Preprocessor
+    folder : str or Path
+        Gets ``<case>.nii.gz`` on the grid of each scan.
+    **kwargs
+        As for `predict_case`.
+    """
+    for case in cases:
+        labels = predict_case(models, case, preprocessor, **kwargs).labels
+        like = case.image[0] if isinstance(case.image, tuple) else case.image
+        nifti.save_mask(Path(folder) / f"{case.id}.nii.gz", labels, like)
+
+
+def slide(models, x, patch, *, overlap=0.5):
+    """Average the models' probabilities over overlapping windows, weighted towards their centres.
+
+    Parameters
+    ----------
+    models : sequence of keras.Model
+    x : (x, y, z, channel) ndarray of float32
+        At least as large as the patch.
+    patch : tuple of 3 int
+        Shape of a window; across an axis of 1 the windows are slices for a 2-D network.
+    overlap : float, default 0.5
+        In [0, 1).
+
+    Returns
+    -------
+    (x, y, z, class) ndarray of float32
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must lie in [0, 1). Received: {overlap}")
+    steps = [_starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
+    boxes = [
+        tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        for start in itertools.product(*steps)
+    ]
+    weight = _window_weight(patch)
+    total, weights = 0, np.zeros((*x.shape[:3], 1), np.float32)
+    flat = tuple(n for n in patch if n > 1) + x.shape[3:]
+    size = max(1, BATCH_VOXELS // int(np.prod(patch)))
+    for first in range(0, len(boxes), size):
+        chosen = boxes[first : first + size]
+        batch = np.stack([x[box].reshape(flat) for box in chosen])
+        found = np.mean([np.asarray(m.predict_on_batch(batch)) for m in models], axis=0)
+        if first == 0:
+            total = np.zeros((*x.shape[:3], found.shape[-1]), np.float32)
+        for box, probabilities in zip(chosen, found, strict=True):
+            total[box] += probabilities.reshape(*patch, -1) * weight
+            weights[box] += weight
+    return total / weights
+
+
+def normalised_entropy(probabilities):
+    """Entropy of class probabilities, in units of its largest possible value.
+
+    Parameters
+    ----------
+    probabilities : (..., class) ndarray of float
+        Sum to 1.
+
+    Returns
+    -------
+    (...) ndarray of float32
+        In [0, 1].
+    """
+    safe = np.clip(probabilities, 1e-12, 1)
+    entropy = -(probabilities * np.log(safe)).sum(axis=-1) / np.log(probabilities.shape[-1])
+    return np.clip(entropy, 0, 1).astype(np.float32)
+
+
+def _starts(length, window, overlap):
+    # The fewest evenly spread windows that overlap at least as asked.
+    count = int(np.ceil((length - window) / max(1, window * (1 - overlap)))) + 1
+    return np.linspace(0, length - window, count).round().astype(int).tolist()
+
+
+def _window_weight(patch):
+    # A Gaussian of an eighth of the patch, as in nnU-Net, never so small that it is lost.
+    axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch]
+    weight = np.einsum("i,j,k->ijk", *axes)[..., None]
+    return np.maximum(weight, 1e-3).astype(np.float32)

@@ -1,0 +1,125 @@
+"""The embedded data set: simulated T1 brains, made on the spot from a template."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nilearn import datasets
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from unetseg.nifti import write
+from unetseg.workspace import write_file
+
+TEMPLATES = (
+    datasets.load_mni152_template,
+    datasets.load_mni152_gm_template,
+    datasets.load_mni152_wm_template,
+)
+SPACING_MM = 3.0
+SHAPE = np.array((54, 68, 56))
+CENTRE_MM = np.array((0, -16, 8))  # of the brain, in the template's space
+VISITS = (2, 1, 1)  # every third patient comes twice
+LABELS = {1: "grey matter", 2: "white matter"}
+
+
+def make_sample(folder, n_cases=16, seed=0):
+    """Make a cohort of simulated brains, unless it is there already.
+
+    The ICBM 152 template and its tissue maps (Fonov et al. 2011), which come with nilearn, are
+    deformed smoothly at random for every patient, and given a contrast, bias field and noise of
+    their own at every visit. They look like T1 scans. They are simulated.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Gets ``imagesTr``, ``labelsTr`` (1 grey matter, 2 white matter) and ``dataset.json``.
+        Ids are ``sub-XX_ses-Y``; every third patient has two visits.
+    n_cases : int, default 16
+        Scans, of 12 patients.
+    seed : int, default 0
+        The same seed gives the same bytes.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds something else.
+    """
+    folder = Path(folder)
+    description = _describe(n_cases, seed)
+    path = folder / "dataset.json"
+    if path.exists() and path.read_text(encoding="utf-8") == description:
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: holds something other than this sample. Choose an empty folder."
+        )
+    templates = [load(resolution=1) for load in TEMPLATES]
+    # At 3 mm a voxel averages over its neighbourhood.
+    maps = [ndimage.gaussian_filter(t.get_fdata(dtype=np.float32), 1.2) for t in templates]
+    for case_id, patient, visit in _visits(n_cases):
+        image, mask = _simulate(maps, templates[0].affine, seed, patient, visit)
+        write(folder / "imagesTr" / f"{case_id}.nii.gz", image)
+        write(folder / "labelsTr" / f"{case_id}.nii.gz", mask)
+    write_file(path, description.encode())  # last: it says that the sample is complete
+    return folder
+
+
+def _visits(n_cases):
+    pairs = ((p, v) for p in range(n_cases) for v in range(VISITS[p % len(VISITS)]))
+    for _, (patient, visit) in zip(range(n_cases), pairs, strict=False):
+        yield f"sub-{patient + 1:02d}_ses-{visit + 1}", patient, visit
+
+
+def _describe(n_cases, seed):
+    ids = [case_id for case_id, *_ in _visits(n_cases)]
+    description = {
+        "name": "Simulated T1 brains",
+        "description": f"Made from the ICBM 152 template, not scanned; seed {seed}",
+        "labels": {"0": "background", **{str(k): name for k, name in LABELS.items()}},
+        "training": [
+            {"image": f"./imagesTr/{i}.nii.gz", "label": f"./labelsTr/{i}.nii.gz"} for i in ids
+        ],
+    }
+    return json.dumps(description, indent=1)
+
+
+def _simulate(maps, affine, seed, patient, visit):
+    anatomy = np.random.default_rng([seed, patient])
+    scanner = np.random.default_rng([seed, patient, 1 + visit])
+    shape = (SHAPE + anatomy.integers(-2, 3, 3)).tolist()
+    placed = _place(shape, scanner)
+    mm = np.einsum("ij,jxyz->ixyz", placed[:3, :3], np.indices(shape)) + placed[:3, 3, *[None] * 3]
+    mm = mm * anatomy.uniform(0.93, 1.07, (3, 1, 1, 1))
+    mm += 4 * np.stack([_smooth_field(mm, anatomy) for _ in range(3)])
+    index = (mm - affine[:3, 3, *[None] * 3]) / np.diag(affine)[:3, *[None] * 3]
+    t1, grey, white = (ndimage.map_coordinates(m, index, order=1) for m in maps)
+    tissue = grey + white > 0.5
+    mask = np.where(tissue, np.where(white > grey, 2, 1), 0).astype(np.uint8)
+    t1 = t1 ** scanner.uniform(0.8, 1.2) + scanner.uniform(-0.05, 0.05) * white
+    t1 *= np.exp(0.1 * _smooth_field(mm, scanner))
+    noise = scanner.normal(0, scanner.uniform(0.02, 0.05), (2, *shape))
+    t1 = np.hypot(t1 + noise[0], noise[1])  # Rician, as of a magnitude image
+    return [nib.Nifti1Image(a, placed) for a in ((1000 * t1).astype(np.int16), mask)]
+
+
+def _place(shape, rng):
+    # Voxels run from right to left, as scanners store them; the head is a little tilted.
+    tilt = Rotation.from_euler("xyz", rng.uniform(-6, 6, 3), degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = tilt * np.array([-1, 1, 1]) * SPACING_MM
+    middle = CENTRE_MM + rng.uniform(-4, 4, 3)
+    affine[:3, 3] = middle - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def _smooth_field(mm, rng):
+    # Standard normal numbers every 35 mm, with cubic interpolation between them.
+    knots = rng.normal(size=(9, 9, 9))
+    return ndimage.map_coordinates(knots, mm / 35 + 4, order=3, mode="nearest")

@@ -1,0 +1,401 @@
+"""Folds: how cases are split, how one fold is trained, how all are."""
+
+import json
+import math
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from sklearn.model_selection import KFold
+
+from unetseg import checkpoint
+from unetseg.augmentation import Patches
+from unetseg.cases import check_cases, refuse_problems
+from unetseg.inference import predict_cases
+from unetseg.model import (
+    PRECISIONS,
+    ForegroundDice,
+    build_unet,
+    choose_precision,
+    dice_cross_entropy,
+)
+from unetseg.preprocessing import Preprocessor
+from unetseg.workspace import DONE, describe_machine, mirror, write_file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a fold is trained. The defaults are meant to be left alone.
+
+    Parameters
+    ----------
+    epochs : int
+        An epoch sees every training case once.
+    batch_size : int
+        Patches per step.
+    learning_rate : float
+        At its peak, for AdamW.
+    weight_decay : float
+    warmup : float
+        Share of the steps in which the learning rate rises; after it, it falls as a cosine.
+    averaging : float
+        Share of the steps that the average of the weights looks back on; 0 for none.
+    foreground : float
+        Share of patches centred on the foreground.
+    augment : bool
+        Whether patches are turned, scaled and changed in intensity.
+    precision : {"auto", "float32", "mixed_bfloat16", "mixed_float16"}
+        ``auto`` takes float16 on a GPU that computes in it, bfloat16 on a processor that does,
+        else float32.
+    """
+
+    epochs: int = 15
+    batch_size: int = 2  # small batches: more steps in the same time
+    learning_rate: float = 2e-3  # bears it thanks to the warm-up
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    averaging: float = 0.1  # scores steadier than the last weights alone
+    foreground: float = 0.5
+    augment: bool = True
+    precision: str = "auto"
+
+    def __post_init__(self):
+        """Check the fields."""
+        for name, fits, allowed in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
+            ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
+            ("foreground", 0 <= self.foreground <= 1, "in [0, 1]"),
+            ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} must be {allowed}. Received: {getattr(self, name)!r}")
+
+
+def make_folds(cases, n_splits=5, seed=12345):
+    """Split cases into folds, the cases of one patient always together.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+    n_splits : int, default 5
+    seed : int, default 12345
+        With this seed and no groups these are nnU-Net's own folds.
+
+    Returns
+    -------
+    list of dict
+        Per fold ``train`` and ``val``, sorted lists of case ids.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer patients than folds.
+    """
+    patient = {case.id: case.group or case.id for case in cases}
+    patients = np.array(sorted(set(patient.values())))
+    if not 2 <= n_splits <= len(patients):
+        raise ValueError(
+            f"n_splits must be at least 2 and at most the number of patients, {len(patients)}. "
+            f"Received: n_splits={n_splits}"
+        )
+    folds = []
+    for train, _ in KFold(n_splits, shuffle=True, random_state=seed).split(patients):
+        chosen = set(patients[train])
+        parts = {"train": [], "val": []}
+        for case_id in sorted(patient):
+            parts["train" if patient[case_id] in chosen else "val"].append(case_id)
+        folds.append(parts)
+    return folds
+
+
+def check_folds(folds, cases, labels_of):
+    """Stop if the folds would give a score that means nothing.
+
+    Parameters
+    ----------
+    folds : list of dict
+        As `make_folds` returns it, perhaps edited by hand.
+    cases : sequence of Case
+    labels_of : mapping of str to iterable of int
+        The label values in the mask of each case.
+
+    Raises
+    ------
+    ValueError
+        If a fold names an unknown case, has a patient in both parts or lacks a label in one of
+        them, or if two folds validate the same case.
+    """
+    patient = {case.id: case.group or case.id for case in cases}
+    every_label = set().union(*(labels_of[case.id] for case in cases))
+    validated = set()
+    for number, fold in enumerate(folds):
+        unknown = sorted({*fold["train"], *fold["val"]} - set(patient))
+        if unknown:
+            raise ValueError(f"Fold {number} names cases that are not in the data: {unknown[:5]}.")
+        both = {patient[i] for i in fold["train"]} & {patient[i] for i in fold["val"]}
+        if both:
+            raise ValueError(
+                f"Fold {number} has patient {', '.join(sorted(both)[:5])} in both parts. "
+                "Move all scans of a patient to one of them."
+            )
+        for part in ("train", "val"):
+            missing = every_label - set().union(*(labels_of[i] for i in fold[part]))
+            if missing:
+                raise ValueError(
+                    f"Fold {number} has no case with label {sorted(missing)} in its {part} part. "
+                    "Use fewer folds, another seed, or edit splits.json."
+                )
+        twice = sorted(validated & set(fold["val"]))
+        if twice:
+            raise ValueError(f"Fold {number} validates {twice[:5]} again; a case is scored once.")
+        validated |= set(fold["val"])
+
+
+class Progress(keras.callbacks.Callback):
+    """One line of text per epoch, with the time that is left for all folds.
+
+    Parameters
+    ----------
+    title : str
+        Opens every line.
+    folds_left : int
+        Folds still to train after this one.
+    """
+
+    def __init__(self, title, folds_left):
+        super().__init__()
+        self.title, self.folds_left = title, folds_left
+
+    def on_train_begin(self, logs=None):
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Print the line."""
+        epochs, done = self.params["epochs"], epoch + 1
+        left = (epochs - done + self.folds_left * epochs) / done
+        left *= time.monotonic() - self.started
+        print(
+            f"{self.title} epoch {done}/{epochs}  loss {logs['loss']:.3f} "
+            f"(val {logs['val_loss']:.3f})  accuracy {logs['accuracy']:.3f} "
+            f"(val {logs['val_accuracy']:.3f})  Dice {logs['dice']:.3f} "
+            f"(val {logs['val_dice']:.3f})  {left // 60:.0f}:{left % 60:02.0f} min left",
+            flush=True,
+        )
+
+
+def train_fold(
+    train_cases,
+    val_cases,
+    fold_dir,
+    *,
+    preprocessor,
+    build_model=build_unet,
+    model_args=None,
+    recipe=None,
+    seed=12345,
+    cache_dir=None,
+    title="",
+    folds_left=0,
+):
+    """Train one fold, predict its validation cases, and mark it as done.
+
+    The validation cases choose nothing: their loss and Dice are written down, and the weights
+    after the last epoch, averaged over the last steps, are kept.
+
+    Parameters
+    ----------
+    train_cases, val_cases : sequence of Case
+    fold_dir : str or Path
+        Gets ``history.csv`` while training, then ``model.weights.h5`` and ``done.json``. The
+        predictions go to the folder ``predictions`` beside it.
+    preprocessor : Preprocessor
+        Fitted.
+    build_model : callable, default build_unet
+        ``build_model(input_shape, num_classes, **model_args)`` returns a keras.Model that gives
+        class probabilities.
+    model_args : dict, optional
+    recipe : Recipe, optional
+    seed : int, default 12345
+        Of the initial weights, the patches and their changes.
+    cache_dir : str or Path, optional
+        Keeps the preprocessed cases on a local disk; by default a temporary folder.
+    title : str, optional
+        Opens the progress lines.
+    folds_left : int, default 0
+        Folds still to train after this one, for the time that is left.
+
+    """
+    fold_dir, recipe, started = Path(fold_dir), recipe or Recipe(), time.monotonic()
+    fold_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        cache_dir = Path(cache_dir or temporary)
+        train = [preprocessor.cached(case, cache_dir) for case in train_cases]
+        val = [preprocessor.cached(case, cache_dir) for case in val_cases]
+        keras.utils.set_random_seed(seed)
+        keras.config.set_dtype_policy(choose_precision(recipe.precision))
+        model = build_model(
+            preprocessor.input_shape, preprocessor.num_classes, **(model_args or {})
+        )
+        sampling = {"patch": preprocessor.patch, "batch_size": recipe.batch_size, "seed": seed}
+        steps, val_steps = (math.ceil(len(part) / recipe.batch_size) for part in (train, val))
+        _compile(model, preprocessor.num_classes, recipe, steps * recipe.epochs)
+        callbacks = [
+            *([keras.callbacks.SwapEMAWeights()] if recipe.averaging else []),
+            keras.callbacks.CSVLogger(fold_dir / "history.csv"),
+            Progress(title, folds_left),
+        ]
+        model.fit(
+            Patches(train, **sampling, foreground=recipe.foreground, augment=recipe.augment),
+            epochs=recipe.epochs,
+            steps_per_epoch=steps,
+            validation_data=Patches(
+                val, **sampling, foreground=1.0, augment=False, repeat_after=val_steps
+            ),
+            validation_steps=val_steps,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+    digest = checkpoint.save_weights(model, fold_dir / "model.weights.h5")
+    predict_cases(model, val_cases, preprocessor, fold_dir.parent / "predictions")
+    done = {
+        "weights_sha256": digest,
+        "steps": steps * recipe.epochs,
+        "minutes": round((time.monotonic() - started) / 60, 2),
+        "train": [case.id for case in train_cases],
+        "val": [case.id for case in val_cases],
+    }
+    write_file(fold_dir / DONE, json.dumps(done, indent=1).encode())
+
+
+def _compile(model, num_classes, recipe, steps):
+    warmup = int(recipe.warmup * steps)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warmup, warmup_target=recipe.learning_rate, warmup_steps=warmup
+    )
+    window = max(2.0, recipe.averaging * steps)
+    optimizer = keras.optimizers.AdamW(
+        schedule if warmup else recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        use_ema=recipe.averaging > 0,
+        ema_momentum=1 - 1 / window,
+    )
+    metrics = [
+        keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+        ForegroundDice(num_classes),
+    ]
+    model.compile(optimizer, dice_cross_entropy, metrics=metrics)
+
+
+def cross_validate(
+    cases,
+    results_dir,
+    *,
+    build_model=build_unet,
+    model_args=None,
+    preprocessor=None,
+    n_splits=5,
+    seed=12345,
+    retrain=False,
+    backup_dir=None,
+    **recipe,
+):
+    """Train and predict every fold; a fold that is finished is left as it is.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+    results_dir : str or Path
+        Gets ``experiment.json``, ``preprocessor.json``, ``cases.csv``, ``splits.json``, the
+        folders of the folds and ``predictions``. A ``splits.json`` that is already there is
+        respected.
+    build_model, model_args
+        As for `train_fold`.
+    preprocessor : Preprocessor, optional
+        By default one fitted on the cases.
+    n_splits, seed : int
+        As for `make_folds`.
+    retrain : bool, default False
+        Whether finished folds are trained again.
+    backup_dir : str or Path, optional
+        Folder on Google Drive that gets a copy of all files after every fold.
+    **recipe
+        Fields of `Recipe`, such as ``epochs=30``.
+
+    Returns
+    -------
+    list of dict
+        The folds, as `make_folds` returns them.
+
+    Raises
+    ------
+    ValueError
+        Before any training: if a case has a problem, the folds are unsound, or the folder holds
+        an experiment with other settings.
+    """
+    results_dir, recipe = Path(results_dir), Recipe(**recipe)
+    by_id = {case.id: case for case in sorted(cases, key=lambda case: case.id)}
+    table = check_cases(cases, labels=preprocessor and preprocessor.labels)
+    refuse_problems(table)
+    preprocessor = (preprocessor or Preprocessor()).fit(list(by_id.values()))
+    labels_of = dict(zip(table["case"], table["labels"], strict=True))
+    folds = _read_or_make_folds(results_dir, cases, labels_of, n_splits, seed)
+    settings = {
+        "builder": f"{build_model.__module__}.{build_model.__qualname__}",
+        "input_shape": preprocessor.input_shape,
+        "num_classes": preprocessor.num_classes,
+        "model_args": model_args or {},
+        "preprocessor": asdict(preprocessor),
+        "recipe": asdict(recipe),
+        "seed": seed,
+    }
+    run = {"precision": choose_precision(recipe.precision), **describe_machine()}
+    checkpoint.record_settings(results_dir / "experiment.json", settings, run)
+    preprocessor.save(results_dir / "preprocessor.json")
+    write_file(results_dir / "splits.json", json.dumps(folds, indent=1).encode())
+    write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
+    pending = [n for n, fold in enumerate(folds) if retrain or not _is_done(results_dir, n, fold)]
+    print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
+    with tempfile.TemporaryDirectory() as cache_dir:
+        for left, number in zip(range(len(pending) - 1, -1, -1), pending, strict=True):
+            (results_dir / f"fold_{number}" / DONE).unlink(missing_ok=True)
+            train_fold(
+                *([by_id[i] for i in folds[number][part]] for part in ("train", "val")),
+                results_dir / f"fold_{number}",
+                preprocessor=preprocessor,
+                build_model=build_model,
+                model_args=model_args,
+                recipe=recipe,
+                seed=seed + number,
+                cache_dir=cache_dir,
+                title=f"fold {number}",
+                folds_left=left,
+            )
+            if backup_dir:
+                mirror(results_dir, backup_dir)
+    return folds
+
+
+def _read_or_make_folds(results_dir, cases, labels_of, n_splits, seed):
+    path = results_dir / "splits.json"
+    folds = json.loads(path.read_text()) if path.exists() else make_folds(cases, n_splits, seed)
+    check_folds(folds, cases, labels_of)
+    return folds
+
+
+def _is_done(results_dir, number, fold):
+    path = results_dir / f"fold_{number}" / DONE
+    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fold
+    for part in ("train", "val"):
+        if sorted(done[part]) != sorted(fold[part]):
+            raise ValueError(
+                f"{path}: this fold was trained on another split than splits.json now says. "
+                f"Restore splits.json, or delete {path.parent} to train the fold again."
+            )
+    return path.exists()

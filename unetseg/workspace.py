@@ -1,0 +1,208 @@
+"""Where the files are: Colab or local, Google Drive, safe copies."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+DRIVE = Path("/content/drive/MyDrive")
+LOCAL = Path("/content")
+PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
+DONE = "done.json"  # copied last: where it is, everything else is
+
+
+class Workspace(NamedTuple):
+    """Folders of one experiment.
+
+    ``data``: the scans, on a local disk. ``results``: what the notebooks write, on a local disk.
+    ``backup``: the same on Google Drive, or None outside Colab.
+    """
+
+    data: Path
+    results: Path
+    backup: Path | None
+
+
+def in_colab():
+    """Whether this is a Google Colab runtime."""
+    return "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules
+
+
+def project_dir():
+    """Folder that holds the package, and in a checkout the notebooks beside it."""
+    return Path(__file__).resolve().parent.parent
+
+
+def install_missing():
+    """Install what the project needs and the runtime lacks; touch no package that is there.
+
+    Does nothing outside Colab.
+
+    Returns
+    -------
+    list of str
+        Names of the packages that were installed.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If pip fails.
+    """
+    if not in_colab():
+        return []
+    text = (project_dir() / "requirements.txt").read_text(encoding="utf-8")
+    names = re.findall(r"^[A-Za-z][\w.-]*", text, re.MULTILINE)
+    present = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
+    missing = [name for name in names if name.lower() not in present]
+    if missing:
+        subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", *missing])
+    return missing
+
+
+def prepare(data, experiment):
+    """Make the folders of an experiment ready on the local disk.
+
+    On a laptop the folders are used where they are. In Colab the scans are copied from Drive to
+    the local disk once, and earlier results of the experiment are fetched from Drive.
+
+    Parameters
+    ----------
+    data : str or Path
+        Folder of the scans: absolute, or relative to the project (in Colab: to
+        ``MyDrive/unetseg``). The word ``sample`` stands for the embedded data set.
+    experiment : str
+        Name of the results folder.
+
+    Returns
+    -------
+    Workspace
+
+    Raises
+    ------
+    ValueError
+        If `experiment` is not a plain name.
+    FileNotFoundError
+        If there is no such data folder.
+    """
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment):
+        raise ValueError(
+            "EXPERIMENT must be a plain name of letters, digits, '.', '_' and '-'. "
+            f"Received: {experiment!r}"
+        )
+    base = DRIVE / "unetseg" if in_colab() else project_dir()
+    sample = str(data) == "sample"
+    folder = project_dir() / "data" / "sample" if sample else base / Path(data).expanduser()
+    if not sample and not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder. Set DATA to the folder of your scans, absolute or "
+            f"relative to {base}, or to 'sample'."
+        )
+    if not in_colab():
+        return Workspace(folder, base / "results" / experiment, None)
+    place = Workspace(
+        folder if sample else LOCAL / "data" / folder.name,
+        LOCAL / "results" / experiment,
+        base / "results" / experiment,
+    )
+    if not sample:
+        mirror(folder, place.data)
+    if place.backup.is_dir():
+        mirror(place.backup, place.results)
+    return place
+
+
+def mirror(source, target):
+    """Copy every file that is new or changed, each one whole or not at all.
+
+    A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
+    markers ``done.json`` come last. Nothing is deleted in `target`.
+
+    Parameters
+    ----------
+    source, target : Path
+
+    Returns
+    -------
+    int
+        How many files were copied.
+
+    Raises
+    ------
+    OSError
+        If a copy does not hold what was written to it.
+    """
+    source, target = Path(source), Path(target)
+    files = [path for path in source.rglob("*") if path.is_file() and path.suffix != ".part"]
+    copied = 0
+    for path in sorted(files, key=lambda path: (path.name == DONE, path)):
+        copy = target / path.relative_to(source)
+        unchanged = copy.is_file() and copy.stat().st_size == path.stat().st_size
+        if not (unchanged and sha256(copy) == sha256(path)):
+            write_file(copy, path.read_bytes())
+            copied += 1
+    return copied
+
+
+def write_file(path, data):
+    """Write a file so that it is there whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        Its folder is made if needed.
+    data : bytes
+
+    Raises
+    ------
+    OSError
+        If what was written does not read back the same.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    if sha256(part) != hashlib.sha256(data).hexdigest():
+        raise OSError(f"{part}: reads back differently from what was written. Is the disk full?")
+    os.replace(part, path)
+
+
+def sha256(path):
+    """SHA-256 of a file's content, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_machine():
+    """Say what the numbers of an experiment were measured on.
+
+    Returns
+    -------
+    dict
+        ``versions`` of Python and of the packages that matter, and ``hardware``: ``processor``,
+        ``cores`` that this process may use, ``gpu`` (its name and compute capability, or None)
+        and ``system``.
+    """
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpu.read_text() if cpu.exists() else "")
+    gpu = None
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+        gpu = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    hardware = {
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "gpu": gpu,
+        "system": platform.platform(terse=True),
+    }
+    return {"versions": versions, "hardware": hardware}
