@@ -58,9 +58,9 @@ def find_cases(folder, *, group_by=None):
     group_by : str, callable or mapping, optional
         How to tell the patient of a case: a regular expression whose first group is found in the
         id, such as ``r"(patient\d+)_"``; a column of a table, as ``"patients.csv:patient"``
-        (in `folder`; the case ids stand in its first column); a function of the id; or a mapping
-        from the id. By default ids of the form ``sub-XX_...`` (BIDS) are grouped by subject if
-        all are of that form, else no case is grouped.
+        (in `folder`; the case ids stand in its first column); a function of the id, None for no
+        patient; or a mapping from the id. By default ids of the form ``sub-XX_...`` (BIDS) are
+        grouped by subject if all are of that form, else no case is grouped.
 
     Returns
     -------
@@ -279,4 +279,4 @@ def _group_function(folder, group_by, ids):
                 "Extend the table or correct the pattern."
             )
         group_by = group_by.__getitem__
-    return lambda case_id: str(group_by(case_id))
+    return lambda case_id: str(group_by(case_id) or "") or None

@@ -53,8 +53,9 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",)):
             for mask, style in zip(masks, STYLES, strict=False):
                 _draw_contours(ax, np.take(mask, at, axis).T, labels, style, size)
             ax.set(title=f"{plane}, slice {at}", xticks=[], yticks=[])
-            ax.text(0.98, 0.5, right, color="w", transform=ax.transAxes, ha="right", va="center")
-            ax.text(0.5, 0.98, up, color="w", transform=ax.transAxes, ha="center", va="top")
+            kwargs = {"color": "w", "transform": ax.transAxes, "bbox": {"fc": "k", "pad": 1}}
+            ax.text(0.99, 0.5, right, ha="right", va="center", **kwargs)
+            ax.text(0.5, 0.99, up, ha="center", va="top", **kwargs)
     lines = [Line2D([], [], color=colour_of(v, labels), label=n) for v, n in labels.items()]
     if len(names) > 1:
         styles = zip(names, STYLES, strict=True)
@@ -105,12 +106,16 @@ def cases_overview(table):
     table = table.dropna(subset=["shape"])
     for column, unit, ax in (("shape", "voxels", axes[0, 0]), ("spacing_mm", "mm", axes[0, 1])):
         values = np.array(table[column].tolist())
-        ax.violinplot(values + 1e-6 * np.arange(len(values))[:, None], showmedians=True)
-        ax.set(xticks=[1, 2, 3], xticklabels="xyz", xlabel="axis", ylabel=unit, ylim=(0, None))
+        for axis in range(3):
+            jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(values))
+            ax.plot(axis + jitter, values[:, axis], "o", ms=3, color="0.4", alpha=0.6)
+        ax.set(xticks=range(3), xticklabels="xyz", xlabel="axis", ylabel=unit)
+        ax.set_ylim(0, 1.1 * values.max())
         ax.set_title(f"{column.split('_')[0]} (n = {len(values)})")
     order = np.arange(len(table))
-    for column, style in (("p99", "v"), ("median", "o"), ("p1", "^")):
-        axes[0, 2].plot(order, table[f"intensity_{column}"], style, ms=3, label=column)
+    for column, style, colour in zip(("p99", "median", "p1"), "vo^", COLOURS, strict=False):
+        values = table[f"intensity_{column}"]
+        axes[0, 2].plot(order, values, style, ms=3, color=colour, label=column)
     axes[0, 2].set(title=f"intensity (n = {len(table)})", xlabel="case", ylabel="stored units")
     axes[0, 2].legend()
     axes[0, 3].hist(table["volume_ml"].dropna(), bins="auto", color="0.5")

@@ -104,7 +104,7 @@ def _simulate(maps, affine, seed, patient, visit):
     mask = np.where(tissue, np.where(white > grey, 2, 1), 0).astype(np.uint8)
     t1 = t1 ** scanner.uniform(0.8, 1.2) + scanner.uniform(-0.05, 0.05) * white
     t1 *= np.exp(0.1 * _smooth_field(mm, scanner))
-    noise = scanner.normal(0, scanner.uniform(0.02, 0.05), (2, *shape))
+    noise = scanner.normal(0, scanner.uniform(0.01, 0.03), (2, *shape))
     t1 = np.hypot(t1 + noise[0], noise[1])  # Rician, as of a magnitude image
     return [nib.Nifti1Image(a, placed) for a in ((1000 * t1).astype(np.int16), mask)]
 

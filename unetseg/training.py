@@ -33,7 +33,7 @@ class Recipe:
     Parameters
     ----------
     epochs : int
-        An epoch sees every training case once.
+        An epoch sees as many patches as it takes to cover the training cases once.
     batch_size : int
         Patches per step.
     learning_rate : float
@@ -53,7 +53,7 @@ class Recipe:
     """
 
     epochs: int = 15
-    batch_size: int = 2  # small batches: more steps in the same time
+    batch_size: int = 1  # the most steps in the same time; normalisation is per instance
     learning_rate: float = 2e-3  # bears it thanks to the warm-up
     weight_decay: float = 1e-4
     warmup: float = 0.05
@@ -179,12 +179,12 @@ class Progress(keras.callbacks.Callback):
         """Print the line."""
         epochs, done = self.params["epochs"], epoch + 1
         left = (epochs - done + self.folds_left * epochs) / done
-        left *= time.monotonic() - self.started
+        minutes, seconds = divmod(round(left * (time.monotonic() - self.started)), 60)
         print(
             f"{self.title} epoch {done}/{epochs}  loss {logs['loss']:.3f} "
             f"(val {logs['val_loss']:.3f})  accuracy {logs['accuracy']:.3f} "
             f"(val {logs['val_accuracy']:.3f})  Dice {logs['dice']:.3f} "
-            f"(val {logs['val_dice']:.3f})  {left // 60:.0f}:{left % 60:02.0f} min left",
+            f"(val {logs['val_dice']:.3f})  {minutes}:{seconds:02d} min left",
             flush=True,
         )
 
@@ -243,7 +243,9 @@ def train_fold(
             preprocessor.input_shape, preprocessor.num_classes, **(model_args or {})
         )
         sampling = {"patch": preprocessor.patch, "batch_size": recipe.batch_size, "seed": seed}
-        steps, val_steps = (math.ceil(len(part) / recipe.batch_size) for part in (train, val))
+        val_steps = math.ceil(len(val) / recipe.batch_size)
+        voxels = sum(y.size for _, y in train) / math.prod(preprocessor.patch)
+        steps = max(1, round(voxels / recipe.batch_size))
         _compile(model, preprocessor.num_classes, recipe, steps * recipe.epochs)
         callbacks = [
             *([keras.callbacks.SwapEMAWeights()] if recipe.averaging else []),
@@ -377,6 +379,7 @@ def cross_validate(
                 title=f"fold {number}",
                 folds_left=left,
             )
+            _note_minutes(results_dir)
             if backup_dir:
                 mirror(results_dir, backup_dir)
     return folds
@@ -399,3 +402,11 @@ def _is_done(results_dir, number, fold):
                 f"Restore splits.json, or delete {path.parent} to train the fold again."
             )
     return path.exists()
+
+
+def _note_minutes(results_dir):
+    path = results_dir / "experiment.json"
+    experiment = json.loads(path.read_text(encoding="utf-8"))
+    done = [json.loads(p.read_text(encoding="utf-8")) for p in results_dir.glob(f"fold_*/{DONE}")]
+    experiment["minutes"] = round(sum(fold["minutes"] for fold in done), 1)
+    write_file(path, json.dumps(experiment, indent=1).encode())

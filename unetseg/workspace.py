@@ -66,7 +66,7 @@ def install_missing():
     return missing
 
 
-def prepare(data, experiment):
+def prepare(data, experiment, results="results"):
     """Make the folders of an experiment ready on the local disk.
 
     On a laptop the folders are used where they are. In Colab the scans are copied from Drive to
@@ -78,7 +78,9 @@ def prepare(data, experiment):
         Folder of the scans: absolute, or relative to the project (in Colab: to
         ``MyDrive/unetseg``). The word ``sample`` stands for the embedded data set.
     experiment : str
-        Name of the results folder.
+        Name of the experiment's own folder among the results.
+    results : str or Path, default "results"
+        Folder of all results, absolute or relative like `data`.
 
     Returns
     -------
@@ -104,13 +106,11 @@ def prepare(data, experiment):
             f"{folder}: no such folder. Set DATA to the folder of your scans, absolute or "
             f"relative to {base}, or to 'sample'."
         )
+    kept = base / Path(results).expanduser() / experiment
     if not in_colab():
-        return Workspace(folder, base / "results" / experiment, None)
-    place = Workspace(
-        folder if sample else LOCAL / "data" / folder.name,
-        LOCAL / "results" / experiment,
-        base / "results" / experiment,
-    )
+        return Workspace(folder, kept, None)
+    local = folder if sample else LOCAL / "data" / folder.name
+    place = Workspace(local, LOCAL / "results" / experiment, kept)
     if not sample:
         mirror(folder, place.data)
     if place.backup.is_dir():

@@ -1,0 +1,43 @@
+# make demo | make test | make notebooks DATA=path EXPERIMENT=name
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= sample
+EXPERIMENT ?= $(notdir $(patsubst %/,%,$(DATA)))
+PARAMETERS ?=
+CONSTRAINTS ?=
+
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m
+STEPS := 01_load_data 02_train_kfold 03_evaluate
+OUT := results/$(EXPERIMENT)
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo notebooks test
+
+# Ten epochs of three folds: enough for the sample, and done in minutes on two cores.
+demo:
+	@$(MAKE) --no-print-directory notebooks DATA=sample EXPERIMENT=sample PARAMETERS="-p FOLDS 3 -p EPOCHS 10"
+
+notebooks: $(READY)
+	@mkdir -p "$(OUT)/notebooks"
+	@data="$(DATA)"; [ "$$data" = sample ] || data="$$(cd "$$data" && pwd)" || exit 1; \
+	for step in $(STEPS); do \
+	  echo "== $$step"; \
+	  $(RUN) papermill notebooks/$$step.ipynb $(OUT)/notebooks/$$step.ipynb --cwd notebooks \
+	    --stdout-file - --no-progress-bar --log-level ERROR \
+	    -r DATA "$$data" -r EXPERIMENT "$(EXPERIMENT)" $(PARAMETERS) || exit 1; \
+	done
+	@$(VENV)/bin/python -c "import pandas; \
+	  print(pandas.read_csv('$(OUT)/summary.csv').round(3).to_string(index=False))"
+	@echo "Scores: $(OUT)/scores.csv. Figures: $(OUT)/figures. Notebooks: $(OUT)/notebooks."
+
+test: $(READY)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pytest
+
+$(READY): requirements.txt pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(RUN) pip install -q --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) \
+	  -e ".[notebooks,test]"
+	touch $(READY)

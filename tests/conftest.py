@@ -1,0 +1,65 @@
+"""Small NIfTI files of known geometry, for all tests."""
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+
+def _write_nifti(path, array, affine):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+@pytest.fixture
+def write_nifti():
+    """Return a function that writes an array with its affine to a path and returns the path."""
+    return _write_nifti
+
+
+@pytest.fixture
+def affine():
+    """RAS+, voxels of 1 x 2 x 3 mm (6 mm3), away from the origin."""
+    return np.array([[1, 0, 0, -10], [0, 2, 0, 20], [0, 0, 3, 5], [0, 0, 0, 1]], float)
+
+
+@pytest.fixture
+def make_arrays():
+    """Return a function that makes an image and its mask.
+
+    The mask holds two boxes side by side: labels[0] fills 3 x 4 x 3 = 36 voxels, labels[1]
+    2 x 4 x 3 = 24 voxels. The image is noise in [0, 100), 200 and 400 brighter in the boxes.
+    """
+
+    def make(seed=0, shape=(8, 10, 6), labels=(1, 2)):
+        mask = np.zeros(shape, np.uint8)
+        mask[2:5, 3:7, 1:4] = labels[0]
+        mask[5:7, 3:7, 1:4] = labels[1]
+        image = np.random.default_rng(seed).integers(0, 100, shape).astype(np.int16)
+        image[mask == labels[0]] += 200
+        image[mask == labels[1]] += 400
+        return image, mask
+
+    return make
+
+
+@pytest.fixture
+def make_data(tmp_path, affine, make_arrays):
+    """Return a function that writes a folder of n cases and returns it.
+
+    ``imagesTr`` and ``labelsTr`` hold ``case_00.nii.gz``, ``case_01.nii.gz`` ... as
+    `make_arrays` makes them, on the grid of `affine`.
+    """
+
+    def make(n_cases, name="data", **kwargs):
+        folder = tmp_path / name
+        for k in range(n_cases):
+            image, mask = make_arrays(seed=k, **kwargs)
+            _write_nifti(folder / "imagesTr" / f"case_{k:02d}.nii.gz", image, affine)
+            _write_nifti(folder / "labelsTr" / f"case_{k:02d}.nii.gz", mask, affine)
+        return folder
+
+    return make

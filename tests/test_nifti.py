@@ -1,0 +1,431 @@
+import gzip
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from unetseg import nifti
+
+SHAPE = (4, 5, 6)
+# Three letters, one of L/R, P/A and I/S each, in any order: 6 orders x 8 signs.
+AXIS_CODES = ["".join(c) for ends in product("LR", "PA", "IS") for c in permutations(ends)]
+
+
+def tilted_affine():
+    """RAS+, voxels of 1.5 x 2 x 3 mm, turned by 10 degrees about z."""
+    c, s = np.cos(np.radians(10)), np.sin(np.radians(10))
+    affine = np.diag([1.5, 2, 3, 1])
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ affine[:3, :3]
+    affine[:3, 3] = (-4, 12, -30)
+    return affine
+
+
+def stored_as(codes, array, affine):
+    """Store an RAS+ array along the given axis codes, by transposing and flipping.
+
+    Storage axis k runs along the RAS axis that its letter names, backwards for L, P and I; then
+    its affine column is reversed and the origin moves to the other end of that axis.
+    """
+    axes = ["LPI".find(c) if c in "LPI" else "RAS".find(c) for c in codes]
+    stored, turned = array.transpose(axes), affine.copy()
+    for k, (code, axis) in enumerate(zip(codes, axes, strict=True)):
+        turned[:, k] = affine[:, axis]
+        if code in "LPI":
+            stored = np.flip(stored, k)
+            turned[:, k] *= -1
+            turned[:, 3] += affine[:, axis] * (array.shape[axis] - 1)
+    return stored, turned
+
+
+def places_mm(array, affine):
+    """World coordinates of the voxels that are not 0, by value."""
+    return {int(array[tuple(i)]): affine[:3] @ [*i, 1] for i in np.argwhere(array)}
+
+
+def save(path, array, affine, kind=nib.Nifti1Image, **kwargs):
+    nib.save(kind(array, affine, **kwargs), path)
+    return path
+
+
+@pytest.fixture
+def truth():
+    """An RAS+ scan whose voxels all differ, with its affine."""
+    numbers = np.random.default_rng(0).permutation(np.prod(SHAPE))
+    return numbers.reshape(SHAPE).astype(np.int16), tilted_affine()
+
+
+@pytest.mark.parametrize("codes", AXIS_CODES)
+def test_every_orientation_goes_to_ras_and_back_with_every_voxel_at_its_place(
+    codes, truth, tmp_path
+):
+    stored, affine = stored_as(codes, *truth)
+    scan = save(tmp_path / "scan.nii.gz", stored, affine)
+    assert "".join(nib.aff2axcodes(nib.load(scan).affine)) == codes
+
+    image, ras = nifti.load_image(scan)
+    np.testing.assert_array_equal(image, truth[0])
+    np.testing.assert_allclose(ras, truth[1], atol=1e-5)
+    closest = nib.as_closest_canonical(nib.load(scan))
+    np.testing.assert_array_equal(image, closest.get_fdata())
+    np.testing.assert_allclose(ras, closest.affine, atol=1e-5)
+
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[0, 1, 2], mask[3, 4, 5], mask[1, 0, 5] = 1, 2, 3
+    # Voxel centres in mm, from the first three columns of the tilted affine.
+    columns = truth[1][:3].T
+    voxels = {1: (0, 1, 2), 2: (3, 4, 5), 3: (1, 0, 5)}
+    expected = {v: np.dot(index, columns[:3]) + columns[3] for v, index in voxels.items()}
+    nifti.save_mask(tmp_path / "mask.nii.gz", mask, scan)
+    saved = nib.load(tmp_path / "mask.nii.gz")
+    assert saved.shape == nib.load(scan).shape
+    np.testing.assert_array_equal(saved.affine, nib.load(scan).affine)
+    found = places_mm(np.asarray(saved.dataobj), saved.affine)
+    assert found.keys() == expected.keys()
+    for value, place in expected.items():
+        np.testing.assert_allclose(found[value], place, atol=1e-4)
+    again, affine_again = nifti.load_mask(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(again, mask)
+    np.testing.assert_allclose(affine_again, truth[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "PIR", "ASL"])
+def test_the_left_half_stays_on_the_left(codes, tmp_path):
+    affine = np.diag([1.5, 2, 3, 1])
+    affine[0, 3] = -2.25  # centres at x = -2.25, -0.75, 0.75, 2.25 mm
+    stored, turned = stored_as(codes, np.zeros(SHAPE, np.int16), affine)
+    scan = save(tmp_path / "scan.nii", stored, turned)
+    mask = np.ones(SHAPE, np.uint8)
+    mask[2:] = 2
+    nifti.save_mask(tmp_path / "mask.nii.gz", mask, scan)
+    saved = nib.load(tmp_path / "mask.nii.gz")
+    values = np.asarray(saved.dataobj)
+    x_mm = nib.affines.apply_affine(saved.affine, np.moveaxis(np.indices(values.shape), 0, -1))
+    np.testing.assert_array_equal(values, np.where(x_mm[..., 0] < 0, 1, 2))
+
+
+@pytest.mark.parametrize("codes", AXIS_CODES[::5])
+def test_from_canonical_undoes_to_canonical_with_channels(codes, truth):
+    channels = np.stack([truth[0], -truth[0]], axis=-1)
+    stored, affine = stored_as(codes, truth[0], truth[1])
+    stored = np.stack([stored, -stored], axis=-1)
+    array, ras = nifti.to_canonical(stored, affine)
+    np.testing.assert_array_equal(array, channels)
+    np.testing.assert_allclose(ras, truth[1], atol=1e-9)
+    np.testing.assert_array_equal(nifti.from_canonical(array, affine), stored)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ((4, 5), (4, 5, 1)),
+        ((4, 5, 6), (4, 5, 6)),
+        ((4, 5, 6, 1), (4, 5, 6)),
+        ((4, 5, 6, 1, 1), (4, 5, 6)),
+        ((4, 5, 6, 3), (4, 5, 6, 3)),
+        ((4, 5, 6, 1, 3), (4, 5, 6, 3)),
+        ((4, 5, 1, 3), (4, 5, 1, 3)),
+    ],
+)
+def test_axes_are_x_y_z_and_channels_where_there_are_several(stored, expected, affine, tmp_path):
+    array = np.arange(np.prod(stored), dtype=np.int16).reshape(stored)
+    path = save(tmp_path / "scan.nii.gz", array, affine)
+    image, loaded_affine = nifti.load_image(path)
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, array.reshape(expected))
+    np.testing.assert_array_equal(loaded_affine, affine)
+    channels = expected[3] if len(expected) == 4 else 1
+    shape, grid_affine = nifti.read_grid(path)
+    assert shape == (*expected[:3], channels)
+    np.testing.assert_array_equal(grid_affine, affine)
+
+
+@pytest.mark.parametrize("stored", [(4, 5), (4, 5, 6, 1), (4, 5, 6, 2)])
+def test_a_mask_is_saved_on_scans_that_are_not_3d(stored, affine, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", np.zeros(stored, np.int16), affine)
+    shape = (*stored, 1)[:3]
+    mask = np.arange(np.prod(shape)).reshape(shape) % 3
+    nifti.save_mask(tmp_path / "mask.nii.gz", mask, scan)
+    assert nib.load(tmp_path / "mask.nii.gz").shape == stored[:3]
+    again, again_affine = nifti.load_mask(tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(again, mask)
+    np.testing.assert_array_equal(again_affine, affine)
+
+
+def test_read_grid_is_in_ras(truth, tmp_path):
+    stored, affine = stored_as("PIR", *truth)
+    shape, ras = nifti.read_grid(save(tmp_path / "scan.nii.gz", stored, affine))
+    assert shape == (*SHAPE, 1)
+    np.testing.assert_allclose(ras, truth[1], atol=1e-5)
+
+
+def test_several_files_become_channels_in_their_order_whatever_their_storage(truth, tmp_path):
+    array, affine = truth
+    first = save(tmp_path / "a_0000.nii.gz", array, affine)
+    second = save(tmp_path / "a_0001.nii.gz", *stored_as("SLP", 2 * array, affine))
+    image, loaded_affine = nifti.load_image((first, second))
+    np.testing.assert_array_equal(image, np.stack([array, 2 * array], axis=-1))
+    np.testing.assert_allclose(loaded_affine, affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift_mm", "words"), [((4, 5, 7), 0, "shape"), ((4, 5, 6), 0.7, "0.7 mm")]
+)
+def test_channels_on_different_grids_are_refused(shape, shift_mm, words, affine, tmp_path):
+    moved = affine.copy()
+    moved[0, 3] += shift_mm
+    first = save(tmp_path / "a_0000.nii.gz", np.zeros(SHAPE, np.int16), affine)
+    second = save(tmp_path / "a_0001.nii.gz", np.zeros(shape, np.int16), moved)
+    with pytest.raises(ValueError, match=f"a_0001.*{words}"):
+        nifti.load_image((first, second))
+
+
+def test_a_file_with_channels_is_refused_as_one_of_several_channels(affine, tmp_path):
+    first = save(tmp_path / "a_0000.nii.gz", np.zeros((4, 5, 6, 2), np.int16), affine)
+    with pytest.raises(ValueError, match="a_0000"):
+        nifti.load_image((first, first))
+
+
+@pytest.mark.parametrize(
+    ("shift_mm", "same"),
+    [((0.09, 0, 0), True), ((0, 0, 0.11), False), ((0, 0.2, 0), False)],
+)
+def test_grids_are_the_same_within_a_tenth_of_the_smallest_voxel_side(shift_mm, same, affine):
+    # The smallest side is 1 mm, so 0.1 mm in any direction.
+    moved = affine.copy()
+    moved[:3, 3] += shift_mm
+    assert (nifti.describe_grid_mismatch(SHAPE, affine, SHAPE, moved) == "") is same
+
+
+def test_a_small_turn_is_found_at_the_far_corner(affine):
+    turned = affine.copy()
+    turned[1, 0] = 0.01  # over 99 voxels along x: 0.99 mm along y
+    assert nifti.describe_grid_mismatch((3, 5, 6), affine, (3, 5, 6), turned) == ""
+    assert "0.99 mm" in nifti.describe_grid_mismatch((100, 5, 6), affine, (100, 5, 6), turned)
+
+
+@pytest.mark.parametrize("value", [1.9999999995, 2.0000000005, 2.0009, 2])
+def test_a_mask_in_floating_point_is_rounded(value, affine, tmp_path):
+    array = np.full(SHAPE, value, np.float64)
+    mask, _ = nifti.load_mask(save(tmp_path / "mask.nii.gz", array, affine))
+    assert mask.dtype == np.int32
+    np.testing.assert_array_equal(mask, np.full(SHAPE, 2))
+
+
+@pytest.mark.parametrize("value", [0.5, 1.01, np.nan, np.inf, -np.inf])
+def test_a_mask_with_fractions_is_refused(value, affine, tmp_path):
+    array = np.zeros(SHAPE, np.float32)
+    array[1, 2, 3] = value
+    path = save(tmp_path / "mask.nii.gz", array, affine)
+    with pytest.raises(ValueError, match=r"mask\.nii\.gz.*whole label values"):
+        nifti.load_mask(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(2**40, np.int64), (2**31, np.uint32), (3e9, np.float64)]
+)
+def test_a_label_too_large_for_int32_is_refused_instead_of_changed(value, dtype, affine, tmp_path):
+    array = np.full(SHAPE, value, dtype)
+    path = save(tmp_path / "mask.nii.gz", array, affine, dtype=dtype)
+    with pytest.raises(ValueError, match=r"mask\.nii\.gz"):
+        nifti.load_mask(path)
+
+
+def test_a_mask_of_scaled_integers_holds_the_scaled_values(affine, tmp_path):
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), affine)
+    image.header.set_slope_inter(0.004, 1)
+    raw = bytearray(image.to_bytes())
+    stored = np.zeros(SHAPE, "<i2")
+    stored[0, 1, 2] = 500  # 500 * 0.004 + 1 = 3, and the background becomes 1
+    raw[352:] = stored.tobytes(order="F")
+    (tmp_path / "mask.nii").write_bytes(raw)
+    mask, _ = nifti.load_mask(tmp_path / "mask.nii")
+    expected = np.ones(SHAPE)
+    expected[0, 1, 2] = 3
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_mask_with_channels_is_refused(affine, tmp_path):
+    path = save(tmp_path / "mask.nii.gz", np.zeros((4, 5, 6, 2), np.uint8), affine)
+    with pytest.raises(ValueError, match=r"mask\.nii\.gz.*\(4, 5, 6, 2\)"):
+        nifti.load_mask(path)
+
+
+def test_a_scan_that_is_not_grey_scale_is_refused(affine, tmp_path):
+    rgb = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(ValueError, match="grey-scale"):
+        nifti.load_image(save(tmp_path / "rgb.nii", rgb, affine))
+    with pytest.raises(ValueError, match=r"six.nii.*\(4, 5, 6, 2, 2\)"):
+        nifti.load_image(save(tmp_path / "six.nii", np.zeros((*SHAPE, 2, 2), np.uint8), affine))
+
+
+def flip_bit(data, position):
+    data = bytearray(data)
+    data[position] ^= 1
+    return bytes(data)
+
+
+BROKEN = {
+    "cut_in_the_header.nii.gz": lambda raw: gzip.compress(raw)[:60],
+    "cut_near_the_end.nii.gz": lambda raw: gzip.compress(raw)[:-20],
+    "cut_near_the_end.nii": lambda raw: raw[:-20],
+    "cut_before_it_was_compressed.nii.gz": lambda raw: gzip.compress(raw[:-20]),
+    "cut_in_the_header.nii": lambda raw: raw[:200],
+    # Stored without compression, so that a voxel changes and nothing else.
+    "bit_of_a_voxel_flipped.nii.gz": lambda raw: flip_bit(gzip.compress(raw, 0), -20),
+    "bit_of_the_stream_flipped.nii.gz": lambda raw: flip_bit(gzip.compress(raw), 150),
+    "web_page.nii.gz": lambda raw: b"<!DOCTYPE html><title>Quota exceeded</title>" * 30,
+    "short_web_page.nii.gz": lambda raw: b"<!DOCTYPE html><title>Quota exceeded</title>",
+    "empty.nii.gz": lambda raw: b"",
+    "empty_inside.nii.gz": lambda raw: gzip.compress(b""),
+    "zeros.nii": lambda raw: bytes(len(raw)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_by_name_by_every_reader(name, truth, tmp_path):
+    stored, affine = truth
+    path = tmp_path / name
+    path.write_bytes(BROKEN[name](nib.Nifti1Image(stored, affine).to_bytes()))
+    for reader in (nifti.read, nifti.load_image, nifti.load_mask, nifti.read_grid):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as NIfTI"):
+            reader(path)
+    with pytest.raises(ValueError, match=f"{name}: cannot be read as NIfTI"):
+        nifti.save_mask(tmp_path / "mask.nii.gz", stored, path)
+    assert not (tmp_path / "mask.nii.gz").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.nii\.gz"):
+        nifti.load_image(tmp_path / "nowhere.nii.gz")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        nifti.load_mask(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(1, 0, 0, 0), (2, 0, 0, 0), (0, 0, 3, 0)],  # two axes along one direction
+        [(0, 0, 0, 0), (0, 2, 0, 0), (0, 0, 3, 0)],  # an axis along none
+        [(np.nan, 0, 0, 0), (0, 2, 0, 0), (0, 0, 3, 0)],
+    ],
+)
+def test_an_affine_that_places_no_voxels_is_refused(rows, tmp_path):
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), None)
+    image.header["sform_code"] = 1
+    for name, row in zip(("srow_x", "srow_y", "srow_z"), rows, strict=True):
+        image.header[name] = row
+    path = tmp_path / "scan.nii"
+    path.write_bytes(image.to_bytes())
+    with pytest.raises(ValueError, match=r"scan\.nii"):
+        nifti.load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("qform_code", "sform_code", "best"), [(1, 1, "s"), (2, 4, "s"), (1, 0, "q"), (0, 3, "s")]
+)
+def test_a_saved_mask_keeps_both_forms_codes_and_units(
+    qform_code, sform_code, best, affine, tmp_path
+):
+    moved = affine.copy()
+    moved[0, 3] += 40  # qform and sform may well disagree
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.float32), None)
+    image.header.set_qform(affine, qform_code)
+    image.header.set_sform(moved, sform_code)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["cal_max"] = 900
+    (tmp_path / "scan.nii").write_bytes(image.to_bytes())
+    scan = nib.load(tmp_path / "scan.nii")
+    nifti.save_mask(tmp_path / "mask.nii.gz", np.ones(SHAPE, np.int64), tmp_path / "scan.nii")
+    saved = nib.load(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(saved.affine, moved if best == "s" else affine, atol=1e-5)
+    header = saved.header
+    assert (int(header["qform_code"]), int(header["sform_code"])) == (qform_code, sform_code)
+    for form in ("get_qform", "get_sform"):
+        np.testing.assert_array_equal(getattr(header, form)(), getattr(scan.header, form)())
+    assert header.get_xyzt_units() == ("mm", "sec")
+    assert header["cal_max"] == 0  # the scan's display range would hide the labels
+
+
+def test_a_scan_without_any_form_gets_its_mask_on_the_same_grid(tmp_path):
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), None)
+    image.header.set_zooms((1, 2, 3))
+    (tmp_path / "scan.nii").write_bytes(image.to_bytes())
+    nifti.save_mask(tmp_path / "mask.nii", np.ones(SHAPE, np.int16), tmp_path / "scan.nii")
+    scan, saved = nib.load(tmp_path / "scan.nii"), nib.load(tmp_path / "mask.nii")
+    np.testing.assert_array_equal(saved.affine, scan.affine)
+    assert (int(saved.header["qform_code"]), int(saved.header["sform_code"])) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "values", [(0, 255), (0, 256), (-1, 4), (-300, 400), (0, 40_000), (-(2**31), 2**31 - 1)]
+)
+def test_a_saved_mask_holds_integers_as_they_are(values, affine, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", np.zeros(SHAPE, np.float32), affine)
+    mask = np.random.default_rng(0).choice(values, SHAPE)
+    mask.flat[:2] = values
+    nifti.save_mask(tmp_path / "mask.nii.gz", mask, scan)
+    saved = nib.load(tmp_path / "mask.nii.gz")
+    assert saved.get_data_dtype().kind in "iu"
+    assert (saved.dataobj.slope, saved.dataobj.inter) == (1, 0)
+    np.testing.assert_array_equal(saved.dataobj.get_unscaled(), mask)
+    np.testing.assert_array_equal(nifti.load_mask(tmp_path / "mask.nii.gz")[0], mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.zeros((5, 4, 6), np.uint8), r"\(5, 4, 6\).*\(4, 5, 6\)"),
+        (np.zeros((4, 5), np.uint8), r"\(4, 5\)"),
+        (np.zeros((4, 5, 6, 1), np.uint8), r"\(4, 5, 6, 1\)"),
+        (np.zeros(SHAPE, np.float32), "float32"),
+        (np.zeros(SHAPE, bool), "bool"),
+        (np.full(SHAPE, 2**40), ""),
+    ],
+)
+def test_a_mask_that_cannot_be_saved_as_it_is_is_refused(mask, words, affine, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", np.zeros(SHAPE, np.int16), affine)
+    with pytest.raises(ValueError, match=rf"mask\.nii\.gz.*{words}"):
+        nifti.save_mask(tmp_path / "mask.nii.gz", mask, scan)
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.NII.GZ"])
+def test_writing_twice_gives_the_same_bytes_that_nibabel_reads(name, truth, tmp_path):
+    image = nib.Nifti1Image(*truth)
+    for folder in ("a", "b"):
+        nifti.write(tmp_path / folder / name, image)
+    first = (tmp_path / "a" / name).read_bytes()
+    assert first == (tmp_path / "b" / name).read_bytes()
+    assert (first[:2] == b"\x1f\x8b") is name.lower().endswith(".gz")
+    np.testing.assert_array_equal(nib.load(tmp_path / "a" / name).get_fdata(), truth[0])
+
+
+@pytest.mark.parametrize("endianness", ["<", ">"])
+def test_nifti2_is_read_and_stays_nifti2(endianness, truth, tmp_path):
+    header = nib.Nifti2Header(endianness=endianness)
+    path = save(tmp_path / "scan.nii.gz", *truth, kind=nib.Nifti2Image, header=header)
+    image, affine = nifti.load_image(path)
+    np.testing.assert_array_equal(image, truth[0])
+    np.testing.assert_allclose(affine, truth[1], atol=1e-9)
+    nifti.save_mask(tmp_path / "mask.nii.gz", truth[0], path)
+    saved = nib.load(tmp_path / "mask.nii.gz")
+    assert isinstance(saved, nib.Nifti2Image)
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), truth[0])
+
+
+@pytest.mark.parametrize("name", ["compressed.nii", "plain.nii.gz"])
+def test_the_content_counts_and_not_the_suffix(name, truth, tmp_path):
+    raw = nib.Nifti1Image(*truth).to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name == "compressed.nii" else raw)
+    np.testing.assert_array_equal(nifti.load_image(tmp_path / name)[0], truth[0])
+
+
+def test_a_saved_mask_carries_no_header_extension_of_the_scan(truth, tmp_path):
+    image = nib.Nifti1Image(*truth)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    nib.save(image, tmp_path / "scan.nii")
+    nifti.save_mask(tmp_path / "mask.nii", truth[0], tmp_path / "scan.nii")
+    assert b"Jane" in (tmp_path / "scan.nii").read_bytes()
+    assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
+    np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii").get_fdata(), truth[0])

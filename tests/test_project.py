@@ -1,0 +1,77 @@
+"""Promises about the project as a whole: its size, its imports, its layout."""
+
+import ast
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import unetseg
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "unetseg").glob("*.py"))
+LIGHT = ["cases", "metrics", "nifti", "plots", "scores", "workspace"]
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.ENCODING,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+
+
+def docstring_lines(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            yield from range(node.body[0].lineno, node.body[0].end_lineno + 1)
+
+
+def code_lines(path):
+    with path.open("rb") as file:
+        tokens = [t for t in tokenize.tokenize(file.readline) if t.type not in NO_CODE]
+    lines = {n for t in tokens for n in range(t.start[0], t.end[0] + 1)}
+    return len(lines - set(docstring_lines(ast.parse(path.read_text(encoding="utf-8")))))
+
+
+def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path):
+    path = tmp_path / "example.py"
+    path.write_text('"""Two\nlines."""\n\n# why\nx = (\n    1,\n)\n\n\ndef f():\n    """Doc."""\n')
+    assert code_lines(path) == 4  # three of the tuple, one of the def
+
+
+def test_the_package_stays_under_1500_lines_of_code():
+    assert sum(map(code_lines, MODULES)) < 1500
+
+
+def test_no_module_is_longer_than_250_lines_of_code():
+    assert {path.name: n for path in MODULES if (n := code_lines(path)) > 250} == {}
+
+
+def test_every_module_has_its_tests():
+    names = {path.stem for path in MODULES} - {"__init__"}
+    assert {name for name in names if not (ROOT / "tests" / f"test_{name}.py").exists()} == set()
+
+
+def test_import_takes_under_half_a_second_and_no_keras():
+    code = (
+        "import sys, time; t = time.perf_counter(); import unetseg;"
+        "assert time.perf_counter() - t < 0.5; assert 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_these_modules_do_not_import_keras(name):
+    code = f"import sys, unetseg; unetseg.{name}; assert 'keras' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_an_unknown_module_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'metric'"):
+        _ = unetseg.metric

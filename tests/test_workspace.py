@@ -1,0 +1,328 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from unetseg import workspace
+
+
+def fill(folder, **files):
+    """Write files; a double underscore in a name stands for a folder."""
+    for name, content in files.items():
+        stem, _, suffix = name.replace("__", "/").rpartition("_")
+        path = folder / f"{stem}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def content_of(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """A laptop, with the project in a folder of its own."""
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """A Colab runtime: its project folder on Drive, and its local disk."""
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setattr(workspace, "DRIVE", tmp_path / "MyDrive")
+    monkeypatch.setattr(workspace, "LOCAL", tmp_path / "content")
+    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path / "content" / "unetseg")
+    return tmp_path / "MyDrive" / "unetseg", tmp_path / "content"
+
+
+def test_colab_is_told_by_its_environment_or_its_module(local, monkeypatch):
+    assert not workspace.in_colab()
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    assert workspace.in_colab()
+    monkeypatch.delitem(sys.modules, "google.colab")
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    assert workspace.in_colab()
+
+
+def test_the_project_folder_holds_the_package():
+    assert (workspace.project_dir() / "unetseg" / "workspace.py").samefile(workspace.__file__)
+
+
+def test_a_file_is_written_whole_into_new_folders_without_leftovers(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.json"
+    for data in (b"first", b"", b"second" * 100_000):
+        workspace.write_file(str(path), data)
+        assert content_of(tmp_path) == {"new/folder/a.json": data}
+
+
+def fail(*args, **kwargs):
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "replacement"),
+    [
+        (os, "replace", fail),
+        (Path, "write_bytes", fail),
+        (workspace, "sha256", lambda path: "0" * 64),  # as if it read back differently
+    ],
+    ids=["rename", "write", "read back"],
+)
+def test_a_failed_write_leaves_the_old_file_as_it_was(
+    target, name, replacement, tmp_path, monkeypatch
+):
+    (tmp_path / "a.json").write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, replacement)
+        with pytest.raises(OSError, match=r"the disk is gone|a\.json.*reads back differently"):
+            workspace.write_file(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_bytes() == b"old"
+    workspace.write_file(tmp_path / "a.json", b"new")
+    assert content_of(tmp_path) == {"a.json": b"new"}
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", bytes(range(256)) * 5000])
+def test_sha256_is_that_of_hashlib(data, tmp_path):
+    (tmp_path / "a").write_bytes(data)
+    assert workspace.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_mirror_copies_what_is_new_or_changed_and_deletes_nothing(tmp_path):
+    source = fill(
+        tmp_path / "source",
+        same_txt=b"same",
+        longer_txt=b"longer",
+        other_txt=b"new!",  # of the same size as before
+        sub__new_csv=b"1,2",
+        sub__deep__empty_h5=b"",
+        sub__half_part=b"half a file",
+    )
+    target = fill(
+        tmp_path / "target",
+        same_txt=b"same",
+        longer_txt=b"long",
+        other_txt=b"old!",
+        extra_txt=b"stays",
+    )
+    before = (target / "same.txt").stat()
+    assert workspace.mirror(source, str(target)) == 4
+    assert content_of(target) == {
+        "same.txt": b"same",
+        "longer.txt": b"longer",
+        "other.txt": b"new!",
+        "sub/new.csv": b"1,2",
+        "sub/deep/empty.h5": b"",
+        "extra.txt": b"stays",
+    }
+    after = (target / "same.txt").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert workspace.mirror(source, target) == 0
+
+
+def test_mirror_copies_the_markers_after_everything_else(tmp_path, monkeypatch):
+    source = fill(
+        tmp_path / "source",
+        fold_0__done_json=b"{}",
+        fold_0__model_h5=b"w",
+        fold_1__done_json=b"{}",
+        fold_1__zzz_csv=b"1",
+        splits_json=b"[]",
+    )
+    order, write_file = [], workspace.write_file
+
+    def recorded(path, data):
+        order.append(path.relative_to(tmp_path / "target").as_posix())
+        write_file(path, data)
+
+    monkeypatch.setattr(workspace, "write_file", recorded)
+    workspace.mirror(source, tmp_path / "target")
+    assert set(order[:3]) == {"fold_0/model.h5", "fold_1/zzz.csv", "splits.json"}
+    assert set(order[3:]) == {"fold_0/done.json", "fold_1/done.json"}
+
+
+def test_an_interrupted_second_copy_leaves_no_marker_beside_a_mixture(tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    first = fill(tmp_path / "a", fold_0__done_json=b"1", fold_0__m_h5=b"1", fold_0__x_csv=b"1")
+    workspace.mirror(first, target)
+    again = fill(tmp_path / "b", fold_0__done_json=b"2", fold_0__m_h5=b"2", fold_0__x_csv=b"2")
+    write_file = workspace.write_file
+
+    def interrupted(path, data):
+        if path.name == "x.csv":
+            raise OSError("Transport endpoint is not connected")
+        write_file(path, data)
+
+    monkeypatch.setattr(workspace, "write_file", interrupted)
+    with pytest.raises(OSError, match="Transport endpoint"):
+        workspace.mirror(again, target)
+    assert (target / "fold_0" / "m.h5").read_bytes() == b"2"
+    assert (target / "fold_0" / "x.csv").read_bytes() == b"1"
+    assert not (target / "fold_0" / "done.json").exists()
+
+
+def test_on_a_laptop_folders_are_used_where_they_are(local, tmp_path):
+    scans = fill(tmp_path / "elsewhere", images__a_nii=b"a")
+    fill(local / "data" / "mine", images__a_nii=b"a")
+    results = local / "results" / "first-try_2.0"
+    assert workspace.prepare(scans, "first-try_2.0") == (scans, results, None)
+    assert workspace.prepare("data/mine", "first-try_2.0").data == local / "data" / "mine"
+    assert workspace.prepare("sample", "x") == (local / "data/sample", local / "results/x", None)
+    assert workspace.prepare(scans, "x", results=tmp_path / "out").results == tmp_path / "out/x"
+    assert set(content_of(tmp_path)) == {
+        "elsewhere/images/a.nii",
+        "project/data/mine/images/a.nii",
+    }
+
+
+def test_a_home_folder_is_understood(local, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "scans").mkdir()
+    assert workspace.prepare("~/scans", "x").data == tmp_path / "scans"
+
+
+@pytest.mark.parametrize("machine", ["local", "colab"])
+def test_a_missing_data_folder_is_named_with_what_to_do(machine, request, tmp_path):
+    request.getfixturevalue(machine)
+    with pytest.raises(FileNotFoundError, match=r"data/typo: no such folder.*'sample'") as error:
+        workspace.prepare("data/typo", "x")
+    assert str(tmp_path) in str(error.value)
+    assert not (tmp_path / "content" / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", "a b", "~", "x\n", "a:b"]
+)
+def test_an_experiment_must_be_a_plain_name(name, local):
+    with pytest.raises(ValueError, match="EXPERIMENT must be a plain name"):
+        workspace.prepare("sample", name)
+
+
+def test_in_colab_scans_are_copied_and_results_fetched(colab):
+    drive, disk = colab
+    fill(drive / "data" / "scans", images__a_nii=b"scan", labels__a_nii=b"mask")
+    fill(drive / "results" / "x", fold_0__done_json=b"{}", splits_json=b"[]", half_part=b"")
+    fill(drive / "results" / "other", splits_json=b"[]")
+    place = workspace.prepare("data/scans", "x")
+    assert place.results == disk / "results" / "x"
+    assert place.backup == drive / "results" / "x"
+    assert disk in place.data.parents
+    assert content_of(place.data) == {"images/a.nii": b"scan", "labels/a.nii": b"mask"}
+    assert content_of(disk / "results") == {"x/fold_0/done.json": b"{}", "x/splits.json": b"[]"}
+    assert workspace.prepare("data/scans", "x") == place
+    fill(place.results, fold_1__done_json=b"{}")
+    assert workspace.mirror(place.results, place.backup) == 1
+    assert "fold_1/done.json" in content_of(place.backup)
+
+
+def test_in_colab_a_new_experiment_starts_empty_and_the_sample_is_made_on_the_local_disk(colab):
+    drive, disk = colab
+    place = workspace.prepare("sample", "x")
+    assert place == (disk / "unetseg" / "data" / "sample", disk / "results/x", drive / "results/x")
+    assert not drive.exists()
+    assert not place.results.exists()
+
+
+def test_in_colab_two_folders_of_one_name_are_not_mixed(colab):
+    drive, _ = colab
+    fill(drive / "liver" / "scans", images__a_nii=b"liver")
+    fill(drive / "brain" / "scans", images__b_nii=b"brain")
+    liver = workspace.prepare("liver/scans", "x")
+    brain = workspace.prepare("brain/scans", "y")
+    assert content_of(liver.data) == {"images/a.nii": b"liver"}
+    assert content_of(brain.data) == {"images/b.nii": b"brain"}
+
+
+REQUIREMENTS = b"""# Floors only: absent-package, another
+present-package>=1.3
+absent-package
+Other.Absent>=0.12  # not in Colab
+"""
+
+
+@pytest.fixture
+def pip(tmp_path, monkeypatch):
+    """Record what pip is called with, where nothing is installed beside present-package."""
+    installed = tmp_path / "site" / "Present_Package-1.0.dist-info"
+    installed.mkdir(parents=True)
+    text = "Metadata-Version: 2.1\nName: Present_Package\nVersion: 1.0\n"
+    (installed / "METADATA").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    calls = []
+    monkeypatch.setattr(subprocess, "check_call", lambda command, **_: calls.append(command))
+    return calls
+
+
+def test_on_a_laptop_nothing_is_installed(local, pip):
+    fill(local, requirements_txt=REQUIREMENTS)
+    assert workspace.install_missing() == []
+    assert pip == []
+
+
+def test_in_colab_only_what_is_missing_is_installed(colab, pip):
+    fill(workspace.project_dir(), requirements_txt=REQUIREMENTS)
+    missing = ["absent-package", "Other.Absent"]
+    assert workspace.install_missing() == missing
+    (command,) = pip
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert [word for word in command[4:] if not word.startswith("-")] == missing
+
+
+def test_in_colab_pip_is_not_called_if_all_is_there(colab, pip):
+    fill(workspace.project_dir(), requirements_txt=b"present-package>=1.3\n")
+    assert workspace.install_missing() == []
+    assert pip == []
+
+
+def test_in_colab_a_package_that_lost_its_metadata_does_no_harm(colab, pip, tmp_path):
+    (tmp_path / "site" / "broken-1.0.dist-info").mkdir()
+    fill(workspace.project_dir(), requirements_txt=REQUIREMENTS)
+    assert workspace.install_missing() == ["absent-package", "Other.Absent"]
+
+
+def test_a_failing_pip_stops_the_cell(colab, pip, monkeypatch):
+    def failing(command, **_):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "check_call", failing)
+    fill(workspace.project_dir(), requirements_txt=REQUIREMENTS)
+    with pytest.raises(subprocess.CalledProcessError):
+        workspace.install_missing()
+
+
+@pytest.mark.parametrize(
+    ("script", "gpu"),
+    [
+        (None, None),
+        ("echo 'NVIDIA H200, 9.0'", "NVIDIA H200, 9.0"),
+        # What a Colab runtime without a GPU prints.
+        ("echo 'NVIDIA-SMI has failed because it could not communicate'; exit 9", None),
+        ("exit 1", None),
+    ],
+)
+def test_the_machine_is_described_in_json(script, gpu, tmp_path, monkeypatch):
+    if script:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    machine = workspace.describe_machine()
+    assert json.loads(json.dumps(machine)) == machine
+    assert machine.keys() == {"versions", "hardware"}
+    assert machine["hardware"].keys() == {"processor", "cores", "gpu", "system"}
+    assert machine["hardware"]["gpu"] == gpu
+    assert 1 <= machine["hardware"]["cores"] <= os.cpu_count()
+    assert machine["hardware"]["system"]
+    assert machine["versions"]["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
+    assert machine["versions"]["numpy"] == np.__version__
+    assert None not in machine["versions"].values()
