@@ -5,6 +5,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from unetseg.cases import Case
+
 matplotlib.use("Agg")
 
 
@@ -63,3 +65,40 @@ def make_data(tmp_path, affine, make_arrays):
         return folder
 
     return make
+
+
+def _store(array, affine, codes):
+    # An RAS+ array and its affine in the storage order that three letters name, such as "PSL".
+    axes = [next(a for a, pair in enumerate(("LR", "PA", "IS")) if code in pair) for code in codes]
+    backward = [code in "LPI" for code in codes]
+    corner = np.zeros(3)
+    for axis, flipped in zip(axes, backward, strict=True):
+        corner[axis] = (array.shape[axis] - 1) * flipped
+    stored = np.eye(4)
+    stored[:3, :3] = affine[:3, axes] * np.where(backward, -1, 1)
+    stored[:3, 3] = affine[:3, :3] @ corner + affine[:3, 3]
+    array = array.transpose(*axes, *range(3, array.ndim))
+    return array[tuple(slice(None, None, -1 if flip else 1) for flip in backward)], stored
+
+
+@pytest.fixture(scope="session")
+def write_case():
+    """Return a function that writes one case from RAS+ arrays and returns it.
+
+    The image may be a list of arrays, one file each. `codes` names the storage order.
+    """
+
+    def write(folder, case_id, image, mask=None, spacing_mm=(1, 2, 3), codes="RAS", group=None):
+        affine = np.diag([*spacing_mm, 1.0])
+        affine[:3, 3] = (-10, 20, 5)
+
+        def save(name, array):
+            return _write_nifti(folder / f"{case_id}_{name}.nii.gz", *_store(array, affine, codes))
+
+        if isinstance(image, list):
+            image = tuple(save(f"image{k}", array) for k, array in enumerate(image))
+        else:
+            image = save("image", image)
+        return Case(case_id, image, None if mask is None else save("mask", mask), group)
+
+    return write

@@ -310,14 +310,17 @@ def test_a_tolerance_below_zero_is_refused(tolerance_mm):
 
 
 def test_a_case_gets_a_row_per_label_in_the_order_asked_for():
-    # Voxels of 6 mm3 = 0.006 ml. Label 1: the shifted cubes. Label 5: true only. 7: neither.
-    true, pred = (array.astype(np.int16) for array in shifted_cubes())
+    # Voxels of 6 mm3 = 0.006 ml. Label 1: a cube and the same with a cavity, as above. Label 5:
+    # 2 voxels in the first only. Label 7: in neither. Label 9: voxels one step of 3 mm apart.
+    true = box((7, 7, 7), (1, 6), (1, 6), (1, 6)).astype(np.int16)
+    pred = true.copy()
+    pred[3, 3, 3] = 0
     true[0, 0, 0:2] = 5
-    true[4, 6, 4] = pred[4, 6, 3] = 9  # one step of 3 mm; not asked for below
+    true[6, 6, 6] = pred[6, 6, 5] = 9
     rows = metrics.score_case(true, pred, SPACING, (7, 1, 5))
     expected = [
         (7, NAN, NAN, NAN, 0, 0),
-        (1, 2 / 3, 2, 2, 27 * 0.006, 27 * 0.006),
+        (1, 248 / 249, 2, 0.85, 125 * 0.006, 124 * 0.006),
         (5, 0, INF, INF, 2 * 0.006, 0),
     ]
     names = ("label", "dice", "hausdorff_mm", "hd95_mm", "volume_true_ml", "volume_pred_ml")

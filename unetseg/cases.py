@@ -1,6 +1,5 @@
 """Cases: image and mask pairs, grouped by patient, every file checked."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,10 +12,15 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 from unetseg import nifti
+from unetseg.workspace import read_json
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 CHANNEL = re.compile(r"_\d{4}$")
 BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
+COLUMNS = (
+    *("case", "group", "shape", "spacing_mm", "orientation", "channels"),
+    *("intensity_p1", "intensity_median", "intensity_p99", "labels", "volume_ml", "problem"),
+)
 LAYOUTS = (
     "imagesTr and labelsTr (Medical Segmentation Decathlon, nnU-Net) or images and labels, "
     "with one .nii or .nii.gz file per scan and a mask of the same name"
@@ -80,6 +84,10 @@ def find_cases(folder, *, group_by=None):
     pairs = _listed_pairs(folder) or _named_pairs(folder)
     if not pairs:
         raise FileNotFoundError(f"{folder}: no case found. Expected {LAYOUTS}.")
+    if repeated := _repeated(case_id for case_id, *_ in pairs):
+        raise ValueError(
+            f"{folder}: more than one scan is called {repeated}. Rename or remove one."
+        )
     group_of = _group_function(folder, group_by, [case_id for case_id, *_ in pairs])
     return sorted((Case(*pair, group=group_of(pair[0])) for pair in pairs), key=lambda c: c.id)
 
@@ -126,9 +134,9 @@ def check_cases(cases, *, labels=None):
     --------
     refuse_problems : turns the problems into one error.
     """
-    table = pd.DataFrame([_check_case(case, labels) for case in cases])
-    repeated = [name for name, n in Counter(case.id for case in cases).items() if n > 1]
-    table.loc[table["case"].isin(repeated), "problem"] += "this id stands for more than one case. "
+    table = pd.DataFrame([_check_case(case, labels) for case in cases], columns=COLUMNS)
+    repeated = table["case"].isin(_repeated(table["case"]))
+    table.loc[repeated, "problem"] += "this id stands for more than one case. "
     table["problem"] = table["problem"].str.strip()
     return table
 
@@ -155,6 +163,10 @@ def refuse_problems(table):
         )
 
 
+def _repeated(names):
+    return [name for name, n in Counter(names).items() if n > 1]
+
+
 def _check_case(case, labels):
     row = {"case": case.id, "group": case.group, "problem": ""}
     try:
@@ -178,7 +190,8 @@ def _check_case(case, labels):
 
 
 def _describe_image(image, affine):
-    low, median, high = np.percentile(image, (1, 50, 99)).round(3)
+    with np.errstate(invalid="ignore"):  # infinite voxels; check_cases tells of them
+        low, median, high = np.percentile(image, (1, 50, 99)).round(3)
     return {
         "shape": image.shape[:3],
         "spacing_mm": tuple(float(s) for s in voxel_sizes(affine).round(3)),
@@ -216,15 +229,15 @@ def _files(folder):
     if not folder.is_dir():
         return {}
     found = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-    return {SUFFIX.sub("", path.name): path for path in found if SUFFIX.search(path.name)}
+    pairs = [(SUFFIX.sub("", path.name), path) for path in found if SUFFIX.search(path.name)]
+    if repeated := _repeated(name for name, _ in pairs):
+        raise ValueError(f"{folder}: more than one file is called {repeated}. Remove one.")
+    return dict(pairs)
 
 
 def _read_description(folder):
     path = folder / "dataset.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
+    return read_json(path) if path.exists() else {}
 
 
 def _listed_pairs(folder):
@@ -245,7 +258,8 @@ def _listed_pairs(folder):
 def _named_pairs(folder):
     images = _files(folder / "imagesTr") or _files(folder / "images")
     masks = _files(folder / "labelsTr") or _files(folder / "labels")
-    if images and not set(images) & set(masks) and all(map(CHANNEL.search, images)):
+    numbered = [CHANNEL.search(i) and CHANNEL.sub("_0000", i) in images for i in images]
+    if images and all(numbered) and not set(images) & set(masks):
         channels = {}
         for name, path in images.items():
             channels.setdefault(CHANNEL.sub("", name), []).append(path)
@@ -266,17 +280,17 @@ def _group_function(folder, group_by, ids):
         group_by = BIDS_SUBJECT
     if isinstance(group_by, str) and re.search(r"\.[ct]sv:[^:]+$", group_by):
         name, column = group_by.rsplit(":", 1)
-        table = pd.read_csv(folder / name, sep=None, engine="python", dtype=str, index_col=0)
-        group_by = table[column].to_dict()
+        table = pd.read_csv(folder / name, sep=None, engine="python", dtype=str)
+        group_by = table.set_index(table.columns[0])[column].to_dict()
     if isinstance(group_by, str):
         pattern = re.compile(group_by)
         group_by = {i: found.group(1) for i in ids if (found := pattern.search(i))}
     if isinstance(group_by, Mapping | pd.Series):
-        missing = [case_id for case_id in ids if case_id not in group_by]
+        missing = [case_id for case_id in ids if pd.isna(group_by.get(case_id))]
         if missing:
             raise ValueError(
                 f"group_by tells no patient for {len(missing)} cases: {', '.join(missing[:5])}. "
                 "Extend the table or correct the pattern."
             )
         group_by = group_by.__getitem__
-    return lambda case_id: str(group_by(case_id) or "") or None
+    return lambda case_id: None if (group := group_by(case_id)) in (None, "") else str(group)

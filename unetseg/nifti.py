@@ -48,12 +48,14 @@ def read(path):
             raw = gzip.decompress(raw)  # unlike nibabel, checks the CRC
         nifti2 = raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # header size 540
         image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(raw)
-        np.asanyarray(image.dataobj[..., :1])
+        array = np.asanyarray(image.dataobj)
         oriented = np.isfinite(io_orientation(image.affine)).all()
-        oriented &= abs(np.linalg.det(image.affine[:3, :3])) > 0
+        volume = np.prod(nib.affines.voxel_sizes(image.affine))
+        oriented &= abs(np.linalg.det(image.affine[:3, :3])) > 1e-4 * volume
     except (
         *(OSError, EOFError, ValueError, MemoryError, zlib.error, np.linalg.LinAlgError),
         *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+        nib.wrapstruct.WrapStructError,
     ) as error:
         raise ValueError(
             f"{path}: cannot be read as NIfTI ({error or type(error).__name__}). "
@@ -64,7 +66,7 @@ def read(path):
             f"{path}: its affine does not place the voxels in space "
             f"({image.affine[:3].tolist()}). Export the scan again with its orientation."
         )
-    return image
+    return type(image)(array, image.affine, image.header)
 
 
 def spatial_shape(image):
@@ -154,6 +156,8 @@ def load_image(path):
         return _load(path, np.float32)
     arrays, affines = zip(*(_load(one, np.float32) for one in path), strict=True)
     for one, array, affine in zip(path, arrays, affines, strict=True):
+        if array.ndim != 3:
+            raise ValueError(f"{one}: shape {array.shape}; one of several channels has three axes.")
         problem = describe_grid_mismatch(arrays[0].shape, affines[0], array.shape, affine)
         if problem:
             raise ValueError(
@@ -191,14 +195,23 @@ def load_mask(path):
         )
     if not np.issubdtype(array.dtype, np.integer):
         whole = np.rint(array)
-        wrong = ~(np.abs(array - whole) <= LABEL_TOLERANCE)
+        wrong = ~np.isclose(array, whole, rtol=0, atol=LABEL_TOLERANCE) | np.isinf(array)
         if wrong.any():
             raise ValueError(
                 f"{path}: a mask holds whole label values, this file holds "
                 f"{array[wrong][0]:.4g}. Was a scan given as mask, or a mask interpolated?"
             )
         array = whole
-    return array.astype(np.int32), affine
+    return _to_int32(path, array), affine
+
+
+def _to_int32(path, labels):
+    limits = np.iinfo(np.int32)
+    if labels.min() < limits.min or labels.max() > limits.max:
+        raise ValueError(
+            f"{path}: labels from {labels.min()} to {labels.max()} do not fit int32. Renumber them."
+        )
+    return labels.astype(np.int32)
 
 
 def _load(path, dtype=None):
@@ -273,9 +286,8 @@ def save_mask(path, mask, like):
     header.extensions.clear()  # they may name the patient
     dtype = np.result_type(*(np.min_scalar_type(int(v)) for v in (mask.min(), mask.max())))
     header.set_data_dtype(dtype if dtype in (np.uint8, np.int16) else np.int32)
-    header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    stored = stored.reshape(scan.shape[:3]).astype(header.get_data_dtype())
+    stored = _to_int32(path, stored.reshape(scan.shape[:3])).astype(header.get_data_dtype())
     write(path, type(scan)(stored, scan.affine, header))
 
 
@@ -289,7 +301,7 @@ def write(path, image):
     image : nibabel.Nifti1Image
     """
     raw = image.to_bytes()
-    write_file(path, gzip.compress(raw, 6, mtime=0) if Path(path).suffix == ".gz" else raw)
+    write_file(path, gzip.compress(raw, 6, mtime=0) if Path(path).suffix.lower() == ".gz" else raw)
 
 
 def read_grid(path):

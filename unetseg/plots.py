@@ -118,8 +118,9 @@ def cases_overview(table):
         axes[0, 2].plot(order, values, style, ms=3, color=colour, label=column)
     axes[0, 2].set(title=f"intensity (n = {len(table)})", xlabel="case", ylabel="stored units")
     axes[0, 2].legend()
-    axes[0, 3].hist(table["volume_ml"].dropna(), bins="auto", color="0.5")
-    axes[0, 3].set(title=f"labelled volume (n = {len(table)})", xlabel="ml", ylabel="cases")
+    volumes = table["volume_ml"].dropna().astype(float)
+    axes[0, 3].hist(volumes, bins="auto", color="0.5")
+    axes[0, 3].set(title=f"labelled volume (n = {len(volumes)})", xlabel="ml", ylabel="cases")
     return figure
 
 

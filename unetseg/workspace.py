@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -59,11 +60,16 @@ def install_missing():
         return []
     text = (project_dir() / "requirements.txt").read_text(encoding="utf-8")
     names = re.findall(r"^[A-Za-z][\w.-]*", text, re.MULTILINE)
-    present = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
-    missing = [name for name in names if name.lower() not in present]
+    missing = [name for name in names if not _is_installed(name)]
     if missing:
         subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", *missing])
     return missing
+
+
+def _is_installed(name):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return bool(importlib.metadata.distribution(name))
+    return False
 
 
 def prepare(data, experiment, results="results"):
@@ -109,7 +115,7 @@ def prepare(data, experiment, results="results"):
     kept = base / Path(results).expanduser() / experiment
     if not in_colab():
         return Workspace(folder, kept, None)
-    local = folder if sample else LOCAL / "data" / folder.name
+    local = folder if sample else LOCAL / "data" / folder.relative_to(folder.anchor)
     place = Workspace(local, LOCAL / "results" / experiment, kept)
     if not sample:
         mirror(folder, place.data)
@@ -145,6 +151,7 @@ def mirror(source, target):
         copy = target / path.relative_to(source)
         unchanged = copy.is_file() and copy.stat().st_size == path.stat().st_size
         if not (unchanged and sha256(copy) == sha256(path)):
+            copy.with_name(DONE).unlink(missing_ok=True)
             write_file(copy, path.read_bytes())
             copied += 1
     return copied
@@ -173,6 +180,19 @@ def write_file(path, data):
     os.replace(part, path)
 
 
+def write_json(path, value):
+    """Write a value as JSON, whole or not at all."""
+    write_file(path, json.dumps(value, indent=1).encode())
+
+
+def read_json(path):
+    """Read a JSON file; one that is missing or damaged is named in the error."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
+
+
 def sha256(path):
     """SHA-256 of a file's content, as hexadecimal digits."""
     with open(path, "rb") as file:
@@ -198,7 +218,8 @@ def describe_machine():
     gpu = None
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-        gpu = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+        found = subprocess.run(command, capture_output=True, text=True)
+        gpu = found.stdout.strip() or None if found.returncode == 0 else None
     hardware = {
         "processor": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),

@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+
+from unetseg import augmentation
+from unetseg.augmentation import Patches, change_intensity, random_patch, random_turn
+
+SHAPE = (10, 18, 9)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def volume(seed=0, channels=2):
+    x = rng(seed).normal(size=(*SHAPE, channels)).astype(np.float32)
+    return x, rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Every random change takes place."""
+    monkeypatch.setattr(augmentation, "PROBABILITY", 1.0)
+
+
+@pytest.fixture
+def geometry_only(always, monkeypatch):
+    """Every patch is turned, no intensity is changed."""
+    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng: x)
+
+
+@pytest.mark.parametrize("patch", [(8, 16, 8), (8, 16, 1), (1, 18, 8), (8, 1, 9), SHAPE])
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_patch_has_the_shape_asked_for_and_keeps_the_types(always, patch, augment):
+    x, y = random_patch(*volume(), patch, rng(), foreground=0.5, augment=augment)
+    assert (x.shape, x.dtype) == ((*patch, 2), np.float32)
+    assert (y.shape, y.dtype) == (patch, np.uint8)
+
+
+def test_a_patch_that_is_not_augmented_is_cut_from_the_volume():
+    place = np.arange(np.prod(SHAPE)).reshape(SHAPE)  # every voxel holds its own number
+    x, y = random_patch(
+        place[..., None].astype(np.float32), (place % 5).astype(np.uint8), (4, 6, 1), rng(3),
+        augment=False,
+    )  # fmt: skip
+    corner = np.array(np.unravel_index(int(x[0, 0, 0, 0]), SHAPE))
+    numbers = [np.arange(c, c + n) for c, n in zip(corner, (4, 6, 1), strict=True)]
+    np.testing.assert_array_equal(x[..., 0], place[np.ix_(*numbers)])
+    np.testing.assert_array_equal(y, x[..., 0] % 5)
+
+
+def test_the_same_generator_gives_the_same_patch_and_another_one_another(always):
+    first, again, other = (
+        random_patch(*volume(), (8, 8, 8), rng(seed), foreground=0.5) for seed in (1, 1, 2)
+    )
+    for a, b, c in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
+
+
+def test_no_global_random_state_is_read_or_changed(always):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first = random_patch(*volume(), (8, 8, 8), rng(1))[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.random.random()  # noqa: NPY002
+    np.testing.assert_array_equal(random_patch(*volume(), (8, 8, 8), rng(1))[0], first)
+
+
+def test_the_volume_itself_is_left_as_it_was(always):
+    x, y = volume()
+    random_patch(x, y, SHAPE, rng())
+    change_intensity(x, rng())
+    for now, before in zip((x, y), volume(), strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
+@pytest.mark.parametrize("voxel", [(0, 0, 0), (9, 17, 8), (5, 2, 4)])
+@pytest.mark.parametrize("patch", [(4, 6, 4), (4, 6, 1), (1, 18, 3)])
+def test_with_foreground_1_every_patch_holds_the_foreground(voxel, patch):
+    x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
+    y[voxel] = 2
+    held = [
+        [random_patch(x, y, patch, rng(k), foreground=f, augment=False)[1].any() for k in range(30)]
+        for f in (1.0, 0.0)
+    ]
+    assert all(held[0])
+    assert not all(held[1])
+
+
+def test_a_foreground_voxel_away_from_the_border_lies_at_the_centre():
+    x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
+    y[4, 9, 5] = 1
+    patch = random_patch(x, y, (5, 7, 3), rng(), foreground=1.0, augment=False)[1]
+    assert np.argwhere(patch).tolist() == [[2, 3, 1]]
+
+
+def test_a_volume_without_foreground_still_gives_patches():
+    x, y = volume()
+    assert random_patch(x, 0 * y, (4, 6, 4), rng(), foreground=1.0)[0].shape == (4, 6, 4, 2)
+
+
+@pytest.mark.parametrize("patch", [(24, 20, 16), (24, 20, 1), (1, 20, 16)])
+def test_image_and_mask_are_turned_together(geometry_only, patch):
+    i, j, k = np.indices((24, 20, 16))
+    # two ellipsoids off the centre, so that a turn shows
+    y = ((i - 8) ** 2 / 36 + (j - 12) ** 2 / 25 + (k - 7) ** 2 / 16 <= 1).astype(np.uint8)
+    y += 2 * ((i - 19) ** 2 + (j - 5) ** 2 + (k - 9) ** 2 <= 16).astype(np.uint8)
+    x = 100 * (y > 0)[..., None].astype(np.float32)
+    moved = 0
+    for seed in range(10):
+        turned_x, turned_y = random_patch(x, y, patch, rng(seed), foreground=1.0)
+        assert set(np.unique(turned_y)) <= {0, 1, 2}
+        in_x, in_y = turned_x[..., 0] > 50, turned_y > 0
+        assert 2 * (in_x & in_y).sum() / (in_x.sum() + in_y.sum()) >= 0.95
+        still = random_patch(x, y, patch, rng(seed), foreground=1.0, augment=False)[1]
+        moved += not np.array_equal(turned_y, still)
+    assert moved >= 9
+
+
+def test_a_turn_by_90_degrees_is_the_one_of_rot90_about_the_centre(geometry_only, monkeypatch):
+    quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])
+    monkeypatch.setattr(augmentation, "random_turn", lambda rng, across: quarter)
+    x, y = rng().normal(size=(7, 7, 5, 1)).astype(np.float32), rng().integers(0, 9, (7, 7, 5))
+    turned_x, turned_y = random_patch(x, y.astype(np.uint8), (7, 7, 5), rng())
+    # patch offset (i, j) shows image offset (-j, i): clockwise in numpy's terms
+    np.testing.assert_array_equal(turned_y, np.rot90(y, -1))
+    np.testing.assert_allclose(turned_x, np.rot90(x, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("across", [None, 0, 1, 2])
+def test_a_random_turn_is_a_rotation_times_one_scale(across):
+    for seed in range(20):
+        matrix = random_turn(rng(seed), across=across)
+        inner = matrix if across is None else np.delete(np.delete(matrix, across, 0), across, 1)
+        product = inner.T @ inner
+        scale = np.sqrt(product[0, 0])
+        np.testing.assert_allclose(product, scale**2 * np.eye(len(inner)), atol=1e-12)
+        assert 1 - augmentation.SCALING <= scale <= 1 + augmentation.SCALING
+        assert np.linalg.det(inner) > 0
+        assert not np.allclose(inner, scale * np.eye(len(inner)), atol=1e-4)
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_the_axis_across_slices_is_untouched(across):
+    matrix = random_turn(rng(), across=across)
+    unit = np.eye(3)[across]
+    np.testing.assert_allclose(matrix[across], unit, atol=1e-15)
+    np.testing.assert_allclose(matrix[:, across], unit, atol=1e-15)
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_a_turned_slice_shows_its_own_plane_only(geometry_only, across):
+    plane = np.indices(SHAPE)[across]  # every voxel holds the number of its slice
+    patch = tuple(1 if axis == across else 6 for axis in range(3))
+    y = (plane + 1).astype(np.uint8)
+    x, turned = random_patch(plane[..., None].astype(np.float32), y, patch, rng(2), foreground=1)
+    (number,) = np.unique(turned[turned > 0])
+    np.testing.assert_allclose(x[..., 0][turned > 0].max(), number - 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", ["noise", "constant"])
+def test_changed_intensities_keep_shape_and_type_and_stay_finite(always, value):
+    x = volume()[0] if value == "noise" else np.full((8, 8, 8, 1), 3, np.float32)
+    for seed in range(20):
+        changed = change_intensity(x, rng(seed))
+        assert (changed.shape, changed.dtype) == (x.shape, np.float32)
+        assert np.isfinite(changed).all()
+        assert not np.array_equal(changed, x)
+
+
+def test_without_a_draw_intensities_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(augmentation, "PROBABILITY", 0.0)
+    np.testing.assert_array_equal(change_intensity(volume()[0], rng()), volume()[0])
+
+
+def pairs(n=5, channels=2):
+    # case k is filled with k
+    return [
+        (np.full((*SHAPE, channels), k, np.float32), np.full(SHAPE, k, np.uint8)) for k in range(n)
+    ]
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_index():
+    data = [volume(seed) for seed in range(3)]
+    used, fresh, other = (Patches(data, (8, 8, 8), 2, seed) for seed in (7, 7, 8))
+    for index in (0, 3, 1):
+        used[index]
+    for a, b in zip(used[5], fresh[5], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(used[5][0], used[6][0])
+    assert not np.array_equal(used[5][0], other[5][0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_every_case_comes_once_before_any_comes_again(batch_size):
+    patches = Patches(pairs(5), (4, 4, 4), batch_size, 3, augment=False)
+    batches = [patches[index] for index in range(-(-15 // batch_size))]
+    for part, last in ((0, (..., 0)), (1, (..., 0))):
+        order = np.concatenate([batch[part][last][:, 0, 0, 0] for batch in batches])[:15]
+        assert [sorted(one_round) for one_round in order.reshape(3, 5)] == [[0, 1, 2, 3, 4]] * 3
+        assert len({tuple(one_round) for one_round in order.reshape(3, 5)}) > 1
+
+
+def test_after_repeat_after_batches_the_same_ones_come_again():
+    patches = Patches([volume(k) for k in range(3)], (8, 8, 8), 2, 0, repeat_after=2)
+    np.testing.assert_array_equal(patches[2][0], patches[0][0])
+    np.testing.assert_array_equal(patches[5][1], patches[1][1])
+    assert not np.array_equal(patches[1][0], patches[0][0])
+
+
+@pytest.mark.parametrize(
+    ("patch", "flat"),
+    [((8, 16, 8), (8, 16, 8)), ((8, 16, 1), (8, 16)), ((1, 16, 8), (16, 8)), ((8, 1, 8), (8, 8))],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_batches_are_3d_or_for_slices_2d(patch, flat, channels):
+    x, y = Patches(pairs(3, channels), patch, 2, 0, foreground=0.5)[0]
+    assert (x.shape, x.dtype) == ((2, *flat, channels), np.float32)
+    assert (y.shape, y.dtype) == ((2, *flat, 1), np.uint8)
+
+
+def test_foreground_and_augment_reach_the_patches(geometry_only):
+    y = np.zeros(SHAPE, np.uint8)
+    y[9, 17, 8] = 1
+    data = [(y[..., None].astype(np.float32), y)]
+    chosen = Patches(data, (4, 4, 4), 1, 0, foreground=1.0, augment=False)
+    assert all(chosen[index][1].sum() == 1 for index in range(5))
+    still, turned = (Patches([volume()], SHAPE, 1, 0, augment=augment) for augment in (False, True))
+    np.testing.assert_array_equal(still[0][0][0], volume()[0])
+    assert not np.array_equal(turned[0][0][0], volume()[0])

@@ -1,0 +1,189 @@
+import hashlib
+import json
+import os
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from unetseg import checkpoint
+
+# numpy's complaint about the variables of TensorFlow, which Keras hands to it
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+
+X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+
+def build(width=4, depth=1, normalised=True):
+    inputs = keras.Input((3,))
+    x = inputs
+    for _ in range(depth):
+        x = keras.layers.Dense(width)(x)
+        x = keras.layers.LayerNormalization()(x) if normalised else x
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+
+def trained(seed=0):
+    keras.utils.set_random_seed(seed)
+    model = build()
+    model.compile("adam", "mse", run_eagerly=True)
+    model.train_on_batch(X, np.ones((5, 2)))
+    return model
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "fold_0" / "model.weights.h5"
+
+
+@pytest.fixture
+def saved(path):
+    return checkpoint.save_weights(trained(), path)
+
+
+def test_weights_come_back_with_the_same_outputs(path):
+    model = trained()
+    digest = checkpoint.save_weights(model, path)
+    other = build()
+    assert not np.allclose(other(X), model(X))
+    checkpoint.load_weights(other, path, digest)
+    np.testing.assert_array_equal(other(X), model(X))
+
+
+def test_the_digest_is_the_sha256_of_the_file(path, saved):
+    assert saved == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_model_that_was_never_compiled_is_saved_too(path):
+    model = build()
+    digest = checkpoint.save_weights(model, path)
+    other = build()
+    checkpoint.load_weights(other, path, digest)
+    np.testing.assert_array_equal(other(X), model(X))
+
+
+def test_the_file_holds_the_weights_alone_and_the_optimizer_lives_on(path):
+    model = trained()
+    optimizer = model.optimizer
+    checkpoint.save_weights(model, path)
+    assert model.optimizer is optimizer
+    arrays = []
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: arrays.append((name, item)))
+        assert not [name for name, _ in arrays if "optimizer" in name]
+        stored = [item.shape for _, item in arrays if isinstance(item, h5py.Dataset)]
+    assert sorted(stored) == sorted(tuple(weight.shape) for weight in model.weights)
+    model.train_on_batch(X, np.ones((5, 2)))
+    assert optimizer.iterations == 2
+
+
+def test_a_failed_save_leaves_the_old_file_as_it_was(path, saved, monkeypatch):
+    def half(self, path):
+        path.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    before = path.read_bytes()
+    model = trained(seed=1)
+    optimizer = model.optimizer
+    monkeypatch.setattr(keras.Model, "save_weights", half)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save_weights(model, path)
+    assert path.read_bytes() == before
+    assert model.optimizer is optimizer
+
+
+def test_saving_again_replaces_the_file_and_leaves_no_other(path, saved):
+    again = checkpoint.save_weights(trained(seed=1), path)
+    assert again != saved
+    assert os.listdir(path.parent) == ["model.weights.h5"]
+
+
+def test_a_file_that_is_not_there_is_named(path):
+    with pytest.raises(FileNotFoundError, match=r"model\.weights\.h5: no such file"):
+        checkpoint.load_weights(build(), path)
+
+
+def flip(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[: len(data) // 2], flip, lambda data: b""])
+def test_a_spoilt_file_is_told_by_its_digest(path, saved, spoil):
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.weights\.h5: damaged"):
+        checkpoint.load_weights(build(), path, saved)
+
+
+@pytest.mark.parametrize("size", [0, 100, 0.5])
+def test_a_truncated_file_is_refused_by_name_without_a_digest_too(path, saved, size):
+    data = path.read_bytes()
+    path.write_bytes(data[: size if isinstance(size, int) else int(size * len(data))])
+    with pytest.raises(ValueError, match=r"model\.weights\.h5: does not fit"):
+        checkpoint.load_weights(build(), path)
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")  # Keras 3.15
+@pytest.mark.parametrize("other", [{"width": 5}, {"depth": 2}, {"normalised": False}])
+def test_weights_of_another_architecture_are_refused_by_name(path, saved, other):
+    with pytest.raises(ValueError, match=r"model\.weights\.h5: does not fit the model"):
+        checkpoint.load_weights(build(**other), path, saved)
+
+
+SETTINGS = {"epochs": 15, "model": {"filters": 16, "patch": (8, 16, 8)}, "labels": {1: "a"}}
+RUN = {"precision": "float32"}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "experiment.json"
+    checkpoint.record_settings(path, SETTINGS, RUN)
+    return path
+
+
+def test_settings_are_written_down_beside_the_run(experiment):
+    assert json.loads(experiment.read_text()) == {
+        "settings": {
+            "epochs": 15,
+            "model": {"filters": 16, "patch": [8, 16, 8]},
+            "labels": {"1": "a"},
+        },
+        "precision": "float32",
+    }
+
+
+@pytest.mark.parametrize("patch", [(8, 16, 8), [8, 16, 8]])
+def test_the_same_settings_are_accepted_and_the_file_is_kept(experiment, patch):
+    before = experiment.read_bytes()
+    again = {**SETTINGS, "model": {"patch": patch, "filters": 16}}
+    checkpoint.record_settings(experiment, again, {"precision": "mixed_bfloat16"})
+    assert experiment.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"epochs": 30}, "epochs: 15 there, 30 now"),
+        ({"model": {**SETTINGS["model"], "filters": 8}}, "model.filters: 16 there, 8 now"),
+        ({"labels": {1: "b"}}, "labels.1: a there, b now"),
+        (
+            {"model": {**SETTINGS["model"], "patch": (8, 8, 8)}},
+            "model.patch: [8, 16, 8] there, [8, 8, 8] now",
+        ),
+        ({"seed": 3}, "seed: None there, 3 now"),
+    ],
+)
+def test_other_settings_are_refused_with_what_differs_and_nothing_else(experiment, change, line):
+    before = experiment.read_bytes()
+    with pytest.raises(ValueError) as error:
+        checkpoint.record_settings(experiment, SETTINGS | change, RUN)
+    listed = [row.strip() for row in str(error.value).splitlines()[1:-1]]
+    assert listed == [line]
+    assert str(experiment) in str(error.value)
+    assert experiment.read_bytes() == before
+
+
+def test_a_setting_that_is_gone_is_listed(experiment):
+    fewer = {key: value for key, value in SETTINGS.items() if key != "epochs"}
+    with pytest.raises(ValueError, match="epochs: 15 there, None now"):
+        checkpoint.record_settings(experiment, fewer, RUN)

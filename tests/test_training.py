@@ -1,0 +1,570 @@
+import hashlib
+import json
+import shutil
+from types import SimpleNamespace
+
+import h5py
+import keras
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from sklearn.model_selection import KFold
+
+from unetseg import training
+from unetseg.augmentation import Patches
+from unetseg.cases import Case
+from unetseg.inference import load_models, predict_case
+from unetseg.model import build_unet, dice_cross_entropy
+from unetseg.nifti import load_mask
+from unetseg.preprocessing import Preprocessor
+from unetseg.training import Recipe, check_folds, cross_validate, make_folds, train_fold
+
+# numpy's complaint about the variables of TensorFlow, which Keras hands to it
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+
+SHAPE = (10, 18, 9)
+PATCH = (8, 16, 8)
+SETTINGS = {
+    "model_args": {"filters": 4, "depth": 1},
+    "preprocessor": Preprocessor(patch=PATCH),
+    "n_splits": 2,
+    "epochs": 2,
+    "batch_size": 2,
+    "precision": "float32",
+}
+
+
+def build_tiny(input_shape, num_classes, *, filters=4):
+    convolution = getattr(keras.layers, f"Conv{len(input_shape) - 1}D")
+    inputs = keras.Input(input_shape)
+    x = convolution(filters, 3, padding="same", activation="relu")(inputs)
+    return keras.Model(inputs, convolution(num_classes, 1, activation="softmax")(x))
+
+
+TINY = {**SETTINGS, "build_model": build_tiny, "model_args": {"filters": 3}}
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """No test leaves its precision to the next."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def arrays(seed, channels=1):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2:5, 4:9, 2:6], mask[5:8, 4:9, 2:6] = 1, 4
+    noise = np.random.default_rng(seed).integers(1, 100, (*SHAPE, channels))
+    return np.squeeze(noise + 100 * mask[..., None]).astype(np.int16), mask
+
+
+@pytest.fixture(scope="module")
+def make_cases(tmp_path_factory, write_case):
+    def make(n=4, channels=1, orientations=("RAS", "PSL", "LPS", "IRA")):
+        folder = tmp_path_factory.mktemp("cases")
+        return [
+            write_case(folder, f"c{k}", *arrays(k, channels), codes=orientations[k % 4])
+            for k in range(n)
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def cases(make_cases):
+    return make_cases()
+
+
+@pytest.fixture(scope="module")
+def run(cases, tmp_path_factory):
+    """A finished cross-validation that tests look at and never change."""
+    folder = tmp_path_factory.mktemp("run")
+    folds = cross_validate(cases, folder / "results", backup_dir=folder / "backup", **SETTINGS)
+    return SimpleNamespace(results=folder / "results", backup=folder / "backup", folds=folds)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run.results, tmp_path / "results")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Training only notes which folds it was called for."""
+    calls = []
+
+    def note(train_cases, val_cases, fold_dir, **kwargs):
+        assert not (fold_dir / "done.json").exists()
+        calls.append((fold_dir.name, [c.id for c in train_cases], [c.id for c in val_cases]))
+
+    monkeypatch.setattr(training, "train_fold", note)
+    return calls
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(path):
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: found.update({name: item[()]} if hasattr(item, "dtype") else {})
+        )
+    return found
+
+
+def plain_cases(ids, group_of=lambda case_id: None):
+    return [Case(case_id, None, group=group_of(case_id)) for case_id in ids]
+
+
+@pytest.mark.parametrize("n", [5, 23, 260])
+def test_without_groups_the_folds_are_nnunets(n):
+    ids = [f"hippocampus_{k:03d}" for k in np.random.default_rng(0).permutation(n)]
+    folds = make_folds(plain_cases(ids))
+    ordered = np.sort(ids)
+    split = KFold(n_splits=5, shuffle=True, random_state=12345).split(ordered)
+    for fold, (train, val) in zip(folds, split, strict=True):
+        assert fold == {"train": ordered[train].tolist(), "val": ordered[val].tolist()}
+
+
+@pytest.mark.parametrize("n_splits", [2, 5])
+def test_scans_of_a_patient_never_part_and_every_case_is_validated_once(n_splits):
+    ids = [f"p{k // 3}_scan{k % 3}" for k in range(20)]
+    cases = plain_cases(ids, lambda case_id: case_id.split("_")[0])
+    folds = make_folds(cases, n_splits)
+    assert len(folds) == n_splits
+    assert sorted(i for fold in folds for i in fold["val"]) == sorted(ids)
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == sorted(ids)
+        patients = [{i.split("_")[0] for i in fold[part]} for part in ("train", "val")]
+        assert not patients[0] & patients[1]
+
+
+def test_the_order_of_the_cases_makes_no_difference():
+    cases = plain_cases([f"c{k}" for k in range(12)], lambda case_id: case_id[-1])
+    assert make_folds(cases[::-1], 3) == make_folds(cases, 3)
+
+
+def test_another_seed_gives_other_folds():
+    cases = plain_cases([f"c{k}" for k in range(12)])
+    assert make_folds(cases, 3, seed=1) != make_folds(cases, 3)
+
+
+@pytest.mark.parametrize("n_splits", [1, 5])
+def test_more_folds_than_patients_are_refused(n_splits):
+    cases = plain_cases([f"p{k // 2}_{k % 2}" for k in range(8)], lambda case_id: case_id[:2])
+    with pytest.raises(ValueError, match=f"number of patients, 4.*n_splits={n_splits}"):
+        make_folds(cases, n_splits)
+
+
+FOLDS = [{"train": ["c", "d"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]
+LABELS = {"a": (1,), "b": (4,), "c": (1, 4), "d": ()}
+
+
+def four_cases(**groups):
+    return plain_cases("abcd", groups.get)
+
+
+def test_sound_folds_pass():
+    check_folds(FOLDS, four_cases(a="x", b="x"), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("folds", "groups", "labels", "message"),
+    [
+        ([{"train": ["c", "z"], "val": ["a", "b"]}], {}, {}, r"Fold 0 names cases.*\['z'\]"),
+        (FOLDS, {"b": "x", "c": "x"}, {}, "Fold 0 has patient x in both parts"),
+        ([{"train": ["a", "c"], "val": ["a", "b"]}], {}, {}, "Fold 0 has patient a in both parts"),
+        (FOLDS, {}, {"c": (1,)}, r"Fold 0 has no case with label \[4\] in its train part"),
+        (FOLDS, {}, {"b": ()}, r"Fold 0 has no case with label \[4\] in its val part"),
+        ([{"train": ["c", "d"], "val": []}], {}, {}, r"Fold 0 has no case with label .* val part"),
+        (
+            [FOLDS[0], {"train": ["d", "b"], "val": ["c", "a"]}],
+            {},
+            {"d": (1, 4)},
+            r"Fold 1 validates \['a'\] again",
+        ),
+    ],
+)
+def test_folds_whose_score_would_mean_nothing_are_refused(folds, groups, labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_folds(folds, four_cases(**groups), LABELS | labels)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("averaging", 1.5),
+        ("foreground", -0.5),
+        ("precision", "float16"),
+    ],
+)
+def test_a_bad_field_of_the_recipe_is_refused_by_name_before_anything_is_read(
+    tmp_path, field, value
+):
+    with pytest.raises(ValueError, match=rf"{field} must be .*Received: '?{value}'?"):
+        Recipe(**{field: value})
+    with pytest.raises(ValueError, match=field):
+        cross_validate([], tmp_path / "results", **{field: value})
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_misspelt_field_of_the_recipe_is_refused(cases, tmp_path):
+    with pytest.raises(TypeError, match="epoch"):
+        cross_validate(cases, tmp_path / "results", epoch=3)
+
+
+def test_a_run_leaves_the_files_of_the_design_and_no_others(run, cases):
+    assert files(run.results) == {
+        *("experiment.json", "preprocessor.json", "cases.csv", "splits.json"),
+        *(
+            f"fold_{k}/{n}"
+            for k in (0, 1)
+            for n in ("model.weights.h5", "history.csv", "done.json")
+        ),
+        *(f"predictions/{case.id}.nii.gz" for case in cases),
+    }
+
+
+def test_the_experiment_file_tells_settings_labels_versions_hardware_and_minutes(run):
+    experiment = json.loads((run.results / "experiment.json").read_text())
+    settings = experiment["settings"]
+    assert settings["builder"] == "unetseg.model.build_unet"
+    assert settings["model_args"] == {"filters": 4, "depth": 1}
+    assert settings["input_shape"] == [8, 16, 8, 1]
+    assert settings["num_classes"] == 3
+    assert settings["seed"] == 12345
+    assert settings["preprocessor"]["labels"] == {"1": "label 1", "4": "label 4"}
+    assert settings["recipe"]["epochs"] == 2
+    assert settings["recipe"].keys() == Recipe.__dataclass_fields__.keys()
+    assert experiment["precision"] == "float32"
+    assert experiment["versions"]["keras"] == keras.__version__
+    assert experiment["hardware"]["cores"] >= 1
+    assert experiment["minutes"] >= 0
+
+
+def test_the_preprocessor_that_was_fitted_is_saved(run, cases):
+    saved = Preprocessor.load(run.results / "preprocessor.json")
+    assert saved == Preprocessor(patch=PATCH).fit(cases)
+
+
+def test_splits_and_cases_are_tables_one_can_open(run, cases):
+    assert json.loads((run.results / "splits.json").read_text()) == run.folds
+    assert run.folds == make_folds(cases, 2)
+    assert pd.read_csv(run.results / "cases.csv")["case"].tolist() == ["c0", "c1", "c2", "c3"]
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_the_history_has_a_finite_line_per_epoch(run, fold):
+    history = pd.read_csv(run.results / f"fold_{fold}" / "history.csv")
+    assert set(history) == {
+        "epoch",
+        *(f"{part}{name}" for part in ("", "val_") for name in ("loss", "accuracy", "dice")),
+    }
+    assert history["epoch"].tolist() == [0, 1]
+    assert np.isfinite(history).all(axis=None)
+    assert history["loss"][1] < history["loss"][0]
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_the_marker_tells_the_split_and_the_digest_of_the_weights(run, fold):
+    folder = run.results / f"fold_{fold}"
+    done = json.loads((folder / "done.json").read_text())
+    assert {part: done[part] for part in ("train", "val")} == run.folds[fold]
+    digest = hashlib.sha256((folder / "model.weights.h5").read_bytes()).hexdigest()
+    assert done["weights_sha256"] == digest
+    # 2 cases of 1620 voxels in patches of 1024, 2 a step: 2 steps; 2 epochs
+    assert done["steps"] == 4
+
+
+def test_the_weights_kept_are_those_that_the_last_line_of_the_history_scored(run, cases):
+    preprocessor = Preprocessor.load(run.results / "preprocessor.json")
+    val = [preprocessor.transform(case) for case in cases if case.id in run.folds[0]["val"]]
+    sampling = {"foreground": 1.0, "augment": False, "repeat_after": 1}
+    x, y = Patches(val, PATCH, 2, 12345, **sampling)[0]
+    (model,) = load_models(run.results, folds=[0])
+    history = pd.read_csv(run.results / "fold_0" / "history.csv")
+    loss = float(dice_cross_entropy(y, model(x)))
+    assert loss == pytest.approx(history["val_loss"][1], abs=1e-4)
+
+
+def test_every_case_is_predicted_on_its_own_grid_by_the_model_that_did_not_see_it(run, cases):
+    preprocessor = Preprocessor.load(run.results / "preprocessor.json")
+    models = load_models(run.results)
+    for case in cases:
+        path = run.results / "predictions" / f"{case.id}.nii.gz"
+        found, scan = nib.load(path), nib.load(case.image)
+        assert found.shape == scan.shape
+        np.testing.assert_array_equal(found.affine, scan.affine)
+        labels, _ = load_mask(path)
+        assert set(np.unique(labels)) <= {0, 1, 4}
+        (fold,) = (k for k, fold in enumerate(run.folds) if case.id in fold["val"])
+        np.testing.assert_array_equal(labels, predict_case(models[fold], case, preprocessor).labels)
+
+
+def test_the_backup_holds_the_same_files(run):
+    assert files(run.backup) == files(run.results)
+    for name in files(run.results):
+        assert (run.backup / name).read_bytes() == (run.results / name).read_bytes()
+
+
+def test_a_second_call_trains_nothing_and_returns_the_same_folds(copy, run, cases, trained):
+    paths = sorted(copy.rglob("*.h5")) + sorted(copy.rglob("*.nii.gz"))
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert cross_validate(cases[::-1], copy, **SETTINGS) == run.folds
+    assert trained == []
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_a_second_call_completes_a_backup_that_was_cut_short(copy, cases, tmp_path, trained):
+    cross_validate(cases, copy, backup_dir=tmp_path / "backup", **SETTINGS)
+    assert files(tmp_path / "backup") == files(copy)
+
+
+def test_a_fold_without_its_marker_is_trained_again_and_no_other(copy, run, cases, trained):
+    (copy / "fold_1" / "done.json").unlink()
+    cross_validate(cases, copy, **SETTINGS)
+    assert trained == [("fold_1", run.folds[1]["train"], run.folds[1]["val"])]
+
+
+def test_retrain_trains_finished_folds_again(copy, cases, trained):
+    cross_validate(cases, copy, retrain=True, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_0", "fold_1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"epochs": 3}, "recipe.epochs: 2 there, 3 now"),
+        ({"model_args": {"filters": 8, "depth": 1}}, "model_args.filters: 4 there, 8 now"),
+        ({"seed": 7}, "seed: 12345 there, 7 now"),
+        (
+            {"preprocessor": Preprocessor(patch=PATCH, normalisation="percentile")},
+            "preprocessor.normalisation: zscore there, percentile now",
+        ),
+    ],
+)
+def test_other_settings_are_refused_with_what_differs(copy, cases, trained, change, line):
+    for retrain in (False, True):
+        with pytest.raises(ValueError, match="other settings") as error:
+            cross_validate(cases, copy, retrain=retrain, **SETTINGS | change)
+        assert [row.strip() for row in str(error.value).splitlines()[1:-1]] == [line]
+    assert trained == []
+
+
+EDITED = [
+    {"train": ["c0", "c1"], "val": ["c2", "c3"]},
+    {"train": ["c3"], "val": ["c0"]},
+]
+
+
+def test_splits_edited_by_hand_are_respected(cases, tmp_path, trained):
+    (tmp_path / "splits.json").write_text(json.dumps(EDITED))
+    assert make_folds(cases, 2) != EDITED
+    assert cross_validate(cases, tmp_path, **SETTINGS) == EDITED
+    assert trained == [
+        ("fold_0", ["c0", "c1"], ["c2", "c3"]),
+        ("fold_1", ["c3"], ["c0"]),
+    ]
+
+
+def test_splits_edited_after_a_fold_was_trained_are_refused(copy, cases, trained):
+    (copy / "splits.json").write_text(json.dumps(EDITED))
+    with pytest.raises(ValueError, match=r"fold_0.done\.json: this fold was trained on another"):
+        cross_validate(cases, copy, **SETTINGS)
+    assert trained == []
+
+
+def test_unsound_splits_edited_by_hand_stop_before_training(cases, tmp_path, trained):
+    folds = [{"train": ["c0", "c1"], "val": ["c1", "c2"]}]
+    (tmp_path / "splits.json").write_text(json.dumps(folds))
+    with pytest.raises(ValueError, match="patient c1 in both parts"):
+        cross_validate(cases, tmp_path, **SETTINGS)
+    assert trained == []
+
+
+def test_a_bad_case_stops_before_any_training(cases, tmp_path, write_case, trained):
+    image, mask = arrays(9)
+    bad = [
+        *(write_case(tmp_path, "unmasked", image), write_case(tmp_path, "empty", image, 0 * mask)),
+        write_case(tmp_path, "smaller", image, mask[:5]),
+    ]
+    with pytest.raises(ValueError, match="3 of 7 cases have a problem") as error:
+        cross_validate([*cases, *bad], tmp_path / "results", **SETTINGS)
+    assert all(f"{case.id}: " in str(error.value) for case in bad)
+    assert trained == []
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_case_with_other_channels_stops_before_any_training(cases, tmp_path, write_case):
+    odd = write_case(tmp_path, "odd", *arrays(9, channels=2))
+    with pytest.raises(ValueError, match=r"odd_image\.nii\.gz: 2 channels, the network has 1"):
+        cross_validate([*cases, odd], tmp_path / "results", **TINY)
+    assert not list(tmp_path.rglob("history.csv"))
+
+
+def test_settings_that_could_not_be_trained_can_be_corrected(cases, tmp_path, trained):
+    too_deep = {**SETTINGS, "model_args": {"filters": 4, "depth": 5}}
+    try:
+        cross_validate(cases, tmp_path, **too_deep)
+    except ValueError as error:
+        assert "depth" in str(error)  # noqa: PT017
+    trained.clear()
+    cross_validate(cases, tmp_path, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_0", "fold_1"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "preprocessor", "precision", "input_shape"),
+    [
+        (2, Preprocessor(patch=PATCH), "float32", (8, 16, 8, 2)),
+        (1, Preprocessor(dimensions=2), "float32", (16, 24, 1)),
+        (2, Preprocessor(patch=(1, 16, 8)), "float32", (16, 8, 2)),
+        (1, Preprocessor(patch=PATCH), "mixed_bfloat16", (8, 16, 8, 1)),
+    ],
+)
+def test_any_builder_trains_on_several_channels_slices_and_precisions(
+    make_cases, tmp_path, capsys, channels, preprocessor, precision, input_shape
+):
+    cases = make_cases(channels=channels)
+    settings = {**TINY, "preprocessor": preprocessor, "precision": precision}
+    cross_validate(cases, tmp_path, **settings)
+    assert capsys.readouterr().out.count(" epoch ") == 4  # 2 folds of 2 epochs
+    models = load_models(tmp_path, build_model=build_tiny)
+    assert [model.input_shape for model in models] == [(None, *input_shape)] * 2
+    for fold in (0, 1):
+        assert np.isfinite(pd.read_csv(tmp_path / f"fold_{fold}" / "history.csv")).all(axis=None)
+    for case in cases:
+        labels, _ = load_mask(tmp_path / "predictions" / f"{case.id}.nii.gz")
+        assert labels.shape == SHAPE
+        assert set(np.unique(labels)) <= {0, 1, 4}
+    experiment = json.loads((tmp_path / "experiment.json").read_text())
+    assert experiment["settings"]["builder"].endswith("test_training.build_tiny")
+    assert experiment["settings"]["model_args"] == {"filters": 3}
+
+
+def train_one(cases, folder, build_model=build_tiny, seed=12345, **recipe):
+    train_fold(
+        cases[:2],
+        cases[2:],
+        folder / "fold_0",
+        preprocessor=Preprocessor(patch=PATCH).fit(cases),
+        build_model=build_model,
+        recipe=Recipe(**{"epochs": 2, "precision": "float32", **recipe}),
+        seed=seed,
+    )
+    return weights(folder / "fold_0" / "model.weights.h5")
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(cases, tmp_path):
+    first, again, other = (
+        train_one(cases, tmp_path / name, seed=seed)
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    assert first.keys() == again.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(again[name], array)
+    assert any(not np.array_equal(other[name], array) for name, array in first.items())
+
+
+class Watched(keras.Model):
+    """Runs step by step and notes the learning rate before each step, the kernel after it."""
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, run_eagerly=True, **kwargs)
+        self.rates, self.kernels = [], []
+
+    def train_step(self, data):
+        self.rates.append(float(self.optimizer.learning_rate))
+        logs = super().train_step(data)
+        self.kernels.append(np.array(self.weights[0].numpy()))
+        return logs
+
+
+@pytest.fixture
+def train_watched(cases, tmp_path):
+    """Return a function that trains in 4 epochs of 3 steps; it returns the model and its file."""
+
+    def train(**recipe):
+        built = []
+
+        def build(input_shape, num_classes):
+            model = build_tiny(input_shape, num_classes)
+            built.append(Watched(model.input, model.output))
+            return built[0]
+
+        # 2 cases of 1620 voxels in patches of 1024, one a step
+        kept = train_one(cases, tmp_path, build, epochs=4, batch_size=1, **recipe)
+        assert len(built[0].rates) == 12
+        return built[0], kept
+
+    return train
+
+
+@pytest.mark.parametrize(("averaging", "momentum"), [(0, 0), (0.5, 5 / 6), (0.1, 1 / 2)])
+def test_averaging_tells_whether_the_last_weights_or_their_average_are_kept(
+    train_watched, averaging, momentum
+):
+    # half of 12 steps is a window of 6, a tenth of them one of 2, the shortest
+    model, kept = train_watched(averaging=averaging)
+    (kernel,) = (array for array in kept.values() if array.shape == model.kernels[0].shape)
+    average = model.kernels[0]
+    for step in model.kernels[1:]:
+        average = momentum * average + (1 - momentum) * step
+    np.testing.assert_allclose(kernel, average, atol=1e-6)
+    assert np.allclose(kernel, model.kernels[-1], atol=1e-6) == (averaging == 0)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_the_learning_rate_rises_over_the_warmup_and_falls_as_a_cosine(train_watched, warmup):
+    model, _ = train_watched(warmup=warmup, learning_rate=0.01)
+    rise = int(12 * warmup)
+    rising = [0.01 * k / 3 for k in range(rise)]
+    falling = [0.005 * (1 + np.cos(np.pi * k / (12 - rise))) for k in range(12 - rise)]
+    assert model.rates == pytest.approx(rising + falling, abs=1e-6)
+
+
+def test_a_fold_whose_loss_is_not_finite_is_not_marked_as_done(cases, tmp_path):
+    def build_broken(input_shape, num_classes):
+        model = build_tiny(input_shape, num_classes)
+        return keras.Model(model.input, keras.layers.Rescaling(np.nan)(model.output))
+
+    with pytest.raises(ValueError, match="finite|NaN|nan"):
+        train_one(cases, tmp_path, build_broken)
+    assert not (tmp_path / "fold_0" / "done.json").exists()
+
+
+def test_the_automatic_precision_gives_the_gradients_of_float32_on_few_planes(cases, tmp_path):
+    class Built(Exception):  # noqa: N818
+        pass
+
+    def build(input_shape, num_classes):
+        raise Built(build_unet(input_shape, num_classes, filters=4, depth=2))
+
+    # 8 planes, halved twice: oneDNN's bfloat16 gradient of a convolution over 2 planes is wrong
+    with pytest.raises(Built) as built:
+        train_one(cases, tmp_path, build, precision="auto")
+    (model,) = built.value.args
+    keras.config.set_dtype_policy("float32")
+    exact = build_unet((*PATCH, 1), 3, filters=4, depth=2)
+    exact.set_weights(model.get_weights())
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *PATCH, 1)).astype(np.float32)
+    y = rng.integers(0, 3, (2, *PATCH, 1)).astype(np.uint8)
+    gradients = []
+    for net in (model, exact):
+        with tf.GradientTape() as tape:
+            loss = dice_cross_entropy(y, net(x, training=True))
+        kernels = [v for v in net.trainable_variables if v.path.endswith("kernel")]
+        found = tape.gradient(loss, [v.value for v in kernels])
+        gradients.append([gradient.numpy().astype(float) for gradient in found])
+    for found, right in zip(*gradients, strict=True):
+        error = np.linalg.norm(found - right) / np.linalg.norm(right)
+        assert error < 0.3  # more than bfloat16 makes
