@@ -224,8 +224,9 @@ def build_scale(input_shape, num_classes, *, width=1):
 @pytest.fixture
 def results(tmp_path):
     """An experiment with folds 0, 2 and 10 finished and 3 not; all weights of fold k are k."""
-    settings = {"input_shape": [8, 8, 1], "num_classes": 2, "model_args": {"width": 3}}
+    settings = {"model_args": {"width": 3}, "recipe": {"precision": "float32"}}
     (tmp_path / "experiment.json").write_text(json.dumps({"settings": settings}))
+    Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, 1).save(tmp_path / "preprocessor.json")
     for fold in (0, 2, 10, 3):
         folder = tmp_path / f"fold_{fold}"
         folder.mkdir()
@@ -245,6 +246,7 @@ def test_the_finished_folds_are_loaded_in_order(results, folds, expected):
     models = load_models(results, build_model=build_scale, folds=folds)
     assert [model.get_weights()[0].max() for model in models] == expected
     assert models[0].input_shape == (None, 8, 8, 1)
+    assert models[0].compute_dtype == "float32"  # as they were trained, whatever the hardware
 
 
 @pytest.mark.parametrize("folds", [[3], [0, 7]])

@@ -46,13 +46,6 @@ def build_tiny(input_shape, num_classes, *, filters=4):
 TINY = {**SETTINGS, "build_model": build_tiny, "model_args": {"filters": 3}}
 
 
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """No test leaves its precision to the next."""
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def arrays(seed, channels=1):
     mask = np.zeros(SHAPE, np.uint8)
     mask[2:5, 4:9, 2:6], mask[5:8, 4:9, 2:6] = 1, 4
@@ -238,8 +231,7 @@ def test_the_experiment_file_tells_settings_labels_versions_hardware_and_minutes
     settings = experiment["settings"]
     assert settings["builder"] == "unetseg.model.build_unet"
     assert settings["model_args"] == {"filters": 4, "depth": 1}
-    assert settings["input_shape"] == [8, 16, 8, 1]
-    assert settings["num_classes"] == 3
+    assert settings["preprocessor"]["patch"] == [8, 16, 8]
     assert settings["seed"] == 12345
     assert settings["preprocessor"]["labels"] == {"1": "label 1", "4": "label 4"}
     assert settings["recipe"]["epochs"] == 2
@@ -536,23 +528,27 @@ def test_a_fold_whose_loss_is_not_finite_is_not_marked_as_done(cases, tmp_path):
         model = build_tiny(input_shape, num_classes)
         return keras.Model(model.input, keras.layers.Rescaling(np.nan)(model.output))
 
-    with pytest.raises(ValueError, match="finite|NaN|nan"):
+    with pytest.raises(ValueError, match=r"(?i)finite|nan"):
         train_one(cases, tmp_path, build_broken)
     assert not (tmp_path / "fold_0" / "done.json").exists()
 
 
 def test_the_automatic_precision_gives_the_gradients_of_float32_on_few_planes(cases, tmp_path):
-    class Built(Exception):  # noqa: N818
+    class Compiled(Exception):  # noqa: N818
         pass
 
+    class Stopped(keras.Model):
+        def compile(self, *args, **kwargs):
+            raise Compiled(self)
+
     def build(input_shape, num_classes):
-        raise Built(build_unet(input_shape, num_classes, filters=4, depth=2))
+        model = build_unet(input_shape, num_classes, filters=4, depth=2)
+        return Stopped(model.input, model.output)
 
     # 8 planes, halved twice: oneDNN's bfloat16 gradient of a convolution over 2 planes is wrong
-    with pytest.raises(Built) as built:
+    with pytest.raises(Compiled) as compiled:
         train_one(cases, tmp_path, build, precision="auto")
-    (model,) = built.value.args
-    keras.config.set_dtype_policy("float32")
+    (model,) = compiled.value.args
     exact = build_unet((*PATCH, 1), 3, filters=4, depth=2)
     exact.set_weights(model.get_weights())
     rng = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from unetseg.workspace import sha256, write_file
+from unetseg.workspace import read_json, sha256, write_json
 
 
 def save_weights(model, path):
@@ -87,10 +87,9 @@ def record_settings(path, settings, run):
     """
     path, settings = Path(path), json.loads(json.dumps(settings))
     if not path.exists():
-        write_file(path, json.dumps({"settings": settings, **run}, indent=1).encode())
+        write_json(path, {"settings": settings, **run})
         return
-    old = _flatten(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    new = _flatten(settings)
+    old, new = _flatten(read_json(path)["settings"]), _flatten(settings)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)} there, {new.get(key)} now" for key in changed)

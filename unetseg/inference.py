@@ -1,7 +1,6 @@
 """Prediction of whole cases, by one model or several, back on the native grid."""
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from unetseg import checkpoint, nifti
-from unetseg.model import build_unet
+from unetseg.model import build_for, build_unet
+from unetseg.preprocessing import Preprocessor
+from unetseg.workspace import read_json
 
 BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
 
@@ -56,14 +57,12 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
         done = [results_dir / f"fold_{fold}" / "done.json" for fold in folds]
     if not done or not all(path.is_file() for path in done):
         raise FileNotFoundError(f"{results_dir}: no finished fold. Run 02_train_kfold first.")
-    text = (results_dir / "experiment.json").read_text(encoding="utf-8")
-    settings = json.loads(text)["settings"]
+    settings = read_json(results_dir / "experiment.json")["settings"]
+    preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
     models = []
     for path in done:
-        model = build_model(
-            tuple(settings["input_shape"]), settings["num_classes"], **settings["model_args"]
-        )
-        digest = json.loads(path.read_text(encoding="utf-8"))["weights_sha256"]
+        model = build_for(preprocessor, build_model, settings["model_args"])
+        digest = read_json(path)["weights_sha256"]
         checkpoint.load_weights(model, path.parent / "model.weights.h5", digest)
         models.append(model)
     return models

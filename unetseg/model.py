@@ -169,6 +169,44 @@ class ForegroundDice(keras.metrics.Metric):
         return {**super().get_config(), "num_classes": self.num_classes}
 
 
+def build_for(preprocessor, build_model, model_args, precision="auto"):
+    """Build the network for a preprocessor, computing in a precision.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    build_model : callable
+        As `build_unet`: ``build_model(input_shape, num_classes, **model_args)``.
+    model_args : dict
+    precision : str, default "auto"
+        As for `choose_precision`. Keras' own setting is as before afterwards.
+
+    Returns
+    -------
+    keras.Model
+        Uncompiled.
+
+    Raises
+    ------
+    ValueError
+        If the model does not give a probability per voxel and class.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(choose_precision(precision))
+    try:
+        model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
+    finally:
+        keras.config.set_dtype_policy(before)
+    expected = (None, *preprocessor.input_shape[:-1], preprocessor.num_classes)
+    if tuple(model.output_shape) != expected:
+        raise ValueError(
+            f"build_model must return a model with output shape {expected}, a probability per "
+            f"voxel and class. Received: {model.output_shape}"
+        )
+    return model
+
+
 def choose_precision(precision="auto"):
     """Name the Keras dtype policy that is fast on this hardware.
 

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 PLANES = (("sagittal", 0, "A", "S"), ("coronal", 1, "R", "S"), ("axial", 2, "R", "A"))
 STYLES = ("solid", "dashed")
 

@@ -1,6 +1,5 @@
 """From a case on its native grid to the network's grid, and back."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
-from unetseg.workspace import write_file
+from unetseg.workspace import read_json, write_json
 
 PATCH_MULTIPLE = 8  # three poolings by two
 MAX_PATCH_VOXELS = 100_000  # two of them train in a fraction of a second on two CPU cores
@@ -240,7 +239,7 @@ class Preprocessor:
 
     def save(self, path):
         """Save the settings as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=1).encode())
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path):
@@ -254,7 +253,7 @@ class Preprocessor:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
         return cls(**settings)
 

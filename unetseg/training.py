@@ -1,6 +1,5 @@
 """Folds: how cases are split, how one fold is trained, how all are."""
 
-import json
 import math
 import tempfile
 import time
@@ -18,12 +17,13 @@ from unetseg.inference import predict_cases
 from unetseg.model import (
     PRECISIONS,
     ForegroundDice,
+    build_for,
     build_unet,
     choose_precision,
     dice_cross_entropy,
 )
 from unetseg.preprocessing import Preprocessor
-from unetseg.workspace import DONE, describe_machine, mirror, write_file
+from unetseg.workspace import DONE, describe_machine, mirror, read_json, write_file, write_json
 
 
 @dataclass(frozen=True)
@@ -131,29 +131,26 @@ def check_folds(folds, cases, labels_of):
         them, or if two folds validate the same case.
     """
     patient = {case.id: case.group or case.id for case in cases}
-    every_label = set().union(*(labels_of[case.id] for case in cases))
-    validated = set()
+    every_label, validated = set().union(*labels_of.values()), set()
     for number, fold in enumerate(folds):
-        unknown = sorted({*fold["train"], *fold["val"]} - set(patient))
-        if unknown:
+        ids = {part: set(fold[part]) for part in ("train", "val")}
+        if unknown := sorted((ids["train"] | ids["val"]) - set(patient)):
             raise ValueError(f"Fold {number} names cases that are not in the data: {unknown[:5]}.")
-        both = {patient[i] for i in fold["train"]} & {patient[i] for i in fold["val"]}
+        both = {patient[i] for i in ids["train"]} & {patient[i] for i in ids["val"]}
         if both:
             raise ValueError(
                 f"Fold {number} has patient {', '.join(sorted(both)[:5])} in both parts. "
                 "Move all scans of a patient to one of them."
             )
-        for part in ("train", "val"):
-            missing = every_label - set().union(*(labels_of[i] for i in fold[part]))
-            if missing:
+        for part, chosen in ids.items():
+            if missing := sorted(every_label.difference(*(labels_of[i] for i in chosen))):
                 raise ValueError(
-                    f"Fold {number} has no case with label {sorted(missing)} in its {part} part. "
+                    f"Fold {number} has no case with label {missing} in its {part} part. "
                     "Use fewer folds, another seed, or edit splits.json."
                 )
-        twice = sorted(validated & set(fold["val"]))
-        if twice:
+        if twice := sorted(validated & ids["val"]):
             raise ValueError(f"Fold {number} validates {twice[:5]} again; a case is scored once.")
-        validated |= set(fold["val"])
+        validated |= ids["val"]
 
 
 class Progress(keras.callbacks.Callback):
@@ -238,10 +235,7 @@ def train_fold(
         train = [preprocessor.cached(case, cache_dir) for case in train_cases]
         val = [preprocessor.cached(case, cache_dir) for case in val_cases]
         keras.utils.set_random_seed(seed)
-        keras.config.set_dtype_policy(choose_precision(recipe.precision))
-        model = build_model(
-            preprocessor.input_shape, preprocessor.num_classes, **(model_args or {})
-        )
+        model = build_for(preprocessor, build_model, model_args or {}, recipe.precision)
         sampling = {"patch": preprocessor.patch, "batch_size": recipe.batch_size, "seed": seed}
         val_steps = math.ceil(len(val) / recipe.batch_size)
         voxels = sum(y.size for _, y in train) / math.prod(preprocessor.patch)
@@ -273,7 +267,7 @@ def train_fold(
         "train": [case.id for case in train_cases],
         "val": [case.id for case in val_cases],
     }
-    write_file(fold_dir / DONE, json.dumps(done, indent=1).encode())
+    write_json(fold_dir / DONE, done)
 
 
 def _compile(model, num_classes, recipe, steps):
@@ -350,8 +344,6 @@ def cross_validate(
     folds = _read_or_make_folds(results_dir, cases, labels_of, n_splits, seed)
     settings = {
         "builder": f"{build_model.__module__}.{build_model.__qualname__}",
-        "input_shape": preprocessor.input_shape,
-        "num_classes": preprocessor.num_classes,
         "model_args": model_args or {},
         "preprocessor": asdict(preprocessor),
         "recipe": asdict(recipe),
@@ -360,7 +352,7 @@ def cross_validate(
     run = {"precision": choose_precision(recipe.precision), **describe_machine()}
     checkpoint.record_settings(results_dir / "experiment.json", settings, run)
     preprocessor.save(results_dir / "preprocessor.json")
-    write_file(results_dir / "splits.json", json.dumps(folds, indent=1).encode())
+    write_json(results_dir / "splits.json", folds)
     write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
     pending = [n for n, fold in enumerate(folds) if retrain or not _is_done(results_dir, n, fold)]
     print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
@@ -387,14 +379,14 @@ def cross_validate(
 
 def _read_or_make_folds(results_dir, cases, labels_of, n_splits, seed):
     path = results_dir / "splits.json"
-    folds = json.loads(path.read_text()) if path.exists() else make_folds(cases, n_splits, seed)
+    folds = read_json(path) if path.exists() else make_folds(cases, n_splits, seed)
     check_folds(folds, cases, labels_of)
     return folds
 
 
 def _is_done(results_dir, number, fold):
     path = results_dir / f"fold_{number}" / DONE
-    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else fold
+    done = read_json(path) if path.exists() else fold
     for part in ("train", "val"):
         if sorted(done[part]) != sorted(fold[part]):
             raise ValueError(
@@ -406,7 +398,5 @@ def _is_done(results_dir, number, fold):
 
 def _note_minutes(results_dir):
     path = results_dir / "experiment.json"
-    experiment = json.loads(path.read_text(encoding="utf-8"))
-    done = [json.loads(p.read_text(encoding="utf-8")) for p in results_dir.glob(f"fold_*/{DONE}")]
-    experiment["minutes"] = round(sum(fold["minutes"] for fold in done), 1)
-    write_file(path, json.dumps(experiment, indent=1).encode())
+    minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
+    write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
