@@ -118,7 +118,7 @@ def test_image_and_mask_are_turned_together(geometry_only, patch):
 
 def test_a_turn_by_90_degrees_is_the_one_of_rot90_about_the_centre(geometry_only, monkeypatch):
     quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])
-    monkeypatch.setattr(augmentation, "random_turn", lambda rng, across: quarter)
+    monkeypatch.setattr(augmentation, "random_turn", lambda rng, spacing_mm, across: quarter)
     x, y = rng().normal(size=(7, 7, 5, 1)).astype(np.float32), rng().integers(0, 9, (7, 7, 5))
     turned_x, turned_y = random_patch(x, y.astype(np.uint8), (7, 7, 5), rng())
     # patch offset (i, j) shows image offset (-j, i): clockwise in numpy's terms
@@ -227,3 +227,13 @@ def test_foreground_and_augment_reach_the_patches(geometry_only):
     still, turned = (Patches([volume()], SHAPE, 1, 0, augment=augment) for augment in (False, True))
     np.testing.assert_array_equal(still[0][0][0], volume()[0])
     assert not np.array_equal(turned[0][0][0], volume()[0])
+
+
+def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid():
+    spacing = np.array([1.0, 2.0, 4.0])
+    matrix = random_turn(rng(3), tuple(spacing))
+    # an offset of (4, 0, 0), (0, 2, 0) or (0, 0, 1) voxels is 4 mm long, whatever its direction
+    offsets = np.diag([4, 2, 1]) @ matrix.T
+    lengths = np.linalg.norm(offsets * spacing, axis=1)
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-12)
+    assert 4 * (1 - augmentation.SCALING) <= lengths[0] <= 4 * (1 + augmentation.SCALING)

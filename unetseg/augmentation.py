@@ -10,7 +10,7 @@ SCALING = 0.15  # linear size, plus or minus
 PROBABILITY = 0.3  # of a rotation with scaling, and of each change of intensity
 
 
-def random_patch(x, y, patch, rng, *, foreground=0.0, augment=True):
+def random_patch(x, y, patch, rng, *, spacing_mm=(1, 1, 1), foreground=0.0, augment=True):
     """Cut a random patch, moved and changed at random.
 
     Parameters
@@ -23,6 +23,8 @@ def random_patch(x, y, patch, rng, *, foreground=0.0, augment=True):
         Shape of the patch; 1 for a slice across that axis.
     rng : numpy.random.Generator
         The only source of chance.
+    spacing_mm : tuple of 3 float
+        Size of a voxel: patches are turned in mm.
     foreground : float, default 0
         In [0, 1]: the probability that the patch is centred on a voxel of the foreground, as
         far as it then stays inside the image.
@@ -43,15 +45,15 @@ def random_patch(x, y, patch, rng, *, foreground=0.0, augment=True):
             centre = np.unravel_index(voxels[rng.integers(voxels.size)], y.shape)
             start = np.clip(np.array(centre) - np.array(patch) // 2, 0, room)
     if augment and rng.random() < PROBABILITY:
-        x, y = _cut_turned(x, y, patch, start, rng)
+        turn = random_turn(rng, spacing_mm, across=patch.index(1) if 1 in patch else None)
+        x, y = _cut_turned(x, y, patch, start, turn)
     else:
         box = tuple(slice(a, a + n) for a, n in zip(start, patch, strict=True))
         x, y = np.array(x[box]), np.array(y[box])
     return (change_intensity(x, rng) if augment else x), y
 
 
-def _cut_turned(x, y, patch, start, rng):
-    matrix = random_turn(rng, across=patch.index(1) if 1 in patch else None)
+def _cut_turned(x, y, patch, start, matrix):
     half = (np.array(patch) - 1) / 2
     offset = start + half - matrix @ half
     kwargs = {"matrix": matrix, "offset": offset, "output_shape": tuple(patch)}
@@ -59,12 +61,14 @@ def _cut_turned(x, y, patch, start, rng):
     return np.stack(channels, axis=-1), ndimage.affine_transform(y, order=0, **kwargs)
 
 
-def random_turn(rng, *, across=None):
+def random_turn(rng, spacing_mm=(1, 1, 1), *, across=None):
     """Draw a rotation with scaling.
 
     Parameters
     ----------
     rng : numpy.random.Generator
+    spacing_mm : tuple of 3 float
+        Size of a voxel.
     across : {0, 1, 2}, optional
         The axis that stays as it is, for slices across it.
 
@@ -78,7 +82,8 @@ def random_turn(rng, *, across=None):
     if across is not None:
         angles[np.arange(3) != across] = 0
         scales[across] = 1
-    return Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales
+    return turn * np.array(spacing_mm) / np.array(spacing_mm)[:, None]
 
 
 def change_intensity(x, rng):
@@ -116,21 +121,18 @@ class Patches(keras.utils.PyDataset):
         Shape of the patches; 1 for slices across that axis.
     batch_size : int
     seed : int
-    foreground, augment
-        As for `random_patch`.
     repeat_after : int, optional
         Number of batches after which the same ones come again.
+    **chance
+        As for `random_patch`.
     """
 
     num_batches = None
 
-    def __init__(
-        self, pairs, patch, batch_size, seed, *, foreground=0.0, augment=True, repeat_after=None
-    ):
+    def __init__(self, pairs, patch, batch_size, seed, *, repeat_after=None, **chance):
         super().__init__()
         self.pairs, self.patch, self.batch_size, self.seed = pairs, patch, batch_size, seed
-        self.chance = {"foreground": foreground, "augment": augment}
-        self.repeat_after = repeat_after
+        self.repeat_after, self.chance = repeat_after, chance
 
     def __getitem__(self, index):
         """Batch ``index``: x (batch, ..., channel) float32 and y (batch, ..., 1) uint8.
@@ -143,7 +145,7 @@ class Patches(keras.utils.PyDataset):
         batch_x, batch_y = [], []
         for place in range(index * self.batch_size, (index + 1) * self.batch_size):
             turn, position = divmod(place, len(self.pairs))
-            order = np.random.default_rng([self.seed, turn, 0]).permutation(len(self.pairs))
+            order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.pairs))
             x, y = random_patch(*self.pairs[order[position]], self.patch, rng, **self.chance)
             batch_x.append(x.reshape(*flat, -1))
             batch_y.append(y.reshape(*flat, 1))

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import h5py
+
 from unetseg.workspace import read_json, sha256, write_json
 
 
@@ -24,12 +26,14 @@ def save_weights(model, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"part-{path.name}")  # Keras insists on the ending
-    optimizer, model.optimizer = model.optimizer, None  # else its state doubles the file
+    optimizer = getattr(model, "optimizer", None)
+    model.optimizer = None  # else its state doubles the file
     try:
         model.save_weights(part)
+        os.replace(part, path)
     finally:
         model.optimizer = optimizer
-    os.replace(part, path)
+        part.unlink(missing_ok=True)
     return sha256(path)
 
 
@@ -61,6 +65,11 @@ def load_weights(model, path, digest=None):
         )
     try:
         model.load_weights(path)
+        stored = []  # Keras does not mind arrays that no variable asks for
+        with h5py.File(path) as file:
+            file.visititems(lambda _, item: stored.append(isinstance(item, h5py.Dataset)))
+        if sum(stored) != len(model.variables):
+            raise ValueError(f"{sum(stored)} arrays for {len(model.variables)} variables")
     except Exception as error:
         raise ValueError(
             f"{path}: does not fit the model ({error}). "

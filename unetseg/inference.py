@@ -55,13 +55,16 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
     done = sorted(results_dir.glob("fold_*/done.json"), key=lambda p: int(p.parent.name[5:]))
     if folds is not None:
         done = [results_dir / f"fold_{fold}" / "done.json" for fold in folds]
-    if not done or not all(path.is_file() for path in done):
-        raise FileNotFoundError(f"{results_dir}: no finished fold. Run 02_train_kfold first.")
+    missing = [path.parent.name for path in done if not path.is_file()]
+    if missing or not done:
+        which = f"{', '.join(missing)} is not a" if missing else "no"
+        raise FileNotFoundError(f"{results_dir}: {which} finished fold. Run 02_train_kfold first.")
     settings = read_json(results_dir / "experiment.json")["settings"]
     preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
     models = []
     for path in done:
-        model = build_for(preprocessor, build_model, settings["model_args"])
+        precision = settings["recipe"]["precision"]
+        model = build_for(preprocessor, build_model, settings["model_args"], precision)
         digest = read_json(path)["weights_sha256"]
         checkpoint.load_weights(model, path.parent / "model.weights.h5", digest)
         models.append(model)
@@ -89,10 +92,11 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=()):
     -------
     Prediction
     """
+    mirror_axes = tuple(mirror_axes)
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
     flips = itertools.chain.from_iterable(
-        itertools.combinations(mirror_axes, n) for n in range(len(tuple(mirror_axes)) + 1)
+        itertools.combinations(mirror_axes, n) for n in range(len(mirror_axes) + 1)
     )
     maps = [
         np.flip(slide(models, np.flip(x, axes), preprocessor.patch, overlap=overlap), axes)

@@ -180,7 +180,8 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
         As `build_unet`: ``build_model(input_shape, num_classes, **model_args)``.
     model_args : dict
     precision : str, default "auto"
-        As for `choose_precision`. Keras' own setting is as before afterwards.
+        As for `choose_precision`; ``auto`` takes float32 where bfloat16 is not safe. Keras' own
+        setting is as before afterwards.
 
     Returns
     -------
@@ -196,13 +197,19 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
     keras.config.set_dtype_policy(choose_precision(precision))
     try:
         model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
+        convolutions = [one for one in model.layers if isinstance(one, layers.Conv3D)]
+        thin = any(one.input.shape[1] == 2 for one in convolutions)
+        if thin and precision == "auto" and choose_precision() == "mixed_bfloat16":
+            # oneDNN leaves the bfloat16 gradient of a 3x3x3 convolution over 2 planes unwritten.
+            keras.config.set_dtype_policy("float32")
+            model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
     finally:
         keras.config.set_dtype_policy(before)
     expected = (None, *preprocessor.input_shape[:-1], preprocessor.num_classes)
     if tuple(model.output_shape) != expected:
+        wanted = f"with output shape {expected}, a probability per voxel and class"
         raise ValueError(
-            f"build_model must return a model with output shape {expected}, a probability per "
-            f"voxel and class. Received: {model.output_shape}"
+            f"build_model must return a model {wanted}. Received: {model.output_shape}"
         )
     return model
 

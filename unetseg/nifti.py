@@ -283,7 +283,9 @@ def save_mask(path, mask, like):
             f"{spatial_shape(scan)} of {like}. Pass the mask in RAS+ on the scan's own grid."
         )
     header = scan.header.copy()
-    header.extensions.clear()  # they may name the patient
+    header.extensions.clear()  # these and the free text may name the patient
+    for field in {"descrip", "aux_file", "intent_name", "db_name"} & set(header):
+        header[field] = b""
     dtype = np.result_type(*(np.min_scalar_type(int(v)) for v in (mask.min(), mask.max())))
     header.set_data_dtype(dtype if dtype in (np.uint8, np.int16) else np.int32)
     header["cal_min"] = header["cal_max"] = 0

@@ -58,6 +58,10 @@ class Preprocessor:
             )
         if self.dimensions not in (2, 3):
             raise ValueError(f"dimensions must be 2 or 3. Received: {self.dimensions}")
+        if self.labels is not None:
+            if any(value == 0 for value in self.labels):
+                raise ValueError(f"labels must not name the background 0. Received: {self.labels}")
+            object.__setattr__(self, "labels", dict(sorted(self.labels.items())))
         for name in ("spacing_mm", "patch"):
             value = getattr(self, name)
             if value is not None:
@@ -254,7 +258,8 @@ class Preprocessor:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
         settings = read_json(path)
-        settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
+        if settings["labels"]:
+            settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
         return cls(**settings)
 
     def _load(self, case):

@@ -19,7 +19,6 @@ from unetseg.model import (
     ForegroundDice,
     build_for,
     build_unet,
-    choose_precision,
     dice_cross_entropy,
 )
 from unetseg.preprocessing import Preprocessor
@@ -197,8 +196,7 @@ def train_fold(
     recipe=None,
     seed=12345,
     cache_dir=None,
-    title="",
-    folds_left=0,
+    callbacks=(),
 ):
     """Train one fold, predict its validation cases, and mark it as done.
 
@@ -222,11 +220,13 @@ def train_fold(
         Of the initial weights, the patches and their changes.
     cache_dir : str or Path, optional
         Keeps the preprocessed cases on a local disk; by default a temporary folder.
-    title : str, optional
-        Opens the progress lines.
-    folds_left : int, default 0
-        Folds still to train after this one, for the time that is left.
+    callbacks : sequence of keras.callbacks.Callback, optional
+        Called while training, such as `Progress`.
 
+    Raises
+    ------
+    ValueError
+        If the loss becomes NaN or infinite; the fold is not marked as done.
     """
     fold_dir, recipe, started = Path(fold_dir), recipe or Recipe(), time.monotonic()
     fold_dir.mkdir(parents=True, exist_ok=True)
@@ -236,17 +236,16 @@ def train_fold(
         val = [preprocessor.cached(case, cache_dir) for case in val_cases]
         keras.utils.set_random_seed(seed)
         model = build_for(preprocessor, build_model, model_args or {}, recipe.precision)
-        sampling = {"patch": preprocessor.patch, "batch_size": recipe.batch_size, "seed": seed}
+        sampling = {"patch": preprocessor.patch, "spacing_mm": preprocessor.spacing_mm}
+        sampling |= {"batch_size": recipe.batch_size, "seed": seed}
         val_steps = math.ceil(len(val) / recipe.batch_size)
         voxels = sum(y.size for _, y in train) / math.prod(preprocessor.patch)
         steps = max(1, round(voxels / recipe.batch_size))
         _compile(model, preprocessor.num_classes, recipe, steps * recipe.epochs)
-        callbacks = [
-            *([keras.callbacks.SwapEMAWeights()] if recipe.averaging else []),
-            keras.callbacks.CSVLogger(fold_dir / "history.csv"),
-            Progress(title, folds_left),
-        ]
-        model.fit(
+        callbacks = [keras.callbacks.CSVLogger(fold_dir / "history.csv"), *callbacks]
+        if recipe.averaging:  # swapped in before each validation, so first in the list
+            callbacks.insert(0, keras.callbacks.SwapEMAWeights())
+        history = model.fit(
             Patches(train, **sampling, foreground=recipe.foreground, augment=recipe.augment),
             epochs=recipe.epochs,
             steps_per_epoch=steps,
@@ -258,6 +257,9 @@ def train_fold(
             shuffle=False,
             verbose=0,
         )
+    if not np.isfinite(history.history["loss"]).all():
+        remedy = "Lower learning_rate, or set precision='float32'."
+        raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
     digest = checkpoint.save_weights(model, fold_dir / "model.weights.h5")
     predict_cases(model, val_cases, preprocessor, fold_dir.parent / "predictions")
     done = {
@@ -272,21 +274,20 @@ def train_fold(
 
 def _compile(model, num_classes, recipe, steps):
     warmup = int(recipe.warmup * steps)
+    peak = recipe.learning_rate
+    rise = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
     schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - warmup, warmup_target=recipe.learning_rate, warmup_steps=warmup
+        0.0 if warmup else peak, steps - warmup, **rise
     )
     window = max(2.0, recipe.averaging * steps)
     optimizer = keras.optimizers.AdamW(
-        schedule if warmup else recipe.learning_rate,
+        schedule,
         weight_decay=recipe.weight_decay,
         use_ema=recipe.averaging > 0,
         ema_momentum=1 - 1 / window,
     )
-    metrics = [
-        keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-        ForegroundDice(num_classes),
-    ]
-    model.compile(optimizer, dice_cross_entropy, metrics=metrics)
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    model.compile(optimizer, dice_cross_entropy, metrics=[accuracy, ForegroundDice(num_classes)])
 
 
 def cross_validate(
@@ -341,21 +342,22 @@ def cross_validate(
     refuse_problems(table)
     preprocessor = (preprocessor or Preprocessor()).fit(list(by_id.values()))
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
-    folds = _read_or_make_folds(results_dir, cases, labels_of, n_splits, seed)
-    settings = {
-        "builder": f"{build_model.__module__}.{build_model.__qualname__}",
-        "model_args": model_args or {},
-        "preprocessor": asdict(preprocessor),
-        "recipe": asdict(recipe),
-        "seed": seed,
-    }
-    run = {"precision": choose_precision(recipe.precision), **describe_machine()}
+    splits, model_args = results_dir / "splits.json", model_args or {}
+    folds = read_json(splits) if splits.exists() else make_folds(cases, n_splits, seed)
+    check_folds(folds, cases, labels_of)
+    builder = getattr(build_model, "__qualname__", type(build_model).__qualname__)
+    settings = {"builder": f"{build_model.__module__}.{builder}", "model_args": model_args}
+    settings |= {"preprocessor": asdict(preprocessor), "recipe": asdict(recipe), "seed": seed}
+    model = build_for(preprocessor, build_model, model_args, recipe.precision)
+    run = {"precision": model.dtype_policy.name, **describe_machine()}
     checkpoint.record_settings(results_dir / "experiment.json", settings, run)
     preprocessor.save(results_dir / "preprocessor.json")
-    write_json(results_dir / "splits.json", folds)
+    write_json(splits, folds)
     write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
     pending = [n for n, fold in enumerate(folds) if retrain or not _is_done(results_dir, n, fold)]
+    validated = sum(len(fold["val"]) for fold in folds)
     print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
+    print(f"{validated} of {len(cases)} cases are validated by one of them.")
     with tempfile.TemporaryDirectory() as cache_dir:
         for left, number in zip(range(len(pending) - 1, -1, -1), pending, strict=True):
             (results_dir / f"fold_{number}" / DONE).unlink(missing_ok=True)
@@ -368,19 +370,13 @@ def cross_validate(
                 recipe=recipe,
                 seed=seed + number,
                 cache_dir=cache_dir,
-                title=f"fold {number}",
-                folds_left=left,
+                callbacks=[Progress(f"fold {number}", left)],
             )
             _note_minutes(results_dir)
             if backup_dir:
                 mirror(results_dir, backup_dir)
-    return folds
-
-
-def _read_or_make_folds(results_dir, cases, labels_of, n_splits, seed):
-    path = results_dir / "splits.json"
-    folds = read_json(path) if path.exists() else make_folds(cases, n_splits, seed)
-    check_folds(folds, cases, labels_of)
+    if backup_dir:
+        mirror(results_dir, backup_dir)  # what an interrupted run did not get there
     return folds
 
 

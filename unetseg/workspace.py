@@ -120,11 +120,11 @@ def prepare(data, experiment, results="results"):
     if not sample:
         mirror(folder, place.data)
     if place.backup.is_dir():
-        mirror(place.backup, place.results)
+        mirror(place.backup, place.results, overwrite=False)
     return place
 
 
-def mirror(source, target):
+def mirror(source, target, *, overwrite=True):
     """Copy every file that is new or changed, each one whole or not at all.
 
     A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
@@ -133,6 +133,8 @@ def mirror(source, target):
     Parameters
     ----------
     source, target : Path
+    overwrite : bool, default True
+        Whether to replace files of `target` that differ.
 
     Returns
     -------
@@ -150,7 +152,8 @@ def mirror(source, target):
     for path in sorted(files, key=lambda path: (path.name == DONE, path)):
         copy = target / path.relative_to(source)
         unchanged = copy.is_file() and copy.stat().st_size == path.stat().st_size
-        if not (unchanged and sha256(copy) == sha256(path)):
+        kept = copy.is_file() and not overwrite
+        if not kept and not (unchanged and sha256(copy) == sha256(path)):
             copy.with_name(DONE).unlink(missing_ok=True)
             write_file(copy, path.read_bytes())
             copied += 1

@@ -1,0 +1,43 @@
+"""Execute the notebooks with their own settings and write them back, without noise.
+
+python tests/refresh_notebooks.py    after a change of a notebook; takes minutes
+"""
+
+import os
+import re
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+# TensorFlow writes these before its log level counts.
+START_UP = re.compile(r"^(WARNING: All log|[IWE]0000 |To enable the following).*\n?", re.MULTILINE)
+
+
+def clean(cell):
+    cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+    for output in cell.get("outputs", []):
+        if output.get("name") == "stderr":
+            output.text = START_UP.sub("", output.text)
+    if "outputs" in cell:
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or o.text.strip()]
+
+
+def main():
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(notebook, resources={"metadata": {"path": FOLDER}}, timeout=None)
+        client.record_timing = False
+        client.execute()
+        for cell in notebook.cells:
+            clean(cell)
+        notebook.metadata.pop("widgets", None)
+        notebook.metadata["language_info"] = {"name": "python"}
+        nbformat.write(notebook, path)
+        print(path.name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
