@@ -304,3 +304,10 @@ def test_cached_gives_memory_maps_of_transform_and_computes_them_once(
         assert isinstance(array, np.memmap)
         assert array.dtype == right.dtype
         np.testing.assert_array_equal(array, right)
+
+
+def test_fit_changes_the_preprocessor_itself_as_scikit_learn_does(tmp_path, write_case):
+    case = write_case(tmp_path, "c", noise((10, 18, 9)), boxes((10, 18, 9), (1,)), (1, 2, 3))
+    preprocessor = Preprocessor()
+    assert preprocessor.fit([case]) is preprocessor
+    assert preprocessor.patch is not None

@@ -1,11 +1,14 @@
 """Promises about the project as a whole: its size, its imports, its layout."""
 
 import ast
+import json
+import re
 import subprocess
 import sys
 import tokenize
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import unetseg
@@ -75,3 +78,38 @@ def test_these_modules_do_not_import_keras(name):
 def test_an_unknown_module_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'metric'"):
         _ = unetseg.metric
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_published_run():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = ROOT / "results" / "hippocampus"
+    summary = pd.read_csv(results / "summary.csv").set_index(["name", "metric"])
+    for name in ("Anterior", "Posterior"):
+        row = [name]
+        for metric, digits in (("dice", 4), ("hausdorff_mm", 2), ("hd95_mm", 2)):
+            part = summary.loc[(name, metric)]
+            row.append(f"{part['mean']:.{digits}f} ({part['sd']:.{digits}f})")
+        counts = summary.loc[name]
+        row += [f"{counts['n'].max()}", f"{counts['nan'].max()}, {counts['inf'].max()}"]
+        assert f"| {' | '.join(row)} |" in readme
+    experiment = json.loads((results / "experiment.json").read_text(encoding="utf-8"))
+    hardware = (
+        f"{experiment['hardware']['cores']} cores of an {experiment['hardware']['processor']}"
+    )
+    assert f"{experiment['settings']['recipe']['epochs']} epochs" in readme
+    assert f"{experiment['minutes']:.0f} minutes for all five folds on {hardware}" in readme
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) < 120
+    links = re.findall(r"\]\((?!http)([^)]+)\)", readme)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_no_scan_and_no_weights_are_among_the_published_results():
+    tracked = subprocess.run(
+        ["git", "ls-files", "results", "data"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
+    assert {Path(name).suffix for name in tracked} <= {".json", ".csv", ".png", ".md"}

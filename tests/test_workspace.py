@@ -229,7 +229,7 @@ def test_in_colab_scans_are_copied_and_results_fetched(colab):
 def test_in_colab_a_new_experiment_starts_empty_and_the_sample_is_made_on_the_local_disk(colab):
     drive, disk = colab
     place = workspace.prepare("sample", "x")
-    assert place == (disk / "unetseg" / "data" / "sample", disk / "results/x", drive / "results/x")
+    assert place == (disk / "data" / "sample", disk / "results/x", drive / "results/x")
     assert not drive.exists()
     assert not place.results.exists()
 

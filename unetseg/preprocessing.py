@@ -1,6 +1,6 @@
 """From a case on its native grid to the network's grid, and back."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ MAX_PATCH_VOXELS = 100_000  # two of them train in a fraction of a second on two
 NORMALISATIONS = ("zscore", "percentile", "none")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Preprocessor:
     """What is done to every case before the network, and undone after it.
 
@@ -61,7 +61,7 @@ class Preprocessor:
         if self.labels is not None:
             if any(value == 0 for value in self.labels):
                 raise ValueError(f"labels must not name the background 0. Received: {self.labels}")
-            object.__setattr__(self, "labels", dict(sorted(self.labels.items())))
+            self.labels = dict(sorted(self.labels.items()))
         for name in ("spacing_mm", "patch"):
             value = getattr(self, name)
             if value is not None:
@@ -69,7 +69,7 @@ class Preprocessor:
                     raise ValueError(
                         f"{name} needs three positive numbers, along x, y, z. Received: {value}"
                     )
-                object.__setattr__(self, name, tuple(value))
+                setattr(self, name, tuple(value))
 
     @property
     def num_classes(self):
@@ -92,27 +92,29 @@ class Preprocessor:
         Returns
         -------
         Preprocessor
-            A copy with every setting filled in.
+            Itself, with every setting filled in.
         """
         files = [case.image if isinstance(case.image, tuple) else (case.image,) for case in cases]
         grids = [nifti.read_grid(paths[0]) for paths in files]
         spacings = np.array([voxel_sizes(affine) for _, affine in grids])
-        spacing = self.spacing_mm or tuple(float(s) for s in np.median(spacings, 0).round(4))
+        if self.spacing_mm is None:
+            self.spacing_mm = tuple(float(s) for s in np.median(spacings, 0).round(4))
         extents = spacings * np.array([shape[:3] for shape, _ in grids])
-        patch = self.patch or self._choose_patch(np.median(extents, axis=0) / spacing, spacing)
-        labels = self.labels
-        if labels is None:
+        if self.patch is None:
+            self.patch = self._choose_patch(np.median(extents, axis=0) / self.spacing_mm)
+        if self.labels is None:
             masks = (nifti.load_mask(case.mask)[0] for case in cases if case.mask)
             values = set().union(*(np.unique(mask).tolist() for mask in masks))
-            labels = {value: f"label {value}" for value in sorted(values - {0})}
-        channels = self.channels or (len(files[0]) if len(files[0]) > 1 else grids[0][0][3])
-        return replace(self, spacing_mm=spacing, patch=patch, labels=labels, channels=int(channels))
+            self.labels = {value: f"label {value}" for value in sorted(values - {0})}
+        if self.channels is None:
+            self.channels = int(len(files[0]) if len(files[0]) > 1 else grids[0][0][3])
+        return self
 
-    def _choose_patch(self, shape, spacing):
+    def _choose_patch(self, shape):
         multiple = PATCH_MULTIPLE
         patch = np.maximum(1, np.ceil(np.round(shape) / multiple).astype(int)) * multiple
         if self.dimensions == 2:
-            patch[2 - int(np.argmax(spacing[::-1]))] = 1
+            patch[2 - int(np.argmax(self.spacing_mm[::-1]))] = 1
         patch[np.round(shape) == 1] = 1
         while np.prod(patch) > MAX_PATCH_VOXELS:
             patch[np.argmax(patch)] -= multiple

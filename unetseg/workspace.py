@@ -104,9 +104,9 @@ def prepare(data, experiment, results="results"):
             "EXPERIMENT must be a plain name of letters, digits, '.', '_' and '-'. "
             f"Received: {experiment!r}"
         )
-    base = DRIVE / "unetseg" if in_colab() else project_dir()
+    base, disk = (DRIVE / "unetseg", LOCAL) if in_colab() else [project_dir()] * 2
     sample = str(data) == "sample"
-    folder = project_dir() / "data" / "sample" if sample else base / Path(data).expanduser()
+    folder = disk / "data" / "sample" if sample else base / Path(data).expanduser()
     if not sample and not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such folder. Set DATA to the folder of your scans, absolute or "
