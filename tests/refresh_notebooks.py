@@ -1,10 +1,12 @@
 """Execute the notebooks with their own settings and write them back, without noise.
 
-python tests/refresh_notebooks.py    after a change of a notebook; takes minutes
+python tests/refresh_notebooks.py                 after a change; takes minutes
+python tests/refresh_notebooks.py 03_evaluate     one alone, on the results that are there
 """
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -26,7 +28,8 @@ def clean(cell):
 
 def main():
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    for path in sorted(FOLDER.glob("*.ipynb")):
+    names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    for path in [FOLDER / f"{name}.ipynb" for name in names]:
         notebook = nbformat.read(path, as_version=4)
         client = NotebookClient(notebook, resources={"metadata": {"path": FOLDER}}, timeout=None)
         client.record_timing = False

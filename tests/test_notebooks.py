@@ -189,9 +189,12 @@ def colab(tmp_path, monkeypatch):
 
     def run_set_up(project, then=""):
         source = set_up_source(NOTEBOOKS[0]).replace("/content", str(root))
-        source = re.sub(r'PROJECT = "[^"]*"', f'PROJECT = "{project}"', source) + "\n" + then
+        source = re.sub(r'PROJECT = "[^"]*"', f'PROJECT = "{project}"', source, count=1)
         return subprocess.run(
-            [sys.executable, "-P", "-c", source], capture_output=True, text=True, cwd=root
+            [sys.executable, "-P", "-c", f"{source}\n{then}"],
+            capture_output=True,
+            text=True,
+            cwd=root,
         )
 
     return root, drive, run_set_up

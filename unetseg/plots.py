@@ -1,5 +1,7 @@
 """Figures from arrays and tables. Every function returns a Figure; a label keeps its colour."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
@@ -138,7 +140,9 @@ def learning_curves(histories):
     """
     figure, axes = _figure(1, 3, 12, 3.5)
     for ax, metric in zip(axes[0], ("loss", "accuracy", "dice"), strict=True):
-        for colour, (name, history) in zip(_cycle(histories), histories.items(), strict=True):
+        for colour, (name, history) in zip(
+            itertools.cycle(COLOURS), histories.items(), strict=False
+        ):
             epochs = history["epoch"] + 1
             ax.plot(epochs, history[metric], color=colour, linestyle="dashed", alpha=0.6)
             ax.plot(epochs, history[f"val_{metric}"], color=colour, label=name)
@@ -152,10 +156,6 @@ def learning_curves(histories):
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
-
-
-def _cycle(items):
-    return [COLOURS[k % len(COLOURS)] for k in range(len(items))]
 
 
 def score_boxes(scores, labels):

@@ -227,6 +227,6 @@ def describe_machine():
         "processor": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "gpu": gpu,
-        "system": platform.platform(terse=True),
+        "system": f"{platform.system()} {platform.machine()}",
     }
     return {"versions": versions, "hardware": hardware}
