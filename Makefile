@@ -41,7 +41,7 @@ refresh: $(READY)
 	$(RUN) tests.refresh_notebooks
 
 $(READY): requirements.txt pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(RUN) pip install -q --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) \
 	  -e ".[notebooks,test]"
 	touch $(READY)

@@ -286,7 +286,7 @@ def test_intensities_are_percentiles_and_channels_are_counted(write_nifti, affin
     columns = ["intensity_p1", "intensity_median", "intensity_p99"]
     np.testing.assert_allclose(table.loc[0, columns].astype(float), [2, 100, 198])
     assert table["channels"].tolist() == [1, 2]
-    assert table["problem"].tolist() == ["", ""]
+    assert table["problem"].tolist() == ["", "not 1 channels, as most cases have."]
 
 
 def shifted(affine):
@@ -377,3 +377,12 @@ def test_the_table_has_all_its_columns_also_if_no_image_or_no_mask_can_be_read(l
     folder = make_data(1)
     (folder / lost / "case_00.nii.gz").write_bytes(b"<html>" * 100)
     assert set(check_cases(find_cases(folder)).columns) == COLUMNS
+
+
+def test_a_pattern_without_a_bracket_and_an_unknown_column_are_refused(make_data):
+    folder = make_data(2)
+    with pytest.raises(ValueError, match=r"group_by needs a bracket.*Received: 'case'"):
+        find_cases(folder, group_by="case")
+    (folder / "patients.csv").write_text("id,patient\n")
+    with pytest.raises(ValueError, match=r"patients.csv: no column 'person'; it has .*'patient'"):
+        find_cases(folder, group_by="patients.csv:person")

@@ -238,11 +238,6 @@ def test_foreground_dice_starts_again_after_a_reset():
     assert float(metric.result()) == 0
 
 
-def test_foreground_dice_is_made_again_from_its_config():
-    again = ForegroundDice.from_config(ForegroundDice(5, name="d").get_config())
-    assert (again.num_classes, again.name) == (5, "d")
-
-
 FITTED = Preprocessor((1, 2, 3), (8, 16, 1), {1: "a", 4: "b"}, 2)
 
 

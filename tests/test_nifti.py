@@ -134,10 +134,6 @@ def test_axes_are_x_y_z_and_channels_where_there_are_several(stored, expected, a
     assert image.dtype == np.float32
     np.testing.assert_array_equal(image, array.reshape(expected))
     np.testing.assert_array_equal(loaded_affine, affine)
-    channels = expected[3] if len(expected) == 4 else 1
-    shape, grid_affine = nifti.read_grid(path)
-    assert shape == (*expected[:3], channels)
-    np.testing.assert_array_equal(grid_affine, affine)
 
 
 @pytest.mark.parametrize("stored", [(4, 5), (4, 5, 6, 1), (4, 5, 6, 2)])
@@ -150,13 +146,6 @@ def test_a_mask_is_saved_on_scans_that_are_not_3d(stored, affine, tmp_path):
     again, again_affine = nifti.load_mask(tmp_path / "mask.nii.gz")
     np.testing.assert_array_equal(again, mask)
     np.testing.assert_array_equal(again_affine, affine)
-
-
-def test_read_grid_is_in_ras(truth, tmp_path):
-    stored, affine = stored_as("PIR", *truth)
-    shape, ras = nifti.read_grid(save(tmp_path / "scan.nii.gz", stored, affine))
-    assert shape == (*SHAPE, 1)
-    np.testing.assert_allclose(ras, truth[1], atol=1e-5)
 
 
 def test_several_files_become_channels_in_their_order_whatever_their_storage(truth, tmp_path):
@@ -296,7 +285,7 @@ def test_a_broken_file_is_refused_by_name_by_every_reader(name, truth, tmp_path)
     stored, affine = truth
     path = tmp_path / name
     path.write_bytes(BROKEN[name](nib.Nifti1Image(stored, affine).to_bytes()))
-    for reader in (nifti.read, nifti.load_image, nifti.load_mask, nifti.read_grid):
+    for reader in (nifti.read, nifti.load_image, nifti.load_mask):
         with pytest.raises(ValueError, match=f"{name}: cannot be read as NIfTI"):
             reader(path)
     with pytest.raises(ValueError, match=f"{name}: cannot be read as NIfTI"):

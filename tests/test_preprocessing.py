@@ -311,3 +311,21 @@ def test_fit_changes_the_preprocessor_itself_as_scikit_learn_does(tmp_path, writ
     preprocessor = Preprocessor()
     assert preprocessor.fit([case]) is preprocessor
     assert preprocessor.patch is not None
+
+
+def test_the_settings_of_a_trained_experiment_are_not_replaced_by_others(tmp_path):
+    path = tmp_path / "preprocessor.json"
+    settings = Preprocessor((1, 2, 3), (8, 16, 8), {1: "a"}, 1)
+    settings.save(path)
+    (tmp_path / "experiment.json").write_text("{}")
+    settings.save(path)
+    with pytest.raises(ValueError, match=r"preprocessor.json: .*trained with other preprocessing"):
+        Preprocessor((1, 2, 3), (8, 16, 8), {1: "a"}, 1, "none").save(path)
+    assert Preprocessor.load(path) == settings
+
+
+def test_slices_of_a_single_slice_stay_two_dimensional(tmp_path, write_case):
+    case = write_case(
+        tmp_path, "c", noise((16, 20, 1)), boxes((16, 20, 4), (1,))[..., :1], (3, 1, 1)
+    )
+    assert Preprocessor(dimensions=2).fit([case]).patch == (16, 24, 1)

@@ -326,9 +326,21 @@ def test_a_fold_without_its_marker_is_trained_again_and_no_other(copy, run, case
     assert trained == [("fold_1", run.folds[1]["train"], run.folds[1]["val"])]
 
 
-def test_retrain_trains_finished_folds_again(copy, cases, trained):
+@pytest.mark.parametrize("lost", ["fold_1/model.weights.h5", "predictions/{}.nii.gz"])
+def test_a_fold_whose_weights_or_predictions_are_gone_is_trained_again(
+    copy, run, cases, trained, lost
+):
+    (copy / lost.format(run.folds[1]["val"][0])).unlink()
+    cross_validate(cases, copy, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_1"]
+
+
+def test_retrain_trains_finished_folds_again_and_keeps_no_prediction_of_before(
+    copy, cases, trained
+):
     cross_validate(cases, copy, retrain=True, **SETTINGS)
     assert [name for name, *_ in trained] == ["fold_0", "fold_1"]
+    assert list((copy / "predictions").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -397,7 +409,7 @@ def test_a_bad_case_stops_before_any_training(cases, tmp_path, write_case, train
 
 def test_a_case_with_other_channels_stops_before_any_training(cases, tmp_path, write_case):
     odd = write_case(tmp_path, "odd", *arrays(9, channels=2))
-    with pytest.raises(ValueError, match=r"odd_image\.nii\.gz: 2 channels, the network has 1"):
+    with pytest.raises(ValueError, match=r"odd: not 1 channels, as most cases have"):
         cross_validate([*cases, odd], tmp_path / "results", **TINY)
     assert not list(tmp_path.rglob("history.csv"))
 

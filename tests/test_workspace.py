@@ -326,3 +326,18 @@ def test_the_machine_is_described_in_json(script, gpu, tmp_path, monkeypatch):
     assert machine["versions"]["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
     assert machine["versions"]["numpy"] == np.__version__
     assert None not in machine["versions"].values()
+
+
+def test_mirror_copies_only_the_files_of_the_patterns(tmp_path):
+    source = fill(tmp_path / "source", a_csv=b"1", figures__b_png=b"2", fold_0__c_h5=b"3")
+    assert workspace.mirror(source, tmp_path / "copy", ["a.csv", "figures/*"]) == 2
+    assert sorted(path.name for path in (tmp_path / "copy").rglob("*.*")) == ["a.csv", "b.png"]
+
+
+def test_in_colab_splits_edited_on_drive_are_taken_and_other_newer_files_stay(colab):
+    drive, disk = colab
+    fill(drive / "results" / "x", splits_json=b"edited", scores_csv=b"old")
+    fill(disk / "results" / "x", splits_json=b"before", scores_csv=b"new")
+    place = workspace.prepare("sample", "x")
+    assert (place.results / "splits.json").read_bytes() == b"edited"
+    assert (place.results / "scores.csv").read_bytes() == b"new"

@@ -48,6 +48,11 @@ class Case:
     mask: Path | None = None
     group: str | None = None
 
+    @property
+    def files(self):
+        """The files of the image, one per channel or a single one."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
 
 def find_cases(folder, *, group_by=None):
     r"""Find the cases of a data set.
@@ -137,6 +142,9 @@ def check_cases(cases, *, labels=None):
     table = pd.DataFrame([_check_case(case, labels) for case in cases], columns=COLUMNS)
     repeated = table["case"].isin(_repeated(table["case"]))
     table.loc[repeated, "problem"] += "this id stands for more than one case. "
+    for usual in table["channels"].mode().head(1):
+        odd = table["channels"].notna() & (table["channels"] != usual)
+        table.loc[odd, "problem"] += f"not {usual:.0f} channels, as most cases have. "
     table["problem"] = table["problem"].str.strip()
     return table
 
@@ -170,16 +178,15 @@ def _repeated(names):
 def _check_case(case, labels):
     row = {"case": case.id, "group": case.group, "problem": ""}
     try:
-        files = case.image if isinstance(case.image, tuple) else (case.image,)
-        row["orientation"] = "".join(aff2axcodes(nifti.read(files[0]).affine))
+        row["orientation"] = "".join(aff2axcodes(nifti.read(case.files[0]).affine))
         image, affine = nifti.load_image(case.image)
         row |= _describe_image(image, affine)
         if not np.isfinite(image).all():
-            row["problem"] += f"{files[0].name} holds NaN or infinite voxels. "
+            row["problem"] += f"{case.files[0].name} holds NaN or infinite voxels. "
         elif image.min() == image.max():
-            row["problem"] += f"{files[0].name} has the same value everywhere. "
+            row["problem"] += f"{case.files[0].name} has the same value everywhere. "
         if case.mask is None:
-            row["problem"] += f"no mask for {files[0].name}. "
+            row["problem"] += f"no mask for {case.files[0].name}. "
         else:
             mask, mask_affine = nifti.load_mask(case.mask)
             row |= _describe_mask(mask, mask_affine)
@@ -216,13 +223,11 @@ def _mask_problem(case, image, affine, mask, mask_affine, labels):
     if not present:
         return f"{case.mask.name} is empty: it labels no voxel. "
     undeclared = sorted(present - set(labels)) if labels else [v for v in present if v < 0]
-    if undeclared:
-        allowed = sorted(labels) if labels else "values of zero or more"
-        return (
-            f"{case.mask.name} holds label {', '.join(map(str, undeclared))}; "
-            f"declared: {allowed}. Correct the mask or declare the label. "
-        )
-    return ""
+    if not undeclared:
+        return ""
+    found = f"{case.mask.name} holds label {', '.join(map(str, undeclared))}; declared: "
+    allowed = sorted(labels) if labels else "values of zero or more"
+    return f"{found}{allowed}. Correct the mask or declare the label. "
 
 
 def _files(folder):
@@ -281,9 +286,13 @@ def _group_function(folder, group_by, ids):
     if isinstance(group_by, str) and re.search(r"\.[ct]sv:[^:]+$", group_by):
         name, column = group_by.rsplit(":", 1)
         table = pd.read_csv(folder / name, sep=None, engine="python", dtype=str)
+        if column not in table:
+            raise ValueError(f"{folder / name}: no column {column!r}; it has {[*table.columns]}.")
         group_by = table.set_index(table.columns[0])[column].to_dict()
     if isinstance(group_by, str):
         pattern = re.compile(group_by)
+        if not pattern.groups:
+            raise ValueError(f"group_by needs a bracket around the patient. Received: {group_by!r}")
         group_by = {i: found.group(1) for i in ids if (found := pattern.search(i))}
     if isinstance(group_by, Mapping | pd.Series):
         missing = [case_id for case_id in ids if pd.isna(group_by.get(case_id))]

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import h5py
+import pandas as pd
 
 from unetseg.workspace import read_json, sha256, write_json
 
@@ -98,7 +99,8 @@ def record_settings(path, settings, run):
     if not path.exists():
         write_json(path, {"settings": settings, **run})
         return
-    old, new = _flatten(read_json(path)["settings"]), _flatten(settings)
+    both = read_json(path)["settings"], settings
+    old, new = (pd.json_normalize(one).astype(object).iloc[0].to_dict() for one in both)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)} there, {new.get(key)} now" for key in changed)
@@ -106,12 +108,3 @@ def record_settings(path, settings, run):
             f"{path}: this folder holds an experiment with other settings:\n{lines}\n"
             "Go back to those settings, or choose another EXPERIMENT name."
         )
-
-
-def _flatten(settings, prefix=""):
-    if not isinstance(settings, dict):
-        return {prefix[:-1]: settings}
-    flat = {}
-    for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.")
-    return flat

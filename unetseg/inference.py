@@ -123,8 +123,7 @@ def predict_cases(models, cases, preprocessor, folder, **kwargs):
     """
     for case in cases:
         labels = predict_case(models, case, preprocessor, **kwargs).labels
-        like = case.image[0] if isinstance(case.image, tuple) else case.image
-        nifti.save_mask(Path(folder) / f"{case.id}.nii.gz", labels, like)
+        nifti.save_mask(Path(folder) / f"{case.id}.nii.gz", labels, case.files[0])
 
 
 def slide(models, x, patch, *, overlap=0.5):

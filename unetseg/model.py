@@ -130,7 +130,6 @@ def dice_cross_entropy(y_true, y_pred):
     return 1 - ops.mean(dice[1:]) - ops.mean(ops.sum(truth * log, axis=-1))
 
 
-@keras.saving.register_keras_serializable(package="unetseg")
 class ForegroundDice(keras.metrics.Metric):
     """Mean Dice of the foreground classes, pooled over all voxels since the last reset.
 
@@ -163,10 +162,6 @@ class ForegroundDice(keras.metrics.Metric):
         occurred = ops.cast(self.total[1:] > 0, "float32")
         dice = 2 * self.overlap[1:] / ops.maximum(self.total[1:], 1.0)
         return ops.sum(dice) / ops.maximum(ops.sum(occurred), 1.0)
-
-    def get_config(self):
-        """Arguments to make the metric again."""
-        return {**super().get_config(), "num_classes": self.num_classes}
 
 
 def build_for(preprocessor, build_model, model_args, precision="auto"):

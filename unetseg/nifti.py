@@ -304,23 +304,3 @@ def write(path, image):
     """
     raw = image.to_bytes()
     write_file(path, gzip.compress(raw, 6, mtime=0) if Path(path).suffix.lower() == ".gz" else raw)
-
-
-def read_grid(path):
-    """Shape and affine of a scan in RAS+, without its voxels.
-
-    Parameters
-    ----------
-    path : str or Path
-
-    Returns
-    -------
-    shape : tuple of 4 int
-        (x, y, z, channel).
-    affine : (4, 4) ndarray of float64
-    """
-    image = read(path)
-    channels = int(np.prod(image.shape[3:]))
-    empty = np.broadcast_to(np.uint8(0), (*spatial_shape(image), channels))
-    array, affine = to_canonical(empty, image.affine)
-    return array.shape, affine

@@ -87,15 +87,16 @@ class Preprocessor:
         Parameters
         ----------
         cases : sequence of Case
-            Their images' headers are read, and their masks if the labels are to be found.
+            Their images are read, and their masks if the labels are to be found.
 
         Returns
         -------
         Preprocessor
             Itself, with every setting filled in.
         """
-        files = [case.image if isinstance(case.image, tuple) else (case.image,) for case in cases]
-        grids = [nifti.read_grid(paths[0]) for paths in files]
+        grids = []  # shape and affine; one scan in memory at a time
+        for image, affine in (nifti.load_image(case.image) for case in cases):
+            grids.append(((*image.shape, 1)[:4], affine))
         spacings = np.array([voxel_sizes(affine) for _, affine in grids])
         if self.spacing_mm is None:
             self.spacing_mm = tuple(float(s) for s in np.median(spacings, 0).round(4))
@@ -107,13 +108,13 @@ class Preprocessor:
             values = set().union(*(np.unique(mask).tolist() for mask in masks))
             self.labels = {value: f"label {value}" for value in sorted(values - {0})}
         if self.channels is None:
-            self.channels = int(len(files[0]) if len(files[0]) > 1 else grids[0][0][3])
+            self.channels = grids[0][0][3]
         return self
 
     def _choose_patch(self, shape):
         multiple = PATCH_MULTIPLE
         patch = np.maximum(1, np.ceil(np.round(shape) / multiple).astype(int)) * multiple
-        if self.dimensions == 2:
+        if self.dimensions == 2 and not (np.round(shape) == 1).any():
             patch[2 - int(np.argmax(self.spacing_mm[::-1]))] = 1
         patch[np.round(shape) == 1] = 1
         while np.prod(patch) > MAX_PATCH_VOXELS:
@@ -244,7 +245,13 @@ class Preprocessor:
         return np.array([0, *self.labels], np.int32)[np.argmax(probabilities, axis=-1)]
 
     def save(self, path):
-        """Save the settings as JSON."""
+        """Save the settings as JSON; those of a trained experiment are not replaced by others."""
+        trained = Path(path).with_name("experiment.json").exists() and Path(path).exists()
+        if trained and Preprocessor.load(path) != self:
+            raise ValueError(
+                f"{path}: the models in this folder were trained with other preprocessing. "
+                "Go back to those settings, or choose another EXPERIMENT name."
+            )
         write_json(path, asdict(self))
 
     @classmethod

@@ -59,7 +59,8 @@ def make_sample(folder, n_cases=16, seed=0):
     ids = [case_id for case_id, *_ in _visits(n_cases)]
     own = {folder / part / f"{i}.nii.gz" for part in ("imagesTr", "labelsTr") for i in ids}
     own |= {one.with_name(one.name + ".part") for one in own}  # of a call that was interrupted
-    if not {one for one in folder.rglob("*") if one.is_file()} <= own:
+    there = {one for one in folder.rglob("[!.]*") if one.is_file()}
+    if not there <= own:
         raise ValueError(
             f"{folder}: holds something other than this sample. Choose an empty folder."
         )

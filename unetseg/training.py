@@ -242,7 +242,8 @@ def train_fold(
         voxels = sum(y.size for _, y in train) / math.prod(preprocessor.patch)
         steps = max(1, round(voxels / recipe.batch_size))
         _compile(model, preprocessor.num_classes, recipe, steps * recipe.epochs)
-        callbacks = [keras.callbacks.CSVLogger(fold_dir / "history.csv"), *callbacks]
+        log = keras.callbacks.CSVLogger(fold_dir / "history.csv")
+        callbacks = [log, keras.callbacks.TerminateOnNaN(), *callbacks]
         if recipe.averaging:  # swapped in before each validation, so first in the list
             callbacks.insert(0, keras.callbacks.SwapEMAWeights())
         history = model.fit(
@@ -360,10 +361,12 @@ def cross_validate(
     print(f"{validated} of {len(cases)} cases are validated by one of them.")
     with tempfile.TemporaryDirectory() as cache_dir:
         for left, number in zip(range(len(pending) - 1, -1, -1), pending, strict=True):
-            (results_dir / f"fold_{number}" / DONE).unlink(missing_ok=True)
+            marker = results_dir / f"fold_{number}" / DONE
+            for file in (marker, *_predictions(results_dir, folds[number])):
+                file.unlink(missing_ok=True)  # or a mixture might be scored
             train_fold(
                 *([by_id[i] for i in folds[number][part]] for part in ("train", "val")),
-                results_dir / f"fold_{number}",
+                marker.parent,
                 preprocessor=preprocessor,
                 build_model=build_model,
                 model_args=model_args,
@@ -387,9 +390,14 @@ def _is_done(results_dir, number, fold):
         if sorted(done[part]) != sorted(fold[part]):
             raise ValueError(
                 f"{path}: this fold was trained on another split than splits.json now says. "
-                f"Restore splits.json, or delete {path.parent} to train the fold again."
+                "Restore splits.json, or set RETRAIN to train every fold again."
             )
-    return path.exists()
+    left = [path, path.with_name("model.weights.h5"), *_predictions(results_dir, fold)]
+    return all(file.exists() for file in left)
+
+
+def _predictions(results_dir, fold):
+    return [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in fold["val"]]
 
 
 def _note_minutes(results_dir):

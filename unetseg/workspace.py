@@ -121,10 +121,11 @@ def prepare(data, experiment, results="results"):
         mirror(folder, place.data)
     if place.backup.is_dir():
         mirror(place.backup, place.results, overwrite=False)
+        mirror(place.backup, place.results, ["splits.json"])  # it may be edited there
     return place
 
 
-def mirror(source, target, *, overwrite=True):
+def mirror(source, target, patterns=("**/*",), *, overwrite=True):
     """Copy every file that is new or changed, each one whole or not at all.
 
     A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
@@ -133,6 +134,8 @@ def mirror(source, target, *, overwrite=True):
     Parameters
     ----------
     source, target : Path
+    patterns : sequence of str, default ("**/*",)
+        Which files, relative to `source`.
     overwrite : bool, default True
         Whether to replace files of `target` that differ.
 
@@ -147,7 +150,8 @@ def mirror(source, target, *, overwrite=True):
         If a copy does not hold what was written to it.
     """
     source, target = Path(source), Path(target)
-    files = [path for path in source.rglob("*") if path.is_file() and path.suffix != ".part"]
+    found = {path for pattern in patterns for path in source.glob(pattern)}
+    files = [path for path in found if path.is_file() and path.suffix != ".part"]
     copied = 0
     for path in sorted(files, key=lambda path: (path.name == DONE, path)):
         copy = target / path.relative_to(source)
