@@ -14,13 +14,16 @@ from unetseg import workspace
 
 def main():
     os.environ["COLAB_RELEASE_TAG"] = "stand-in"
-    commands = []
-    real, subprocess.check_call = subprocess.check_call, commands.append
+    reports = []
+
+    def plan(command):
+        dry = [*command, "--dry-run", "--report", "-"]
+        reports.append(json.loads(subprocess.check_output(dry, text=True)))
+
+    subprocess.check_call = plan
     missing = workspace.install_missing()
-    subprocess.check_call = real
     assert missing, "nothing is missing: this environment is not Colab's"
-    report = subprocess.check_output([*commands[0], "--dry-run", "--report", "-"], text=True)
-    planned = {item["metadata"]["name"].lower() for item in json.loads(report)["install"]}
+    planned = {item["metadata"]["name"].lower() for item in reports[0]["install"]}
     present = {d.name.lower() for d in importlib.metadata.distributions()}
     assert set(missing) <= planned, f"pip would not install {missing}"
     assert not planned & present, f"pip would change {sorted(planned & present)}"

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,11 @@ def install_missing():
     names = re.findall(r"^[A-Za-z][\w.-]*", text, re.MULTILINE)
     missing = [name for name in names if not _is_installed(name)]
     if missing:
-        subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", *missing])
+        pip = [sys.executable, "-m", "pip"]
+        with tempfile.TemporaryDirectory() as folder:
+            pins = Path(folder) / "present.txt"  # pip then takes versions that go with these
+            pins.write_bytes(subprocess.check_output([*pip, "list", "--format=freeze"]))
+            subprocess.check_call([*pip, "install", "-q", "-c", str(pins), *missing])
     return missing
 
 
