@@ -51,6 +51,12 @@ def test_weights_come_back_with_the_same_outputs(path):
     np.testing.assert_array_equal(other(X), model(X))
 
 
+def test_the_state_of_random_layers_is_no_weight(path):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dropout(0.5)(keras.layers.Dense(2)(inputs)))
+    checkpoint.load_weights(model, path, checkpoint.save_weights(model, path))
+
+
 def test_the_digest_is_the_sha256_of_the_file(path, saved):
     assert saved == hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -66,11 +66,11 @@ def load_weights(model, path, digest=None):
         )
     try:
         model.load_weights(path)
-        stored = []  # Keras does not mind arrays that no variable asks for
+        stored = []  # Keras does not mind arrays that no weight asks for
         with h5py.File(path) as file:
             file.visititems(lambda _, item: stored.append(isinstance(item, h5py.Dataset)))
-        if sum(stored) != len(model.variables):
-            raise ValueError(f"{sum(stored)} arrays for {len(model.variables)} variables")
+        if sum(stored) != len(model.weights):
+            raise ValueError(f"{sum(stored)} arrays for {len(model.weights)} weights")
     except Exception as error:
         raise ValueError(
             f"{path}: does not fit the model ({error}). "
