@@ -87,16 +87,17 @@ class Preprocessor:
         Parameters
         ----------
         cases : sequence of Case
-            Their images are read, and their masks if the labels are to be found.
+            Read only if something is to be chosen; the masks if the labels are.
 
         Returns
         -------
         Preprocessor
             Itself, with every setting filled in.
         """
-        grids = []  # shape and affine; one scan in memory at a time
-        for image, affine in (nifti.load_image(case.image) for case in cases):
-            grids.append(((*image.shape, 1)[:4], affine))
+        if None not in (self.spacing_mm, self.patch, self.labels, self.channels):
+            return self
+        loaded = (nifti.load_image(case.image) for case in cases)  # one in memory at a time
+        grids = [((*image.shape, 1)[:4], affine) for image, affine in loaded]
         spacings = np.array([voxel_sizes(affine) for _, affine in grids])
         if self.spacing_mm is None:
             self.spacing_mm = tuple(float(s) for s in np.median(spacings, 0).round(4))
