@@ -1,8 +1,6 @@
 """Cases: image and mask pairs, grouped by patient, every file checked."""
 
 import re
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +10,15 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 from unetseg import nifti
-from unetseg.workspace import read_json
+from unetseg.workspace import read_json, refuse_any
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 CHANNEL = re.compile(r"_\d{4}$")
 BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
-COLUMNS = (
-    *("case", "group", "shape", "spacing_mm", "orientation", "channels"),
-    *("intensity_p1", "intensity_median", "intensity_p99", "labels", "volume_ml", "problem"),
-)
-LAYOUTS = (
-    "imagesTr and labelsTr (Medical Segmentation Decathlon, nnU-Net) or images and labels, "
-    "with one .nii or .nii.gz file per scan and a mask of the same name"
-)
+PERCENTILES = {"intensity_p1": 1, "intensity_median": 50, "intensity_p99": 99}
+COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels", *PERCENTILES]
+COLUMNS += ["labels", "volume_ml", "problem"]
+LAYOUTS = "imagesTr and labelsTr, or images and labels, with .nii or .nii.gz files of one name"
 
 
 @dataclass(frozen=True)
@@ -89,12 +83,8 @@ def find_cases(folder, *, group_by=None):
     pairs = _listed_pairs(folder) or _named_pairs(folder)
     if not pairs:
         raise FileNotFoundError(f"{folder}: no case found. Expected {LAYOUTS}.")
-    if repeated := _repeated(case_id for case_id, *_ in pairs):
-        raise ValueError(
-            f"{folder}: more than one scan is called {repeated}. Rename or remove one."
-        )
-    group_of = _group_function(folder, group_by, [case_id for case_id, *_ in pairs])
-    return sorted((Case(*pair, group=group_of(pair[0])) for pair in pairs), key=lambda c: c.id)
+    group_of = _group_function(folder, group_by, [*pairs])
+    return [Case(case_id, *pairs[case_id], group_of(case_id)) for case_id in sorted(pairs)]
 
 
 def read_label_names(folder):
@@ -140,7 +130,7 @@ def check_cases(cases, *, labels=None):
     refuse_problems : turns the problems into one error.
     """
     table = pd.DataFrame([_check_case(case, labels) for case in cases], columns=COLUMNS)
-    repeated = table["case"].isin(_repeated(table["case"]))
+    repeated = table["case"].duplicated(keep=False)
     table.loc[repeated, "problem"] += "this id stands for more than one case. "
     for usual in table["channels"].mode().head(1):
         odd = table["channels"].notna() & (table["channels"] != usual)
@@ -165,14 +155,8 @@ def refuse_problems(table):
     bad = table[table["problem"] != ""]
     if len(bad):
         lines = "\n".join(f"  {row.case}: {row.problem}" for row in bad.itertuples())
-        raise ValueError(
-            f"{len(bad)} of {len(table)} cases have a problem:\n{lines}\n"
-            "Repair these files, or take them out of the data folder."
-        )
-
-
-def _repeated(names):
-    return [name for name, n in Counter(names).items() if n > 1]
+        advice = "Repair these files, or take them out of the data folder."
+        raise ValueError(f"{len(bad)} of {len(table)} cases have a problem:\n{lines}\n{advice}")
 
 
 def _check_case(case, labels):
@@ -189,8 +173,11 @@ def _check_case(case, labels):
             row["problem"] += f"no mask for {case.files[0].name}. "
         else:
             mask, mask_affine = nifti.load_mask(case.mask)
-            row |= _describe_mask(mask, mask_affine)
-            row["problem"] += _mask_problem(case, image, affine, mask, mask_affine, labels)
+            volume = np.count_nonzero(mask) * abs(np.linalg.det(mask_affine[:3, :3])) / 1000
+            row["labels"] = tuple(int(value) for value in np.unique(mask) if value)
+            row["volume_ml"] = round(volume, 3)
+            mismatch = nifti.describe_grid_mismatch(image.shape, affine, mask.shape, mask_affine)
+            row["problem"] += _mask_problem(case.mask.name, mismatch, row["labels"], labels)
     except (ValueError, OSError) as error:
         row["problem"] += f"{error} "
     return row
@@ -198,46 +185,35 @@ def _check_case(case, labels):
 
 def _describe_image(image, affine):
     with np.errstate(invalid="ignore"):  # infinite voxels; check_cases tells of them
-        low, median, high = np.percentile(image, (1, 50, 99)).round(3)
-    return {
-        "shape": image.shape[:3],
-        "spacing_mm": tuple(float(s) for s in voxel_sizes(affine).round(3)),
-        "channels": image.shape[3] if image.ndim == 4 else 1,
-        "intensity_p1": low,
-        "intensity_median": median,
-        "intensity_p99": high,
-    }
+        values = np.percentile(image, [*PERCENTILES.values()]).round(3)
+    spacing = tuple(voxel_sizes(affine).round(3).tolist())
+    row = {"shape": image.shape[:3], "spacing_mm": spacing, "channels": (*image.shape, 1)[3]}
+    return row | dict(zip(PERCENTILES, values, strict=True))
 
 
-def _describe_mask(mask, affine):
-    present = tuple(int(value) for value in np.unique(mask) if value)
-    volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
-    return {"labels": present, "volume_ml": round(volume, 3)}
-
-
-def _mask_problem(case, image, affine, mask, mask_affine, labels):
-    mismatch = nifti.describe_grid_mismatch(image.shape, affine, mask.shape, mask_affine)
+def _mask_problem(name, mismatch, present, labels):
     if mismatch:
-        return f"{case.mask.name}: its {mismatch} of the scan; resample it to the scan's grid. "
-    present = set(np.unique(mask).tolist()) - {0}
+        return f"{name}: its {mismatch} of the scan; resample it to the scan's grid. "
     if not present:
-        return f"{case.mask.name} is empty: it labels no voxel. "
-    undeclared = sorted(present - set(labels)) if labels else [v for v in present if v < 0]
+        return f"{name} is empty: it labels no voxel. "
+    undeclared = [str(v) for v in present if (v not in labels if labels else v < 0)]
     if not undeclared:
         return ""
-    found = f"{case.mask.name} holds label {', '.join(map(str, undeclared))}; declared: "
     allowed = sorted(labels) if labels else "values of zero or more"
-    return f"{found}{allowed}. Correct the mask or declare the label. "
+    advice = f"declared: {allowed}. Correct the mask or declare the label. "
+    return f"{name} holds label {', '.join(undeclared)}; {advice}"
+
+
+def _by_name(folder, files, values):
+    names = pd.Series([SUFFIX.sub("", path.name) for path in files], dtype=str)
+    repeated, advice = names[names.duplicated()].tolist(), "Rename or remove one."
+    refuse_any(repeated, f"{folder}:", "names stand for more than one scan", advice)
+    return dict(zip(names, values, strict=True))
 
 
 def _files(folder):
-    if not folder.is_dir():
-        return {}
-    found = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-    pairs = [(SUFFIX.sub("", path.name), path) for path in found if SUFFIX.search(path.name)]
-    if repeated := _repeated(name for name, _ in pairs):
-        raise ValueError(f"{folder}: more than one file is called {repeated}. Remove one.")
-    return dict(pairs)
+    found = [path for path in sorted(folder.glob("[!.]*")) if SUFFIX.search(path.name)]
+    return _by_name(folder, found, found)
 
 
 def _read_description(folder):
@@ -248,16 +224,13 @@ def _read_description(folder):
 def _listed_pairs(folder):
     listed = _read_description(folder).get("training", [])
     pairs = [(folder / entry["image"], folder / entry["label"]) for entry in listed]
-    missing = [image for image, _ in pairs if not image.exists()]
+    missing = [str(image) for image, _ in pairs if not image.exists()]
     if len(missing) == len(pairs):
-        return []  # nnU-Net lists the scans without their channel numbers
-    if missing:
-        raise FileNotFoundError(
-            f"{missing[0]}: listed in dataset.json, with {len(missing) - 1} more, but not there. "
-            "Copy the files or remove them from the list."
-        )
+        return {}  # nnU-Net lists the scans without their channel numbers
+    subject, advice = f"{folder}/dataset.json:", "Copy them or remove them from the list."
+    refuse_any(missing, subject, "listed scans are not there", advice, FileNotFoundError)
     pairs = [(image, mask if mask.exists() else None) for image, mask in pairs]
-    return [(SUFFIX.sub("", image.name), image, mask) for image, mask in pairs]
+    return _by_name(folder, [image for image, _ in pairs], pairs)
 
 
 def _named_pairs(folder):
@@ -265,41 +238,31 @@ def _named_pairs(folder):
     masks = _files(folder / "labelsTr") or _files(folder / "labels")
     numbered = [CHANNEL.search(i) and CHANNEL.sub("_0000", i) in images for i in images]
     if images and all(numbered) and not set(images) & set(masks):
-        channels = {}
-        for name, path in images.items():
-            channels.setdefault(CHANNEL.sub("", name), []).append(path)
-        images = {name: tuple(paths) for name, paths in channels.items()}
+        channels = pd.Series(images).groupby(lambda name: CHANNEL.sub("", name))
+        images = channels.agg(tuple).to_dict()
     orphans = sorted(set(masks) - set(images))
-    if orphans:
-        raise ValueError(
-            f"{folder}: {len(orphans)} masks have no scan of the same name: "
-            f"{', '.join(orphans[:5])}. Expected {LAYOUTS}."
-        )
-    return [(name, image, masks.get(name)) for name, image in images.items()]
+    refuse_any(orphans, f"{folder}:", "masks have no scan of this name", f"Expected {LAYOUTS}.")
+    return {name: (image, masks.get(name)) for name, image in images.items()}
 
 
 def _group_function(folder, group_by, ids):
     if group_by is None or (isinstance(group_by, str) and not group_by):
-        if not all(re.search(BIDS_SUBJECT, case_id) for case_id in ids):
-            return lambda case_id: None
-        group_by = BIDS_SUBJECT
+        bids = all(re.search(BIDS_SUBJECT, case_id) for case_id in ids)
+        group_by = BIDS_SUBJECT if bids else "()"  # which finds the empty group: no patient
     if isinstance(group_by, str) and re.search(r"\.[ct]sv:[^:]+$", group_by):
         name, column = group_by.rsplit(":", 1)
         table = pd.read_csv(folder / name, sep=None, engine="python", dtype=str)
         if column not in table:
             raise ValueError(f"{folder / name}: no column {column!r}; it has {[*table.columns]}.")
-        group_by = table.set_index(table.columns[0])[column].to_dict()
+        group_by = dict(zip(table.iloc[:, 0], table[column], strict=True))
     if isinstance(group_by, str):
         pattern = re.compile(group_by)
         if not pattern.groups:
             raise ValueError(f"group_by needs a bracket around the patient. Received: {group_by!r}")
         group_by = {i: found.group(1) for i in ids if (found := pattern.search(i))}
-    if isinstance(group_by, Mapping | pd.Series):
+    if not callable(group_by):
         missing = [case_id for case_id in ids if pd.isna(group_by.get(case_id))]
-        if missing:
-            raise ValueError(
-                f"group_by tells no patient for {len(missing)} cases: {', '.join(missing[:5])}. "
-                "Extend the table or correct the pattern."
-            )
+        advice = "Extend the table or correct the pattern."
+        refuse_any(missing, "group_by tells no patient for", "cases", advice)
         group_by = group_by.__getitem__
     return lambda case_id: None if (group := group_by(case_id)) in (None, "") else str(group)

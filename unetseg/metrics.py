@@ -6,6 +6,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from unetseg.workspace import require
+
 
 class SurfaceDistances(NamedTuple):
     """Distances in mm from each border voxel of one mask to the border of the other."""
@@ -71,33 +73,22 @@ def surface_distances(mask_true, mask_pred, spacing_mm):
     """
     _check_masks(mask_true, mask_pred)
     spacing = np.asarray(spacing_mm, dtype=float)
-    if spacing.shape != (mask_true.ndim,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise ValueError(
-            f"spacing_mm needs one positive number of mm per axis ({mask_true.ndim}). "
-            f"Received: {spacing_mm}"
-        )
+    fits = spacing.shape == (mask_true.ndim,) and (np.isfinite(spacing) & (spacing > 0)).all()
+    require("spacing_mm", spacing_mm, fits, f"a positive number of mm per axis ({mask_true.ndim})")
     box = ndimage.find_objects((mask_true | mask_pred).astype(np.uint8))
     if not box:
         return SurfaceDistances(np.empty(0), np.empty(0))
-    border_true, border_pred = _border(mask_true[box[0]]), _border(mask_pred[box[0]])
-    return SurfaceDistances(
-        _directed(border_true, border_pred, spacing), _directed(border_pred, border_true, spacing)
-    )
-
-
-def _border(mask):
     # Beyond the box around both masks there is nothing, so its edge counts as outside too.
-    return mask & ~ndimage.binary_erosion(mask)
+    boxed = (mask[box[0]] for mask in (mask_true, mask_pred))
+    true, pred = (mask & ~ndimage.binary_erosion(mask) for mask in boxed)
+    return SurfaceDistances(_directed(true, pred, spacing), _directed(pred, true, spacing))
 
 
 def _directed(border_from, border_to, spacing):
     distances = np.zeros(np.count_nonzero(border_from))
-    apart = ~border_to[border_from]
-    if not border_to.any():
-        distances[:] = np.inf
-    elif apart.any():
-        tree = cKDTree(np.argwhere(border_to) * spacing)
-        distances[apart] = tree.query(np.argwhere(border_from & ~border_to) * spacing)[0]
+    tree = cKDTree(np.argwhere(border_to) * spacing)  # from an empty tree all is at infinity
+    apart = np.argwhere(border_from & ~border_to) * spacing
+    distances[~border_to[border_from]] = tree.query(apart)[0]
     return distances
 
 
@@ -152,8 +143,7 @@ def surface_dice(mask_true, mask_pred, spacing_mm, tolerance_mm):
     float
         In [0, 1], counted in border voxels. NaN if both masks are empty, 0 if one is.
     """
-    if not tolerance_mm >= 0:
-        raise ValueError(f"tolerance_mm must be zero or more. Received: {tolerance_mm}")
+    require("tolerance_mm", tolerance_mm, tolerance_mm >= 0, "zero or more")
     distances = np.concatenate(surface_distances(mask_true, mask_pred, spacing_mm))
     return float(np.mean(distances <= tolerance_mm)) if distances.size else float("nan")
 
@@ -172,8 +162,7 @@ def hausdorff_from(distances, percentile):
     float
         As `hausdorff`.
     """
-    if not 0 <= percentile <= 100:
-        raise ValueError(f"percentile must lie in [0, 100]. Received: {percentile}")
+    require("percentile", percentile, 0 <= percentile <= 100, "in [0, 100]")
     joined = np.concatenate(distances)
     if not joined.size or np.isinf(joined).any():
         return float("inf" if joined.size else "nan")
@@ -203,28 +192,19 @@ def score_case(labels_true, labels_pred, spacing_mm, labels):
     for label in labels:
         mask_true, mask_pred = labels_true == label, labels_pred == label
         distances = surface_distances(mask_true, mask_pred, spacing_mm)
-        rows.append(
-            {
-                "label": int(label),
-                "dice": dice(mask_true, mask_pred),
-                "hausdorff_mm": hausdorff_from(distances, 100),
-                "hd95_mm": hausdorff_from(distances, 95),
-                "volume_true_ml": np.count_nonzero(mask_true) * voxel_ml,
-                "volume_pred_ml": np.count_nonzero(mask_pred) * voxel_ml,
-            }
-        )
+        row = {"label": int(label), "dice": dice(mask_true, mask_pred)}
+        row["hausdorff_mm"] = hausdorff_from(distances, 100)
+        row["hd95_mm"] = hausdorff_from(distances, 95)
+        row["volume_true_ml"] = np.count_nonzero(mask_true) * voxel_ml
+        row["volume_pred_ml"] = np.count_nonzero(mask_pred) * voxel_ml
+        rows.append(row)
     return rows
 
 
 def _check_masks(mask_true, mask_pred):
     for name, mask in (("mask_true", mask_true), ("mask_pred", mask_pred)):
-        if not isinstance(mask, np.ndarray) or mask.dtype.kind != "b":
-            raise ValueError(
-                f"{name} must be a boolean array; of a label map pass one label, "
-                f"`{name} == 1`. Received: dtype {getattr(mask, 'dtype', type(mask))}"
-            )
-    if mask_true.shape != mask_pred.shape:
-        raise ValueError(
-            "The masks must have one shape. "
-            f"Received: mask_true {mask_true.shape}, mask_pred {mask_pred.shape}"
-        )
+        fits = isinstance(mask, np.ndarray) and mask.dtype == bool
+        allowed = f"a boolean array; of a label map pass one label, `{name} == 1`"
+        require(name, getattr(mask, "dtype", type(mask)), fits, allowed)
+    shape = mask_true.shape
+    require("mask_pred", mask_pred.shape, mask_pred.shape == shape, f"of mask_true's shape {shape}")

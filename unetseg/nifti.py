@@ -1,18 +1,11 @@
 """NIfTI files in and out: read, orient, save; each transform beside its inverse."""
 
 import gzip
-import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import (
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from unetseg.workspace import write_file
 
@@ -52,20 +45,12 @@ def read(path):
         oriented = np.isfinite(io_orientation(image.affine)).all()
         volume = np.prod(nib.affines.voxel_sizes(image.affine))
         oriented &= abs(np.linalg.det(image.affine[:3, :3])) > 1e-4 * volume
-    except (
-        *(OSError, EOFError, ValueError, MemoryError, zlib.error, np.linalg.LinAlgError),
-        *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-        nib.wrapstruct.WrapStructError,
-    ) as error:
-        raise ValueError(
-            f"{path}: cannot be read as NIfTI ({error or type(error).__name__}). "
-            "Copy or export the file again, or remove the case."
-        ) from error
+    except Exception as error:  # gzip, zlib, NumPy and nibabel each have their own for bad bytes
+        advice = "Copy or export the file again, or remove the case."
+        raise ValueError(f"{path}: cannot be read as NIfTI ({error!r}). {advice}") from error
     if not oriented:
-        raise ValueError(
-            f"{path}: its affine does not place the voxels in space "
-            f"({image.affine[:3].tolist()}). Export the scan again with its orientation."
-        )
+        problem = f"its affine does not place the voxels in space ({image.affine[:3].tolist()})"
+        raise ValueError(f"{path}: {problem}. Export the scan again with its orientation.")
     return type(image)(array, image.affine, image.header)
 
 
@@ -128,7 +113,8 @@ def from_canonical(array, affine):
     to_canonical : the inverse.
     """
     # The orientation of the file itself does not undo itself for 28 of the 48 axis codes.
-    return apply_orientation(array, ornt_transform(axcodes2ornt("RAS"), io_orientation(affine)))
+    ras = io_orientation(np.eye(4))
+    return apply_orientation(array, ornt_transform(ras, io_orientation(affine)))
 
 
 def load_image(path):
@@ -158,12 +144,9 @@ def load_image(path):
     for one, array, affine in zip(path, arrays, affines, strict=True):
         if array.ndim != 3:
             raise ValueError(f"{one}: shape {array.shape}; one of several channels has three axes.")
-        problem = describe_grid_mismatch(arrays[0].shape, affines[0], array.shape, affine)
-        if problem:
-            raise ValueError(
-                f"{one}: its {problem} as the first channel ({path[0]}). "
-                "Resample the channels to one grid."
-            )
+        if problem := describe_grid_mismatch(arrays[0].shape, affines[0], array.shape, affine):
+            problem = f"its {problem} as the first channel ({path[0]})"
+            raise ValueError(f"{one}: {problem}. Resample the channels to one grid.")
     return np.stack(arrays, axis=-1), affines[0]
 
 
@@ -189,29 +172,21 @@ def load_mask(path):
     """
     array, affine = _load(path)
     if array.ndim != 3:
-        raise ValueError(
-            f"{path}: a mask has three axes, this file has shape {array.shape}. "
-            "Save one label map instead of one channel per label."
-        )
-    if not np.issubdtype(array.dtype, np.integer):
-        whole = np.rint(array)
-        wrong = ~np.isclose(array, whole, rtol=0, atol=LABEL_TOLERANCE) | np.isinf(array)
+        problem = f"a mask has three axes, this file has shape {array.shape}"
+        raise ValueError(f"{path}: {problem}. Save one label map, not one channel per label.")
+    if array.dtype.kind == "f":
+        wrong = ~np.isclose(array, np.rint(array), rtol=0, atol=LABEL_TOLERANCE) | np.isinf(array)
         if wrong.any():
-            raise ValueError(
-                f"{path}: a mask holds whole label values, this file holds "
-                f"{array[wrong][0]:.4g}. Was a scan given as mask, or a mask interpolated?"
-            )
-        array = whole
+            problem = f"a mask holds whole label values, this file holds {array[wrong][0]:.4g}"
+            raise ValueError(f"{path}: {problem}. Is it a scan, or was a mask interpolated?")
     return _to_int32(path, array), affine
 
 
 def _to_int32(path, labels):
-    limits = np.iinfo(np.int32)
-    if labels.min() < limits.min or labels.max() > limits.max:
-        raise ValueError(
-            f"{path}: labels from {labels.min()} to {labels.max()} do not fit int32. Renumber them."
-        )
-    return labels.astype(np.int32)
+    low, high = labels.min(), labels.max()
+    if low < -(2**31) or high >= 2**31:
+        raise ValueError(f"{path}: labels from {low} to {high} do not fit int32. Renumber them.")
+    return labels.round().astype(np.int32)
 
 
 def _load(path, dtype=None):
@@ -221,9 +196,7 @@ def _load(path, dtype=None):
         raise ValueError(f"{path}: voxels of type {array.dtype}. Convert it to a grey-scale scan.")
     channels = tuple(n for n in array.shape[3:] if n > 1)
     if len(channels) > 1:
-        raise ValueError(
-            f"{path}: shape {array.shape}; at most x, y, z and channel are understood."
-        )
+        raise ValueError(f"{path}: shape {array.shape}; at most x, y, z and channel are read.")
     array = array.reshape(spatial_shape(image) + channels)
     return to_canonical(array if dtype is None else array.astype(dtype), image.affine)
 
@@ -274,23 +247,17 @@ def save_mask(path, mask, like):
     scan = read(like)
     if not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f"{path}: labels must be integers. Received: dtype {mask.dtype}")
-    if mask.ndim != 3:
-        raise ValueError(f"{path}: a mask has axes (x, y, z). Received: shape {mask.shape}")
-    stored = from_canonical(mask, scan.affine)
-    if stored.shape != spatial_shape(scan):
-        raise ValueError(
-            f"{path}: shape {stored.shape} in storage order is not the shape "
-            f"{spatial_shape(scan)} of {like}. Pass the mask in RAS+ on the scan's own grid."
-        )
+    shape = to_canonical(np.empty(spatial_shape(scan), bool), scan.affine)[0].shape
+    if mask.shape != shape:
+        problem = f"shape {mask.shape} is not the RAS+ shape {shape} of {like}"
+        raise ValueError(f"{path}: {problem}. Pass the mask in RAS+ on the scan's own grid.")
     header = scan.header.copy()
     header.extensions.clear()  # these and the free text may name the patient
     for field in {"descrip", "aux_file", "intent_name", "db_name"} & set(header):
         header[field] = b""
-    dtype = np.result_type(*(np.min_scalar_type(int(v)) for v in (mask.min(), mask.max())))
-    header.set_data_dtype(dtype if dtype in (np.uint8, np.int16) else np.int32)
     header["cal_min"] = header["cal_max"] = 0
-    stored = _to_int32(path, stored.reshape(scan.shape[:3])).astype(header.get_data_dtype())
-    write(path, type(scan)(stored, scan.affine, header))
+    stored = from_canonical(_to_int32(path, mask), scan.affine).reshape(scan.shape[:3])
+    write(path, type(scan)(stored, scan.affine, header, dtype="smallest"))
 
 
 def write(path, image):

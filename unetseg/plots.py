@@ -1,7 +1,5 @@
 """Figures from arrays and tables. Every function returns a Figure; a label keeps its colour."""
 
-import itertools
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
@@ -12,12 +10,20 @@ PLANES = (("sagittal", 0, "A", "S"), ("coronal", 1, "R", "S"), ("axial", 2, "R",
 STYLES = ("solid", "dashed")
 
 
-def _figure(rows, columns, width, height, **kwargs):
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **kwargs
-    )
+def _figure(rows, columns, width, height):
+    kwargs = {"figsize": (width, height), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, **kwargs)
     plt.close(figure)  # else a notebook shows it twice
     return figure, axes
+
+
+def _add_legend(figure, entries):
+    lines = [Line2D([], [], label=name, **style) for name, style in entries]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+
+
+def _jitter(n):
+    return np.random.default_rng(0).uniform(-0.2, 0.2, n)
 
 
 def show_cases(rows, spacing_mm, labels, *, names=("mask",)):
@@ -45,24 +51,13 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",)):
     for line, (title, image, masks), spacing in zip(axes, rows, spacings, strict=True):
         line[0].set_ylabel(title)
         image = image if image.ndim == 3 else image[..., 0]
-        for ax, (plane, axis, right, up) in zip(line, PLANES, strict=True):
-            at = _fullest_slice(masks[0] != 0, axis)
-            size = np.delete(spacing, axis) * np.delete(image.shape, axis)
-            low, high = np.percentile(image, (0.5, 99.5))
-            picture = np.take(image, at, axis).T
-            kwargs = {"origin": "lower", "extent": (0, size[0], 0, size[1])}
-            ax.imshow(picture, cmap="gray", vmin=low, vmax=high, **kwargs)
-            for mask, style in zip(masks, STYLES, strict=False):
-                _draw_contours(ax, np.take(mask, at, axis).T, labels, style, size)
-            ax.set(title=f"{plane}, slice {at}", xticks=[], yticks=[])
-            kwargs = {"color": "w", "transform": ax.transAxes, "bbox": {"fc": "k", "pad": 1}}
-            ax.text(0.99, 0.5, right, ha="right", va="center", **kwargs)
-            ax.text(0.5, 0.99, up, ha="center", va="top", **kwargs)
-    lines = [Line2D([], [], color=colour_of(v, labels), label=n) for v, n in labels.items()]
+        for ax, plane in zip(line, PLANES, strict=True):
+            _show_plane(ax, plane, image, masks, spacing, labels)
+    legend = [(name, {"color": colour_of(label, labels)}) for label, name in labels.items()]
     if len(names) > 1:
         styles = zip(names, STYLES, strict=True)
-        lines += [Line2D([], [], color="k", linestyle=style, label=name) for name, style in styles]
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+        legend += [(name, {"color": "k", "linestyle": style}) for name, style in styles]
+    _add_legend(figure, legend)
     return figure
 
 
@@ -71,25 +66,25 @@ def colour_of(label, labels):
     return COLOURS[list(labels).index(label) % len(COLOURS)]
 
 
-def _fullest_slice(mask, axis):
-    others = tuple(a for a in range(3) if a != axis)
-    area = mask.sum(axis=others)
-    return int(area.argmax()) if area.any() else mask.shape[axis] // 2
-
-
-def _draw_contours(ax, mask, labels, style, size):
-    across = (np.arange(mask.shape[1]) + 0.5) * size[0] / mask.shape[1]
-    up = (np.arange(mask.shape[0]) + 0.5) * size[1] / mask.shape[0]
-    for label in labels:
-        inside = mask == label
-        if inside.any() and min(mask.shape) > 1:
-            ax.contour(
-                *(across, up, inside),
-                levels=[0.5],
-                colors=[colour_of(label, labels)],
-                linestyles=style,
-                linewidths=1.2,
-            )
+def _show_plane(ax, plane, image, masks, spacing, labels):
+    name, axis, right, up = plane
+    area = (masks[0] != 0).sum(axis=tuple({0, 1, 2} - {axis}))
+    at = int(area.argmax()) if area.any() else len(area) // 2
+    size = np.delete(spacing * image.shape, axis)
+    low, high = np.percentile(image, (0.5, 99.5))
+    place = {"origin": "lower", "extent": (0, size[0], 0, size[1])}
+    ax.imshow(np.take(image, at, axis).T, cmap="gray", vmin=low, vmax=high, **place)
+    for mask, style in zip(masks, STYLES, strict=False):
+        flat = np.take(mask, at, axis).T
+        for label in labels:
+            inside = flat == label
+            if inside.any() and min(inside.shape) > 1:
+                line = {"linestyles": style, "linewidths": 1.2, **place}
+                ax.contour(inside, levels=[0.5], colors=[colour_of(label, labels)], **line)
+    ax.set(title=f"{name}, slice {at}", xticks=[], yticks=[])
+    box = {"color": "w", "transform": ax.transAxes, "bbox": {"fc": "k", "pad": 1}}
+    ax.text(0.99, 0.5, right, ha="right", va="center", **box)
+    ax.text(0.5, 0.99, up, ha="center", va="top", **box)
 
 
 def cases_overview(table):
@@ -108,16 +103,13 @@ def cases_overview(table):
     table = table.dropna(subset=["shape"])
     for column, unit, ax in (("shape", "voxels", axes[0, 0]), ("spacing_mm", "mm", axes[0, 1])):
         values = np.array(table[column].tolist())
-        for axis in range(3):
-            jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(values))
-            ax.plot(axis + jitter, values[:, axis], "o", ms=3, color="0.4", alpha=0.6)
+        places = range(3) + _jitter(len(values))[:, None]
+        ax.plot(places, values, "o", ms=3, color="0.4", alpha=0.6)
         ax.set(xticks=range(3), xticklabels="xyz", xlabel="axis", ylabel=unit)
-        ax.set_ylim(0, 1.1 * values.max())
-        ax.set_title(f"{column.split('_')[0]} (n = {len(values)})")
-    order = np.arange(len(table))
+        ax.set(title=f"{column.split('_')[0]} (n = {len(values)})", ylim=(0, 1.1 * values.max()))
     for column, style, colour in zip(("p99", "median", "p1"), "vo^", COLOURS, strict=False):
-        values = table[f"intensity_{column}"]
-        axes[0, 2].plot(order, values, style, ms=3, color=colour, label=column)
+        values = table[f"intensity_{column}"].tolist()
+        axes[0, 2].plot(values, style, ms=3, color=colour, label=column)
     axes[0, 2].set(title=f"intensity (n = {len(table)})", xlabel="case", ylabel="stored units")
     axes[0, 2].legend()
     volumes = table["volume_ml"].dropna().astype(float)
@@ -140,21 +132,16 @@ def learning_curves(histories):
     """
     figure, axes = _figure(1, 3, 12, 3.5)
     for ax, metric in zip(axes[0], ("loss", "accuracy", "dice"), strict=True):
-        for colour, (name, history) in zip(
-            itertools.cycle(COLOURS), histories.items(), strict=False
-        ):
-            epochs = history["epoch"] + 1
+        for name, history in histories.items():
+            epochs, colour = history["epoch"] + 1, colour_of(name, histories)
             ax.plot(epochs, history[metric], color=colour, linestyle="dashed", alpha=0.6)
-            ax.plot(epochs, history[f"val_{metric}"], color=colour, label=name)
+            ax.plot(epochs, history[f"val_{metric}"], color=colour)
         ax.set(title=f"{metric} (n = {len(histories)} folds)", xlabel="epoch", ylabel=metric)
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_yscale("log")
-    handles = [
-        *axes[0, 0].get_legend_handles_labels()[0],
-        Line2D([], [], color="0.3", label="validation"),
-        Line2D([], [], color="0.3", linestyle="dashed", label="training"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    legend = [(name, {"color": colour_of(name, histories)}) for name in histories]
+    legend += [("validation", {"color": "0.3"}), ("training", {"color": "0.3", "linestyle": "--"})]
+    _add_legend(figure, legend)
     return figure
 
 
@@ -181,16 +168,12 @@ def score_boxes(scores, labels):
             values = scores.loc[scores["label"] == label, metric].to_numpy(float)
             drawn = values[np.isfinite(values)]
             lost += values.size - drawn.size
-            jitter = np.random.default_rng(0).uniform(-0.18, 0.18, drawn.size)
-            colour = colour_of(label, labels)
-            ax.scatter(place + jitter, drawn, s=10, color=colour, alpha=0.6, linewidths=0)
-            box = ax.boxplot(drawn, positions=[place], widths=0.5, showfliers=False)
-            plt.setp(box["medians"], color="k")
+            points = {"s": 10, "color": colour_of(label, labels), "alpha": 0.6, "linewidths": 0}
+            ax.scatter(place + _jitter(drawn.size), drawn, **points)
+            ax.boxplot(drawn, positions=[place], widths=0.5, sym="", medianprops={"color": "k"})
         ax.set(xticks=range(len(labels)), xticklabels=labels.values())
-        ax.set_ylabel("Dice, 0 to 1" if metric == "dice" else "mm")
+        share = metric == "dice"
+        ax.set(ylabel="Dice, 0 to 1" if share else "mm", ylim=(None, 1) if share else (0, None))
         without = f", {lost} without a number" if lost else ""
         ax.set_title(f"{title} (n = {scores['case'].nunique()} cases{without})")
-    axes[0, 0].set_ylim(top=1)
-    for ax in axes[0, 1:]:
-        ax.set_ylim(bottom=0)
     return figure

@@ -5,18 +5,15 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nilearn import datasets
+from nibabel.affines import from_matvec
+from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from unetseg.nifti import write
-from unetseg.workspace import write_file
+from unetseg.workspace import write_json
 
-TEMPLATES = (
-    datasets.load_mni152_template,
-    datasets.load_mni152_gm_template,
-    datasets.load_mni152_wm_template,
-)
+TEMPLATES = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
 SPACING_MM = 3.0
 SHAPE = np.array((54, 68, 56))
 CENTRE_MM = np.array((0, -16, 8))  # of the brain, in the template's space
@@ -54,16 +51,12 @@ def make_sample(folder, n_cases=16, seed=0):
     folder = Path(folder)
     description = _describe(n_cases, seed)
     path = folder / "dataset.json"
-    if path.exists() and path.read_text(encoding="utf-8") == description:
+    if path.exists() and path.read_text(encoding="utf-8") == json.dumps(description, indent=1):
         return folder
-    ids = [case_id for case_id, *_ in _visits(n_cases)]
-    own = {folder / part / f"{i}.nii.gz" for part in ("imagesTr", "labelsTr") for i in ids}
+    own = {folder / name for pair in description["training"] for name in pair.values()}
     own |= {one.with_name(one.name + ".part") for one in own}  # of a call that was interrupted
-    there = {one for one in folder.rglob("[!.]*") if one.is_file()}
-    if not there <= own:
-        raise ValueError(
-            f"{folder}: holds something other than this sample. Choose an empty folder."
-        )
+    if {one for one in folder.rglob("[!.]*") if one.is_file()} - own:
+        raise ValueError(f"{folder}: holds something other than this sample. Choose an empty one.")
     templates = [load(resolution=1) for load in TEMPLATES]
     # At 3 mm a voxel averages over its neighbourhood.
     maps = [ndimage.gaussian_filter(t.get_fdata(dtype=np.float32), 1.2) for t in templates]
@@ -71,27 +64,23 @@ def make_sample(folder, n_cases=16, seed=0):
         image, mask = _simulate(maps, templates[0].affine, seed, patient, visit)
         write(folder / "imagesTr" / f"{case_id}.nii.gz", image)
         write(folder / "labelsTr" / f"{case_id}.nii.gz", mask)
-    write_file(path, description.encode())  # last: it says that the sample is complete
+    write_json(path, description)  # last: it says that the sample is complete
     return folder
 
 
 def _visits(n_cases):
-    pairs = ((p, v) for p in range(n_cases) for v in range(VISITS[p % len(VISITS)]))
-    for _, (patient, visit) in zip(range(n_cases), pairs, strict=False):
-        yield f"sub-{patient + 1:02d}_ses-{visit + 1}", patient, visit
+    pairs = [(p, v) for p in range(n_cases) for v in range(VISITS[p % len(VISITS)])]
+    return [(f"sub-{p + 1:02d}_ses-{v + 1}", p, v) for p, v in pairs[:n_cases]]
 
 
 def _describe(n_cases, seed):
-    ids = [case_id for case_id, *_ in _visits(n_cases)]
-    description = {
+    files = [f"{case_id}.nii.gz" for case_id, *_ in _visits(n_cases)]
+    return {
         "name": "Simulated T1 brains",
         "description": f"Made from the ICBM 152 template, not scanned; seed {seed}",
-        "labels": {"0": "background", **{str(k): name for k, name in LABELS.items()}},
-        "training": [
-            {"image": f"./imagesTr/{i}.nii.gz", "label": f"./labelsTr/{i}.nii.gz"} for i in ids
-        ],
+        "labels": {0: "background", **LABELS},
+        "training": [{"image": f"./imagesTr/{f}", "label": f"./labelsTr/{f}"} for f in files],
     }
-    return json.dumps(description, indent=1)
 
 
 def _simulate(maps, affine, seed, patient, visit):
@@ -104,8 +93,7 @@ def _simulate(maps, affine, seed, patient, visit):
     mm += 4 * np.stack([_smooth_field(mm, anatomy) for _ in range(3)])
     index = (mm - affine[:3, 3, *[None] * 3]) / np.diag(affine)[:3, *[None] * 3]
     t1, grey, white = (ndimage.map_coordinates(m, index, order=1) for m in maps)
-    tissue = grey + white > 0.5
-    mask = np.where(tissue, np.where(white > grey, 2, 1), 0).astype(np.uint8)
+    mask = np.select([grey + white <= 0.5, white > grey], [0, 2], 1).astype(np.uint8)
     t1 = t1 ** scanner.uniform(0.8, 1.2) + scanner.uniform(-0.05, 0.05) * white
     t1 *= np.exp(0.1 * _smooth_field(mm, scanner))
     noise = scanner.normal(0, scanner.uniform(0.01, 0.03), (2, *shape))
@@ -116,11 +104,9 @@ def _simulate(maps, affine, seed, patient, visit):
 def _place(shape, rng):
     # Voxels run from right to left, as scanners store them; the head is a little tilted.
     tilt = Rotation.from_euler("xyz", rng.uniform(-6, 6, 3), degrees=True).as_matrix()
-    affine = np.eye(4)
-    affine[:3, :3] = tilt * np.array([-1, 1, 1]) * SPACING_MM
+    matrix = tilt * np.array([-1, 1, 1]) * SPACING_MM
     middle = CENTRE_MM + rng.uniform(-4, 4, 3)
-    affine[:3, 3] = middle - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return affine
+    return from_matvec(matrix, middle - matrix @ ((np.array(shape) - 1) / 2))
 
 
 def _smooth_field(mm, rng):

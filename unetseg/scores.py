@@ -8,6 +8,7 @@ from nibabel.affines import voxel_sizes
 
 from unetseg import nifti
 from unetseg.metrics import score_case
+from unetseg.workspace import refuse_any
 
 METRICS = ("dice", "hausdorff_mm", "hd95_mm", "volume_true_ml", "volume_pred_ml")
 
@@ -42,31 +43,23 @@ def score_predictions(cases, predictions_dir, folds, labels):
     by_id = {case.id: case for case in cases}
     fold_of = {case_id: number for number, fold in enumerate(folds) for case_id in fold["val"]}
     missing = sorted(i for i in fold_of if i not in by_id or by_id[i].mask is None)
-    if missing:
-        raise FileNotFoundError(
-            f"No scan with a mask for {len(missing)} cases of the folds: {', '.join(missing)}. "
-            "Point DATA to the folder that they were trained from."
-        )
+    subject, advice = "No scan with a mask for", "Point DATA to the folder they were trained from."
+    refuse_any(missing, subject, "cases of the folds", advice, FileNotFoundError)
     paths = {i: Path(predictions_dir) / f"{i}.nii.gz" for i in fold_of}
     missing = sorted(i for i, path in paths.items() if not path.is_file())
-    if missing:
-        raise FileNotFoundError(
-            f"{predictions_dir}: no prediction for {len(missing)} cases: {', '.join(missing)}. "
-            "Run 02_train_kfold until every fold is finished."
-        )
+    subject = f"{predictions_dir}: no prediction for"
+    advice = "Run 02_train_kfold until every fold is finished."
+    refuse_any(missing, subject, "cases", advice, FileNotFoundError)
     rows = []
     for case_id, fold in sorted(fold_of.items()):
         true, affine = nifti.load_mask(by_id[case_id].mask)
         pred, pred_affine = nifti.load_mask(paths[case_id])
-        mismatch = nifti.describe_grid_mismatch(true.shape, affine, pred.shape, pred_affine)
-        if mismatch:
-            raise ValueError(
-                f"{paths[case_id]}: its {mismatch} of the mask {by_id[case_id].mask}. "
-                "Predict the case again."
-            )
+        if mismatch := nifti.describe_grid_mismatch(true.shape, affine, pred.shape, pred_affine):
+            problem = f"its {mismatch} of the mask {by_id[case_id].mask}"
+            raise ValueError(f"{paths[case_id]}: {problem}. Predict the case again.")
         about = {"case": case_id, "group": by_id[case_id].group, "fold": fold}
-        for row in score_case(true, pred, voxel_sizes(affine), labels):
-            rows.append({**about, "name": labels[row["label"]], **row})
+        scored = score_case(true, pred, voxel_sizes(affine), labels)
+        rows += [{**about, "name": labels[row["label"]], **row} for row in scored]
     return pd.DataFrame(rows)
 
 
@@ -89,8 +82,7 @@ def summarise(scores):
     table["nan"], table["inf"] = np.isnan(table["value"]), np.isinf(table["value"])
     table["finite"] = table["value"].where(np.isfinite(table["value"]))
     groups = table.groupby(["label", "name", "metric"], sort=False)
-    summary = groups["finite"].agg(mean="mean", sd="std", median="median")
-    summary.insert(0, "n", groups.size())
+    summary = groups["finite"].agg(n="size", mean="mean", sd="std", median="median")
     summary["q1"], summary["q3"] = groups["finite"].quantile(0.25), groups["finite"].quantile(0.75)
     return summary.join(groups[["nan", "inf"]].sum()).reset_index()
 

@@ -1,6 +1,7 @@
 """Where the files are: Colab or local, Google Drive, safe copies."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -104,19 +105,14 @@ def prepare(data, experiment, results="results"):
     FileNotFoundError
         If there is no such data folder.
     """
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment):
-        raise ValueError(
-            "EXPERIMENT must be a plain name of letters, digits, '.', '_' and '-'. "
-            f"Received: {experiment!r}"
-        )
+    plain = re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment)
+    require("EXPERIMENT", experiment, plain, "a plain name of letters, digits, '.', '_' and '-'")
     base, disk = (DRIVE / "unetseg", LOCAL) if in_colab() else [project_dir()] * 2
     sample = str(data) == "sample"
     folder = disk / "data" / "sample" if sample else base / Path(data).expanduser()
     if not sample and not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such folder. Set DATA to the folder of your scans, absolute or "
-            f"relative to {base}, or to 'sample'."
-        )
+        allowed = f"the folder of your scans, absolute or relative to {base}, or to 'sample'"
+        raise FileNotFoundError(f"{folder}: no such folder. Set DATA to {allowed}.")
     kept = base / Path(results).expanduser() / experiment
     if not in_colab():
         return Workspace(folder, kept, None)
@@ -160,9 +156,7 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
     copied = 0
     for path in sorted(files, key=lambda path: (path.name == DONE, path)):
         copy = target / path.relative_to(source)
-        unchanged = copy.is_file() and copy.stat().st_size == path.stat().st_size
-        kept = copy.is_file() and not overwrite
-        if not kept and not (unchanged and sha256(copy) == sha256(path)):
+        if not copy.is_file() or (overwrite and sha256(copy) != sha256(path)):
             copy.with_name(DONE).unlink(missing_ok=True)
             write_file(copy, path.read_bytes())
             copied += 1
@@ -217,25 +211,64 @@ def describe_machine():
     Returns
     -------
     dict
-        ``versions`` of Python and of the packages that matter, and ``hardware``: ``processor``,
-        ``cores`` that this process may use, ``gpu`` (its name and compute capability, or None)
-        and ``system``.
+        ``versions`` of Python and of the packages that matter, and ``hardware`` as
+        `describe_hardware` gives it.
     """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    return {"versions": versions, "hardware": describe_hardware()}
+
+
+@functools.cache
+def describe_hardware():
+    """Say what this machine is made of.
+
+    Returns
+    -------
+    dict
+        ``processor``, ``cores`` that this process may use, ``memory_gb``, ``system``, and of the
+        first NVIDIA GPU ``gpu`` (its name), ``gpu_capability`` and ``gpu_memory_gb``, or None.
+    """
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", cpu.read_text() if cpu.exists() else "")
-    gpu = None
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if os.name == "posix" else 8e9
+    gpu = [None, None, None]
     if shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True)
-        gpu = found.stdout.strip() or None if found.returncode == 0 else None
-    hardware = {
+        query = ["--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+        found = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
+        if re.match(r".+, [\d.]+, \d+\n", found.stdout):
+            name, capability, mib = found.stdout.splitlines()[0].rsplit(", ", 2)
+            gpu = [name, float(capability), round(int(mib) * 2**20 / 1e9, 1)]
+    return {
         "processor": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "gpu": gpu,
+        "memory_gb": round(pages / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
+        **dict(zip(("gpu", "gpu_capability", "gpu_memory_gb"), gpu, strict=True)),
     }
-    return {"versions": versions, "hardware": hardware}
+
+
+def require(name, value, fits, allowed):
+    """Stop with one error that names an argument, what is allowed and what was received.
+
+    Raises
+    ------
+    ValueError
+        If `fits` is false.
+    """
+    if not fits:
+        raise ValueError(f"{name} must be {allowed}. Received: {name}={value!r}")
+
+
+def refuse_any(names, subject, problem, advice, error=ValueError):
+    """Stop with one error that counts and lists what is wrong, and says what to do.
+
+    Raises
+    ------
+    ValueError or what `error` names
+        If there is any name.
+    """
+    if names:
+        raise error(f"{subject} {len(names)} {problem}: {', '.join(names)}. {advice}")
