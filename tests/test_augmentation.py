@@ -16,6 +16,11 @@ def volume(seed=0, channels=2):
     return x, rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
 
 
+def numbered():
+    place = np.arange(np.prod(SHAPE)).reshape(SHAPE)  # every voxel holds its own number
+    return place[..., None].astype(np.float32), (place % 251).astype(np.uint8)
+
+
 @pytest.fixture
 def always(monkeypatch):
     """Every random change takes place."""
@@ -37,15 +42,12 @@ def test_a_patch_has_the_shape_asked_for_and_keeps_the_types(always, patch, augm
 
 
 def test_a_patch_that_is_not_augmented_is_cut_from_the_volume():
-    place = np.arange(np.prod(SHAPE)).reshape(SHAPE)  # every voxel holds its own number
-    x, y = random_patch(
-        place[..., None].astype(np.float32), (place % 5).astype(np.uint8), (4, 6, 1), rng(3),
-        augment=False,
-    )  # fmt: skip
+    whole, labels = numbered()
+    x, y = random_patch(whole, labels, (4, 6, 1), rng(3), augment=False)
     corner = np.array(np.unravel_index(int(x[0, 0, 0, 0]), SHAPE))
     numbers = [np.arange(c, c + n) for c, n in zip(corner, (4, 6, 1), strict=True)]
-    np.testing.assert_array_equal(x[..., 0], place[np.ix_(*numbers)])
-    np.testing.assert_array_equal(y, x[..., 0] % 5)
+    np.testing.assert_array_equal(x, whole[np.ix_(*numbers)])
+    np.testing.assert_array_equal(y, x[..., 0] % 251)
 
 
 def test_the_same_generator_gives_the_same_patch_and_another_one_another(always):
@@ -93,13 +95,74 @@ def test_a_foreground_voxel_away_from_the_border_lies_at_the_centre():
     assert np.argwhere(patch).tolist() == [[2, 3, 1]]
 
 
-def test_a_volume_without_foreground_still_gives_patches():
+@pytest.mark.parametrize("centres", [None, np.empty((0, 3), int)])
+def test_a_volume_without_foreground_still_gives_patches(centres):
     x, y = volume()
-    assert random_patch(x, 0 * y, (4, 6, 4), rng(), foreground=1.0)[0].shape == (4, 6, 4, 2)
+    patch = random_patch(x, 0 * y, (4, 6, 4), rng(), centres=centres, foreground=1.0)
+    assert patch[0].shape == (4, 6, 4, 2)
 
 
+def test_patches_are_centred_on_the_centres_that_are_given_and_on_each_of_them():
+    x, y = numbered()
+    centres = np.array([[4, 9, 5], [6, 4, 1], [7, 13, 7]])
+    cut = {"centres": centres, "foreground": 1.0, "augment": False}
+    middles = [int(random_patch(x, y, (5, 7, 3), rng(k), **cut)[0][2, 3, 1, 0]) for k in range(40)]
+    # 18 x 9 and 9 voxels to the next one along x and y
+    assert set(middles) == {4 * 162 + 9 * 9 + 5, 6 * 162 + 4 * 9 + 1, 7 * 162 + 13 * 9 + 7}
+
+
+@pytest.mark.parametrize("share", [0.0, 1 / 3, 0.8])
+def test_foreground_is_the_share_of_patches_that_are_centred_on_it(share):
+    x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
+    y[4, 9, 5] = 1
+    generator = rng(1)
+    centred = sum(
+        int(random_patch(x, y, (5, 7, 3), generator, foreground=share, augment=False)[1][2, 3, 1])
+        for _ in range(600)
+    )
+    # by chance alone one of the 6 x 12 x 7 places; four standard deviations are at most 49
+    assert centred == pytest.approx(600 * (share + (1 - share) / 504), abs=49 if share else 6)
+
+
+@pytest.mark.parametrize("flat_axis", [None, 2])
+def test_a_turned_patch_is_still_centred_on_the_foreground(geometry_only, flat_axis):
+    x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
+    y[4, 9, 5] = 3
+    options = {"foreground": 1.0, "spacing_mm": (1, 2, 3), "flat_axis": flat_axis}
+    for seed in range(20):
+        patch = random_patch(x, y, (5, 7, 3), rng(seed), mirror_axes=(0, 1, 2), **options)[1]
+        assert patch[2, 3, 1] == 3
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1, 2), [0, 1, 2]])
+def test_every_other_patch_is_mirrored_along_each_axis_the_mask_with_the_image(monkeypatch, axes):
+    monkeypatch.setattr(augmentation, "PROBABILITY", 0.0)  # nothing else is changed
+    x, y = numbered()
+    seen = []
+    for seed in range(200):
+        found_x, found_y = random_patch(x, y, SHAPE, rng(seed), mirror_axes=axes)
+        np.testing.assert_array_equal(found_y, found_x[..., 0] % 251)
+        corner = np.unravel_index(int(found_x[0, 0, 0, 0]), SHAPE)
+        flipped = tuple(axis for axis in range(3) if corner[axis])
+        np.testing.assert_array_equal(found_x, np.flip(x, flipped))
+        seen.append(flipped)
+    assert {axis for flipped in seen for axis in flipped} == set(axes)
+    assert len(set(seen)) == 2 ** len(axes)  # every combination
+    for axis in axes:  # four standard deviations of 200 tosses of a coin are 28
+        assert sum(axis in flipped for flipped in seen) == pytest.approx(100, abs=28)
+
+
+def test_a_patch_that_is_not_augmented_is_not_mirrored():
+    x, y = numbered()
+    for seed in range(10):
+        cut = random_patch(x, y, SHAPE, rng(seed), mirror_axes=(0, 1, 2), augment=False)
+        np.testing.assert_array_equal(cut[0], x)
+        np.testing.assert_array_equal(cut[1], y)
+
+
+@pytest.mark.parametrize("mirror_axes", [(), (0, 1, 2)])
 @pytest.mark.parametrize("patch", [(24, 20, 16), (24, 20, 1), (1, 20, 16)])
-def test_image_and_mask_are_turned_together(geometry_only, patch):
+def test_image_and_mask_are_turned_together(geometry_only, patch, mirror_axes):
     i, j, k = np.indices((24, 20, 16))
     # two ellipsoids off the centre, so that a turn shows
     y = ((i - 8) ** 2 / 36 + (j - 12) ** 2 / 25 + (k - 7) ** 2 / 16 <= 1).astype(np.uint8)
@@ -107,7 +170,8 @@ def test_image_and_mask_are_turned_together(geometry_only, patch):
     x = 100 * (y > 0)[..., None].astype(np.float32)
     moved = 0
     for seed in range(10):
-        turned_x, turned_y = random_patch(x, y, patch, rng(seed), foreground=1.0)
+        options = {"foreground": 1.0, "mirror_axes": mirror_axes}
+        turned_x, turned_y = random_patch(x, y, patch, rng(seed), **options)
         assert set(np.unique(turned_y)) <= {0, 1, 2}
         in_x, in_y = turned_x[..., 0] > 50, turned_y > 0
         assert 2 * (in_x & in_y).sum() / (in_x.sum() + in_y.sum()) >= 0.95
@@ -155,6 +219,36 @@ def test_a_turned_slice_shows_its_own_plane_only(geometry_only, across):
     x, turned = random_patch(plane[..., None].astype(np.float32), y, patch, rng(2), foreground=1)
     (number,) = np.unique(turned[turned > 0])
     np.testing.assert_allclose(x[..., 0][turned > 0].max(), number - 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_planes_across_the_flat_axis_keep_to_themselves(geometry_only, axis):
+    plane = np.indices(SHAPE)[axis]  # every voxel holds the number of its plane
+    x, y = plane[..., None].astype(np.float32), (plane + 1).astype(np.uint8)
+    patch = tuple(SHAPE[axis] if k == axis else 6 for k in range(3))
+    for seed in range(20):
+        options = {"flat_axis": axis, "spacing_mm": (1, 2, 3)}
+        found_x, found_y = random_patch(x, y, patch, rng(seed), **options)
+        numbers = [set(np.unique(one)) - {0} for one in np.moveaxis(found_y, axis, 0)]
+        assert numbers[1:-1] == [{k + 1} for k in range(1, SHAPE[axis] - 1)]
+        inside = found_y > 0
+        np.testing.assert_allclose(found_x[inside, 0], found_y[inside] - 1, atol=1e-4)
+
+
+def test_no_plane_across_the_flat_axis_is_lost(geometry_only):
+    x, y = np.ones((*SHAPE, 1), np.float32), np.ones(SHAPE, np.uint8)
+    for axis, seed in np.ndindex(3, 20):
+        patch = tuple(SHAPE[axis] if k == axis else 6 for k in range(3))
+        turned = random_patch(x, y, patch, rng(seed), flat_axis=axis)[1]
+        assert all(one.any() for one in np.moveaxis(turned, axis, 0))
+
+
+def test_without_a_flat_axis_planes_are_tilted(geometry_only):
+    plane = np.indices(SHAPE)[2]
+    x, y = plane[..., None].astype(np.float32), (plane + 1).astype(np.uint8)
+    patches = [random_patch(x, y, (6, 6, 5), rng(seed))[1] for seed in range(10)]
+    planes = [np.moveaxis(turned, 2, 0) for turned in patches]
+    assert any(len(np.unique(one[one > 0])) > 1 for turned in planes for one in turned)
 
 
 @pytest.mark.parametrize("value", ["noise", "constant"])
@@ -227,6 +321,30 @@ def test_foreground_and_augment_reach_the_patches(geometry_only):
     still, turned = (Patches([volume()], SHAPE, 1, 0, augment=augment) for augment in (False, True))
     np.testing.assert_array_equal(still[0][0][0], volume()[0])
     assert not np.array_equal(turned[0][0][0], volume()[0])
+
+
+def test_the_centres_of_a_case_reach_its_patches():
+    x, y = numbered()
+    known, unknown = [(x, 0 * y, np.array([[4, 9, 5]]))], [(x, 0 * y)]
+    share = {"foreground": 1.0, "augment": False}
+    middles = [
+        {int(Patches(cases, (5, 7, 3), 2, 0, **share)[k][0][0, 2, 3, 1, 0]) for k in range(10)}
+        for cases in (known, unknown)
+    ]
+    assert middles[0] == {4 * 162 + 9 * 9 + 5}
+    assert len(middles[1]) > 5
+
+
+def test_flat_axis_and_mirror_axes_reach_the_patches(geometry_only):
+    plane = np.indices(SHAPE)[2].astype(np.uint8)
+    cases = [(plane[..., None].astype(np.float32), plane + 1)]
+    patches = Patches(cases, SHAPE, 1, 0, flat_axis=2, mirror_axes=(2,))
+    planes = [np.moveaxis(patches[k][1][0, ..., 0], -1, 0) for k in range(10)]
+    order = [[set(np.unique(one)) - {0} for one in planes[k]] for k in range(10)]
+    upwards = [{k} for k in range(1, 10)]
+    assert all(numbers in (upwards, upwards[::-1]) for numbers in order)
+    assert upwards in order
+    assert upwards[::-1] in order
 
 
 def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid():

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import keras
 import nibabel as nib
@@ -106,7 +107,7 @@ def test_the_probabilities_of_several_models_are_averaged():
 
 @pytest.mark.parametrize("overlap", [-0.1, 1, 1.5])
 def test_an_overlap_out_of_range_is_refused(overlap):
-    with pytest.raises(ValueError, match=rf"overlap must lie in \[0, 1\).*{overlap}"):
+    with pytest.raises(ValueError, match=rf"overlap must be in \[0, 1\).*={overlap}$"):
         slide([constant(1)], noise(8, 8, 8, 1), (8, 8, 8), overlap=overlap)
 
 
@@ -178,21 +179,48 @@ def test_models_that_disagree_make_the_prediction_uncertain(tmp_path, write_case
     np.testing.assert_allclose(found.uncertainty, 1, atol=1e-6)
 
 
-@pytest.mark.parametrize(("axes", "copies"), [((), 1), ((0,), 2), ((0, 2), 4), ([0, 1, 2], 8)])
-def test_mirrored_copies_are_turned_back_and_averaged(tmp_path, write_case, axes, copies):
+@pytest.mark.parametrize(
+    ("trained", "axes", "copies"),
+    [
+        ((0, 1, 2), (), 1),
+        ((0, 1, 2), (0,), 2),
+        ((0, 1, 2), (0, 2), 4),
+        ((0, 1, 2), [0, 1, 2], 8),
+        # by default those of training
+        ((0, 1, 2), None, 8),
+        ((0,), None, 2),
+        ((), None, 1),
+        (None, None, 1),
+    ],
+)
+def test_mirrored_copies_are_turned_back_and_averaged(tmp_path, write_case, trained, axes, copies):
     case = write_case(tmp_path, "a", 1 + np.abs(noise(8, 16, 8)))
     square = (np.arange(8) / 7) ** 2
     model = Fake(lambda batch: square[:, None, None])  # depends on the place alone
-    found = predict_case(model, case, PLAIN, mirror_axes=axes)
-    expected = (square + square[::-1]) / 2 if 0 in axes else square
+    options = {} if axes is None else {"mirror_axes": axes}
+    found = predict_case(model, case, replace(PLAIN, mirror_axes=trained), **options)
+    mirrored = 0 in (trained or () if axes is None else axes)
+    expected = (square + square[::-1]) / 2 if mirrored else square
     np.testing.assert_allclose(found.probabilities[..., 1].mean(axis=(1, 2)), expected, atol=1e-6)
     assert sum(shape[0] for shape in model.shapes) == copies
+
+
+@pytest.mark.parametrize(
+    ("trained", "axes"), [((0,), (1,)), ((0,), (0, 2)), ((), (0,)), (None, [0]), ((1, 2), (0, 1))]
+)
+def test_axes_along_which_training_did_not_mirror_are_refused(tmp_path, write_case, trained, axes):
+    case = write_case(tmp_path, "a", 1 + np.abs(noise(8, 16, 8)))
+    preprocessor = replace(PLAIN, mirror_axes=trained)
+    with pytest.raises(ValueError, match=r"mirror_axes must be among .*mirror_axes=\(") as error:
+        predict_case(constant(1), case, preprocessor, mirror_axes=axes)
+    assert str(trained or ()) in str(error.value)
+    assert str(error.value).endswith(f"={tuple(axes)}")
 
 
 def test_mirroring_changes_nothing_for_a_model_that_looks_at_the_voxel_alone(tmp_path, write_case):
     image, mask = bright_box()
     case = write_case(tmp_path, "a", image)
-    found = predict_case(threshold(50), case, PLAIN, mirror_axes=(0, 1, 2))
+    found = predict_case(threshold(50), case, replace(PLAIN, mirror_axes=(0, 1, 2)))
     np.testing.assert_allclose(found.probabilities[..., 1], mask, atol=1e-6)
 
 

@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -7,10 +9,12 @@ from keras import layers, ops
 from unetseg import model
 from unetseg.model import (
     ForegroundDice,
+    InstanceNormalization,
     build_for,
     build_unet,
     choose_precision,
     dice_cross_entropy,
+    plan_unet,
 )
 from unetseg.preprocessing import Preprocessor
 
@@ -97,21 +101,11 @@ def test_without_dropout_training_is_deterministic():
     np.testing.assert_allclose(net(x, training=True), net(x, training=True), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("normalization", "training", "invariant"),
-    [
-        ("instance", False, True),
-        ("instance", True, True),
-        ("batch", False, False),
-        ("batch", True, True),
-        ("none", True, False),
-    ],
-)
-def test_normalization_takes_the_scale_out_of_the_features(normalization, training, invariant):
-    net = build_unet((8, 8, 8, 1), 2, filters=4, depth=1, normalization=normalization)
+def test_normalization_takes_the_scale_out_of_the_features():
+    net = build_unet((8, 8, 8, 1), 2, filters=4, depth=1)
     x = 10 * noise(2, 8, 8, 8, 1)
-    a, b = (np.asarray(net(factor * x, training=training)) for factor in (1, 100))
-    assert (np.abs(a - b).max() < 1e-2) == invariant
+    a, b = (np.asarray(net(factor * x)) for factor in (1, 100))
+    assert np.abs(a - b).max() < 1e-2
 
 
 def test_instance_normalization_sees_one_image_at_a_time():
@@ -123,16 +117,20 @@ def test_instance_normalization_sees_one_image_at_a_time():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_shape": (10, 18, 9, 1)}, r"input_shape.*multiples of 8.*\(16, 24, 16\)"),
+        ({"input_shape": (10, 18, 9, 1)}, r"input_shape.*multiples of \[8, 8, 8\].*\(16, 24, 16\)"),
         ({"input_shape": (10, 18, 1), "depth": 1}, None),
-        ({"input_shape": (9, 18, 1), "depth": 1}, r"input_shape.*multiples of 2.*\(10, 18\)"),
+        (
+            {"input_shape": (9, 18, 1), "depth": 1},
+            r"input_shape.*multiples of \[2, 2\].*\(10, 18\)",
+        ),
         ({"input_shape": (8, 1)}, r"input_shape"),
         ({"num_classes": 1}, r"num_classes must be at least 2.*num_classes=1"),
         ({"filters": 0}, r"filters must be at least 1.*filters=0"),
         ({"depth": 0}, r"depth must be at least 1.*depth=0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\).*dropout=1.0"),
         ({"dropout": -0.1}, r"dropout.*-0.1"),
-        ({"normalization": "layer"}, r"normalization.*instance.*batch.*none.*'layer'"),
+        ({"strides": [(2, 2, 2)]}, r"strides must be one per level, depth=3"),
+        ({"kernels": [(3, 3, 3)] * 3}, r"kernels must be one per level"),
     ],
 )
 def test_an_argument_that_does_not_fit_is_refused_with_what_would(change, message):
@@ -289,12 +287,12 @@ def test_on_a_processor_bfloat16_is_chosen_where_it_is_built_in(
 
 
 @pytest.mark.parametrize(
-    ("gpu", "expected"),
-    [("Tesla T4, 7.5", "mixed_float16"), ("Tesla K80, 3.7", "float32"), (None, "float32")],
+    ("capability", "expected"),
+    [(7.5, "mixed_float16"), (7.0, "mixed_float16"), (3.7, "float32"), (None, "float32")],
 )
-def test_on_a_gpu_float16_is_chosen_from_compute_capability_7(monkeypatch, gpu, expected):
+def test_on_a_gpu_float16_is_chosen_from_compute_capability_7(monkeypatch, capability, expected):
     monkeypatch.setattr(keras.distribution, "list_devices", lambda kind: ["gpu:0"])
-    monkeypatch.setattr(model, "describe_machine", lambda: {"hardware": {"gpu": gpu}})
+    monkeypatch.setattr(model, "describe_hardware", lambda: {"gpu_capability": capability})
     assert choose_precision() == expected
 
 
@@ -309,3 +307,167 @@ def test_the_unet_learns_a_threshold():
         weights = net.trainable_variables
         optimizer.apply(tape.gradient(loss, [w.value for w in weights]), weights)
     assert float(ops.mean(ops.argmax(net(x), axis=-1) == y[..., 0])) > 0.9
+
+
+def fitted(patch, spacing_mm=(1, 1, 1), channels=1):
+    return Preprocessor(spacing_mm, patch, {1: "a", 4: "b"}, channels)
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing_mm", "strides", "kernels"),
+    [
+        # 64 -> 32 -> 16 -> 8 -> 4
+        ((64, 64, 64), (1, 1, 1), [(2, 2, 2)] * 4, [(3, 3, 3)] * 5),
+        # z stops at 5, an odd number of less than 8; x at 4
+        ((32, 64, 20), (1, 1, 1), [(2, 2, 2)] * 2 + [(2, 2, 1), (1, 2, 1)], [(3, 3, 3)] * 5),
+        # of less than twice the length: halved with the others
+        ((32, 32, 32), (1, 1, 1.9), [(2, 2, 2)] * 3, [(3, 3, 3)] * 4),
+        # of just twice the length: x and y are halved first, then all; x and y stop at 4
+        ((32, 32, 16), (1, 1, 2), [(2, 2, 1), (2, 2, 2), (2, 2, 2)], [(3, 3, 1), *[(3, 3, 3)] * 3]),
+        # 0.6, 1.2, 2.4 mm beside 3.6: at 2.4 it is less than twice as long
+        (
+            (96, 96, 16),
+            (0.6, 0.6, 3.6),
+            [(2, 2, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2)],
+            [(3, 3, 1), (3, 3, 1), *[(3, 3, 3)] * 3],
+        ),
+        # the same, sagittal
+        (
+            (16, 96, 96),
+            (3.6, 0.6, 0.6),
+            [(1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)],
+            [(1, 3, 3), (1, 3, 3), *[(3, 3, 3)] * 3],
+        ),
+        # 2-D: the thickness of a slice plays no part
+        ((64, 48, 1), (1, 1, 9), [(2, 2)] * 3 + [(2, 1)], [(3, 3)] * 5),
+        ((1, 16, 64), (9, 2, 1), [(1, 2), (2, 2), (2, 2), (1, 2)], [(1, 3), *[(3, 3)] * 4]),
+        # only the one long enough, and 6 and 7 voxels are not
+        ((6, 7, 8), (1, 1, 1), [(1, 1, 2)], [(3, 3, 3)] * 2),
+    ],
+)
+def test_the_plan_halves_every_axis_once_its_voxels_are_as_short_as_the_others(
+    patch, spacing_mm, strides, kernels
+):
+    plan = plan_unet(fitted(patch, spacing_mm), filters=6, dropout=0.1)
+    assert plan == {
+        "filters": 6,
+        "depth": len(strides),
+        "dropout": 0.1,
+        "strides": strides,
+        "kernels": kernels,
+    }
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_plan_is_no_deeper_than_asked(depth):
+    plan = plan_unet(fitted((64, 64, 32), (1, 1, 2)), depth=depth)
+    assert plan["depth"] == depth
+    assert plan["strides"] == [(2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)][:depth]
+    assert plan["kernels"] == [(3, 3, 1), *[(3, 3, 3)] * 4][: depth + 1]
+
+
+def test_a_depth_that_the_patch_does_not_bear_is_refused_with_the_largest():
+    with pytest.raises(ValueError, match=r"depth must be from 1 to 3.*depth=4"):
+        plan_unet(fitted((32, 32, 32)), depth=4)
+
+
+@pytest.mark.parametrize("depth", [0, -1])
+def test_a_depth_of_less_than_1_is_refused_as_such(depth):
+    with pytest.raises(ValueError, match=rf"^depth must be .*1.*depth={depth}$") as error:
+        plan_unet(fitted((32, 32, 32)), depth=depth)
+    assert "at most 3 for" not in str(error.value)
+
+
+def test_no_axis_is_halved_by_a_kernel_of_one_voxel():
+    # few thick slices, still coarse when x and y cannot be halved any more
+    plan = plan_unet(fitted((80, 80, 8), (0.5, 0.5, 20)))
+    for stride, kernel in zip(plan["strides"], plan["kernels"][1:], strict=True):
+        assert all(k >= s for s, k in zip(stride, kernel, strict=True))
+
+
+@pytest.mark.parametrize("patch", [(7, 4, 6), (9, 11, 13), (6, 6, 1)])
+def test_a_patch_that_cannot_be_halved_is_refused(patch):
+    with pytest.raises(ValueError, match=r"patch must be.*at least 8 voxels.*patch=\(\d+, \d+, \d"):
+        plan_unet(fitted(patch))
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing_mm", "coarsest"),
+    [
+        ((32, 32, 8), (0.6, 0.6, 3.6), (4, 4, 4)),
+        ((8, 40, 24), (3, 1, 1), (4, 5, 6)),
+        ((16, 16, 16), (1, 1, 1), (4, 4, 4)),
+        ((32, 1, 24), (1, 5, 2.5), (4, 6)),  # x alone, then both, then x alone
+    ],
+)
+def test_a_plan_read_back_from_json_builds_a_unet_that_gives_the_inputs_size(
+    patch, spacing_mm, coarsest
+):
+    preprocessor = fitted(patch, spacing_mm, channels=2)
+    plan = json.loads(json.dumps(plan_unet(preprocessor, filters=2)))
+    net = build_unet(preprocessor.input_shape, preprocessor.num_classes, **plan)
+    sides = tuple(n for n in patch if n > 1)
+    assert net(noise(1, *sides, 2)).shape == (1, *sides, 3)
+    convolutions = of_type(net, layers.Conv2D, layers.Conv3D)
+    smallest = min((layer.output.shape[1:-1] for layer in convolutions), key=np.prod)
+    assert tuple(smallest) == coarsest
+
+
+def normalised(layer, x, weight):
+    """Return the output, and the gradients of its weighted sum for x, scale and shift."""
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        out = layer(x)
+        total = tf.reduce_sum(tf.cast(out, "float32") * weight)
+    return [out, *tape.gradient(total, [x, *(w.value for w in layer.trainable_variables)])]
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 4, 7, 5, 3), (1, 8, 6, 1, 4)])
+def test_instance_normalization_is_group_normalization_with_a_group_per_channel(shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(2, 3, shape) * rng.uniform(0.5, 5, shape[-1]) + rng.normal(size=shape[-1])
+    ours = InstanceNormalization()
+    theirs = layers.GroupNormalization(groups=-1, epsilon=1e-5)
+    weights = [rng.normal(size=shape[-1]) for _ in range(2)]
+    for layer in (ours, theirs):
+        layer.build(shape)
+        layer.set_weights(weights)
+    weight = rng.normal(size=shape).astype(np.float32)
+    x = x.astype(np.float32)
+    for found, right in zip(*(normalised(one, x, weight) for one in (ours, theirs)), strict=True):
+        assert found.shape == right.shape
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_instance_normalization_gives_every_channel_mean_0_and_variance_1():
+    x = noise(2, 6, 5, 4, 3) * np.float32([1, 20, 0.3]) + np.float32([0, 30, 1])
+    out = np.asarray(InstanceNormalization()(x))
+    np.testing.assert_allclose(out.mean(axis=(1, 2, 3)), 0, atol=1e-4)
+    np.testing.assert_allclose(out.var(axis=(1, 2, 3)), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 4, 7, 5, 3)])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float32"])
+def test_instance_normalization_keeps_the_type_and_computes_in_float32(shape, dtype):
+    layer = InstanceNormalization(dtype=dtype)
+    kind = layer.compute_dtype
+    x = 300 * noise(*shape)  # squares are beyond the largest float16
+    out = layer(tf.cast(x, kind))
+    assert keras.backend.standardize_dtype(out.dtype) == kind
+    rounded = tf.cast(tf.cast(x, kind), "float32")
+    tolerance = {"bfloat16": 0.02, "float16": 2e-3, "float32": 1e-5}[kind]
+    expected = layers.GroupNormalization(groups=-1, epsilon=1e-5)(rounded)
+    np.testing.assert_allclose(tf.cast(out, "float32"), expected, atol=tolerance)
+    assert {weight.dtype for weight in layer.weights} == {"float32"}
+
+
+@pytest.mark.parametrize("value", [0, 3, -1e4])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 4, 7, 5, 3)])
+def test_instance_normalization_of_a_constant_is_finite(shape, value):
+    out, *gradients = normalised(
+        InstanceNormalization(), np.full(shape, value, np.float32), noise(*shape)
+    )
+    assert np.isfinite(out).all()
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    np.testing.assert_allclose(out, 0, atol=abs(value) * 1e-3)

@@ -99,7 +99,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     data = sample.make_sample(folder / "scans", n_cases=5)
     settings = {"DATA": str(data), "RESULTS": str(folder / "results"), "EXPERIMENT": "small"}
-    settings |= {"FOLDS": 2, "EPOCHS": 2, "FILTERS": 4, "DEPTH": 2}
+    settings |= {"FOLDS": 2, "EPOCHS": 2, "STEPS": 3, "FILTERS": 4, "DEPTH": 2}
     executed = {name: execute(name, folder, settings) for name in NAMES}
     return folder, settings, executed
 

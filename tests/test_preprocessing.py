@@ -1,8 +1,23 @@
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 
 from unetseg import preprocessing
-from unetseg.preprocessing import Preprocessor
+from unetseg.cases import Case
+from unetseg.preprocessing import CachedCases, Preprocessor
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """Return a function that sets the hardware; at first a processor with much memory."""
+
+    def pretend(memory_gb=64.0, gpu=None, gpu_memory_gb=None):
+        hardware = {"memory_gb": memory_gb, "gpu": gpu, "gpu_memory_gb": gpu_memory_gb}
+        monkeypatch.setattr(preprocessing, "describe_hardware", lambda: hardware)
+
+    pretend()
+    return pretend
 
 
 def noise(shape, seed=0):
@@ -14,6 +29,11 @@ def boxes(shape, labels):
     for k, label in enumerate(labels):
         mask[2 * k : 2 * k + 2, 3:7, 1:4] = label
     return mask
+
+
+def ramp(shape):
+    # compresses well, so that large files are fast
+    return np.broadcast_to(np.arange(1, shape[2] + 1, dtype=np.uint8), shape)
 
 
 def ball(shape, spacing_mm, centre_mm, radius_mm):
@@ -34,33 +54,228 @@ def test_fit_takes_the_median_spacing_and_the_median_extent_for_the_patch(tmp_pa
         for k, spacing in enumerate([(1, 2, 3), (1.2, 2, 3), (2, 2, 5)])
     ]
     fitted = Preprocessor().fit(cases)
-    # 12 mm / 1.2 mm = 10 -> 16; 36 / 2 = 18 -> 24; 27 / 3 = 9 -> 16
+    # 12 mm / 1.2 mm = 10, an even number; 36 / 2 = 18 -> 20, a multiple of 4; 27 / 3 = 9 -> 10
     assert fitted.spacing_mm == (1.2, 2.0, 3.0)
-    assert fitted.patch == (16, 24, 16)
-    assert fitted.input_shape == (16, 24, 16, 1)
+    assert fitted.patch == (10, 20, 10)
+    assert fitted.input_shape == (10, 20, 10, 1)
 
 
-def test_the_longest_side_of_the_patch_is_cut_until_it_is_small_enough(
-    tmp_path, write_case, monkeypatch
+def stacks(folder, write_case, shape, spacing_z):
+    return [
+        write_case(folder, f"c{k}", ramp(shape), spacing_mm=(1, 1, z))
+        for k, z in enumerate(spacing_z)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_z", "expected"),
+    [
+        # of 11 numbers the 10th percentile is the second smallest
+        ((24, 24, 8), [6, 3, 4, 5, 5, 5, 5, 5, 5, 5, 3.6], 3.6),
+        # never finer than the other axes
+        ((24, 24, 8), [0.5, 0.5, 5, 5, 5, 5, 5, 5, 5, 5, 5], 1),
+        # more than a third as many voxels as along the other axes: no axis of low resolution
+        ((24, 24, 9), [6, 3, 4, 5, 5, 5, 5, 5, 5, 5, 3.6], 5),
+        # less than three times coarser
+        ((24, 24, 8), [2.9, 2.9, 2.9, 2.9, 1, 1, 6], 2.9),
+    ],
+)
+def test_along_an_axis_of_low_resolution_the_spacing_is_the_10th_percentile(
+    tmp_path, write_case, shape, spacing_z, expected
 ):
-    case = write_case(tmp_path, "a", noise((6, 38, 15)))
-    # 8 x 40 x 16 = 5120; 8 x 32 x 16 = 4096; 8 x 24 x 16 = 3072
-    monkeypatch.setattr(preprocessing, "MAX_PATCH_VOXELS", 4000)
-    assert Preprocessor(labels={1: "a"}).fit([case]).patch == (8, 24, 16)
+    cases = stacks(tmp_path, write_case, shape, spacing_z)
+    assert Preprocessor().fit(cases).spacing_mm == pytest.approx((1, 1, expected))
 
 
-def test_the_patch_of_a_large_scan_is_of_multiples_of_8_and_within_the_limit(tmp_path, write_case):
-    case = write_case(tmp_path, "a", np.ones((90, 60, 50), np.uint8))  # 96 x 64 x 56 = 344,064
-    patch = np.array(Preprocessor(labels={1: "a"}).fit([case]).patch)
-    assert (patch % 8 == 0).all()
-    assert patch.prod() <= preprocessing.MAX_PATCH_VOXELS < (patch + 8).prod()
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "patch"),
+    [
+        # crops: at least 4 voxels remain of a side after all its halvings, at most three
+        ((36, 50, 34), (1, 1, 1), (40, 56, 40)),
+        ((32, 31, 16), (1, 1, 1), (32, 32, 16)),
+        ((17, 15, 8), (1, 1, 1), (20, 16, 8)),
+        ((9, 7, 4), (1, 1, 1), (10, 7, 4)),
+        # stacks of 20 slices
+        ((62, 58, 20), (0.6, 0.6, 3.6), (64, 64, 20)),
+        # 72 x 88 x 84 mm: y loses 8 voxels, then z 4, though it has the fewest
+        ((72, 88, 20), (1, 1, 4.2), (72, 80, 16)),
+    ],
+)
+def test_the_patch_is_the_shape_rounded_up_to_what_can_be_halved_and_cut_to_100_000_voxels(
+    tmp_path, write_case, shape, spacing_mm, patch
+):
+    case = write_case(tmp_path, "a", ramp(shape), spacing_mm=spacing_mm)
+    fitted = Preprocessor().fit([case])
+    assert fitted.patch == patch
+    assert fitted.spacing_mm == pytest.approx(spacing_mm)
+    assert fitted.dimensions == 3
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory, write_case):
+    """A whole head at 1 mm."""
+    image = ramp((182, 218, 182))
+    return write_case(tmp_path_factory.mktemp("head"), "a", image, spacing_mm=(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "sides"),
+    [
+        ({}, [40, 48, 48]),  # 48 x 48 x 48 are more than 100,000
+        ({"memory_gb": 0.3}, [32, 32, 40]),  # half of it is 50,000 times 3,000 bytes
+        ({"gpu": "T4", "gpu_memory_gb": 16.1}, [128, 128, 128]),
+        ({"gpu": "H200", "gpu_memory_gb": 150.8}, [128, 128, 128]),
+        # 3 GB hold 1,000,000 voxels, and 96 x 104 x 104 are more; main memory plays no part
+        ({"gpu": "small", "gpu_memory_gb": 6.0, "memory_gb": 0.3}, [96, 96, 104]),
+    ],
+)
+def test_a_whole_head_is_cut_to_a_cube_that_the_hardware_bears(
+    head, machine, monkeypatch, hardware, sides
+):
+    monkeypatch.setattr(preprocessing, "BYTES_PER_VOXEL", 3000)
+    machine(**hardware)
+    assert sorted(Preprocessor().fit([head]).patch) == sides
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "patch"),
+    [
+        ((24, 20, 7), (1, 1, 3), (24, 20, 1)),  # few thick slices
+        ((24, 20, 8), (1, 1, 3), (24, 20, 8)),  # enough of them
+        ((24, 20, 7), (1, 1, 2.9), (24, 20, 7)),  # not thick
+        ((7, 20, 24), (1, 1, 1), (7, 20, 24)),
+        ((5, 20, 24), (4, 1, 1), (1, 20, 24)),  # sagittal
+        ((20, 6, 24), (1, 4, 1), (20, 1, 24)),  # coronal
+        ((24, 20, 1), (1, 1, 1), (24, 20, 1)),
+        ((24, 1, 20), (1, 1, 5), (24, 1, 20)),  # a slice lies across its axis, whatever the voxels
+        ((400, 250, 4), (1, 1, 5), (384, 256, 1)),  # 392 x 256 are more than 100,000
+    ],
+)
+def test_few_thick_slices_or_a_single_one_make_a_2d_network(
+    tmp_path, write_case, shape, spacing_mm, patch
+):
+    case = write_case(tmp_path, "a", ramp(shape), spacing_mm=spacing_mm)
+    fitted = Preprocessor().fit([case])
+    assert fitted.patch == patch
+    assert fitted.dimensions == (2 if 1 in patch else 3)
+    assert fitted.input_shape == (*(n for n in patch if n > 1), 1)
+
+
+@pytest.mark.parametrize(("given", "patch"), [(3, (24, 20, 5)), (2, (24, 20, 1))])
+def test_the_users_dimensions_stand(tmp_path, write_case, given, patch):
+    case = write_case(tmp_path, "a", ramp((24, 20, 5)), spacing_mm=(1, 1, 4))
+    fitted = Preprocessor(dimensions=given).fit([case])
+    assert (fitted.dimensions, fitted.patch) == (given, patch)
+
+
+@pytest.mark.parametrize(("patch", "dimensions"), [((16, 16, 8), 3), ((1, 16, 16), 2)])
+def test_dimensions_follow_from_the_users_patch(tmp_path, write_case, patch, dimensions):
+    # of their own these few thick slices would be 2-D, across z
+    case = write_case(tmp_path, "a", ramp((24, 20, 5)), spacing_mm=(1, 1, 4))
+    fitted = Preprocessor(patch=patch).fit([case])
+    assert (fitted.patch, fitted.dimensions) == (patch, dimensions)
+
+
+@pytest.mark.parametrize(
+    ("slices", "expected"),
+    # one voxel among n - 1 of another value lies sqrt(n - 1) standard deviations from the mean:
+    # for 360 voxels 18.9, for 540 23.2
+    [([2], "zscore"), ([3], "percentile"), ([2, 2, 3], "zscore"), ([2, 3, 3], "percentile")],
+)
+def test_percentiles_are_chosen_if_the_median_case_has_voxels_above_20_deviations(
+    tmp_path, write_case, slices, expected
+):
+    cases = []
+    for k, n in enumerate(slices):
+        image = np.full((10, 18, 2 * n), 7, np.int16)
+        image[..., n:] = 0  # does not count
+        image[3, 4, 0] = 3000
+        cases.append(write_case(tmp_path, f"c{k}", image))
+    assert Preprocessor().fit(cases).normalisation == expected
+
+
+def test_the_outliers_of_one_channel_are_not_hidden_by_another(tmp_path, write_case):
+    image = noise((10, 18, 9, 2)) * (1, 50)
+    image[3, 4, 5, 0] = 3000  # 37 standard deviations of the first channel
+    case = write_case(tmp_path, "a", image.astype(np.float32))
+    assert Preprocessor().fit([case]).normalisation == "percentile"
+
+
+def strips(shift, swapped=False, length=50):
+    # Two labels of length x 4 x 4 voxels in front of each other, one further right by some
+    # voxels; their centres lie half as far from that of both.
+    mask = np.zeros((60, 12, 4), np.uint8)
+    mask[:length, 1:5] = 2 if swapped else 1
+    mask[shift : shift + length, 5:9] = 1 if swapped else 2
+    return mask
+
+
+LEFT_AND_RIGHT = np.zeros((60, 12, 4), np.uint8)
+LEFT_AND_RIGHT[4:10], LEFT_AND_RIGHT[50:56] = 17, 53
+LESION = np.zeros((60, 12, 4), np.uint8)
+LESION[50:56] = 1
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        ([strips(0)], (0,)),
+        ([strips(1)], (0,)),  # 0.5 of 51 voxels
+        ([strips(3)], ()),  # 1.5 of 53
+        ([strips(1, length=20)], ()),  # 0.5 of 21, whatever the size of the image
+        ([strips(9), strips(9)], ()),
+        ([strips(9), strips(9, swapped=True)], (0,)),  # on either side as often
+        ([LEFT_AND_RIGHT], ()),
+        ([LEFT_AND_RIGHT, 0 * LEFT_AND_RIGHT], ()),
+        ([LESION], (0,)),  # a label of its own has no other side
+        ([0 * LESION], ()),
+        ([None], ()),
+        ([None, strips(0)], (0,)),
+    ],
+)
+@pytest.mark.parametrize("codes", ["RAS", "PSL"])
+def test_patches_are_mirrored_left_to_right_unless_a_label_has_its_side(
+    tmp_path, write_case, masks, expected, codes
+):
+    cases = [
+        write_case(tmp_path, f"c{k}", ramp((60, 12, 4)), mask, (1, 1, 1), codes)
+        for k, mask in enumerate(masks)
+    ]
+    assert Preprocessor().fit(cases).mirror_axes == expected
+
+
+@pytest.mark.parametrize(("shape", "spacing_x"), [((1, 20, 24), 1), ((5, 20, 24), 4)])
+def test_slices_are_not_mirrored_across_themselves(tmp_path, write_case, shape, spacing_x):
+    mask = np.zeros(shape, np.uint8)
+    mask[:, 5:9, 6:12] = 1
+    fitted = Preprocessor().fit([write_case(tmp_path, "a", ramp(shape), mask, (spacing_x, 1, 1))])
+    assert fitted.patch == (1, 20, 24)
+    assert fitted.mirror_axes == ()
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "patch", "axis"),
+    [
+        ((1, 1, 1), (8, 8, 8), None),
+        ((0.6, 0.6, 3.6), (8, 8, 8), 2),
+        ((4, 1, 1), (8, 8, 8), 0),
+        ((1, 3, 1), (8, 8, 8), 1),
+        ((1, 1, 2.9), (8, 8, 8), None),
+        ((1, 4, 4), (8, 8, 8), None),  # two coarse axes: none is of lower resolution than most
+        ((1, 1, 1), (1, 8, 8), 0),
+        ((1, 1, 5), (8, 1, 8), 1),  # slices, whatever the voxels
+    ],
+)
+def test_the_flat_axis_lies_across_slices_or_along_low_resolution(spacing_mm, patch, axis):
+    assert Preprocessor(spacing_mm, patch).flat_axis == axis
 
 
 def test_fit_lists_the_labels_of_all_masks_and_transform_numbers_them(tmp_path, write_case):
     shape = (10, 18, 9)
     a = write_case(tmp_path, "a", noise(shape), boxes(shape, (4, 1)))
     b = write_case(tmp_path, "b", noise(shape), boxes(shape, (2,)))
-    fitted = Preprocessor().fit([a, b])
+    c = write_case(tmp_path, "c", noise(shape))
+    fitted = Preprocessor().fit([a, b, c])
     assert list(fitted.labels) == [1, 2, 4]
     assert fitted.num_classes == 4
     y = fitted.transform(a)[1]
@@ -81,10 +296,10 @@ def test_channels_come_from_a_4d_file_or_from_several_files(tmp_path, write_case
     fitted = Preprocessor(normalisation="none").fit([case])
     x, _ = fitted.transform(case)
     assert fitted.channels == channels
-    assert fitted.input_shape == (16, 24, 16, channels)
+    assert fitted.input_shape == (10, 20, 10, channels)
     expected = np.stack(image, axis=-1) if isinstance(image, list) else image.reshape(10, 18, 9, -1)
-    # padded by 6, 6, 7 voxels, half of them (3, 3, 3) before the image
-    np.testing.assert_array_equal(x[3:13, 3:21, 3:12], expected)
+    # padded by 0, 2, 1 voxels, half of them (0, 1, 0) before the image
+    np.testing.assert_array_equal(x[:, 1:19, :9], expected)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +308,7 @@ def test_channels_come_from_a_4d_file_or_from_several_files(tmp_path, write_case
 def test_slices_lie_across_the_axis_of_the_largest_spacing(tmp_path, write_case, spacing_mm, axis):
     case = write_case(tmp_path, "a", noise((10, 18, 9, 2)), spacing_mm=spacing_mm)
     fitted = Preprocessor(labels={1: "a"}, dimensions=2).fit([case])
-    expected = [16, 24, 16]
+    expected = [10, 20, 10]
     expected[axis] = 1
     assert fitted.patch == tuple(expected)
     assert fitted.input_shape == (*(n for n in expected if n > 1), 2)
@@ -101,30 +316,70 @@ def test_slices_lie_across_the_axis_of_the_largest_spacing(tmp_path, write_case,
 
 def test_scans_of_one_slice_make_a_2d_network(tmp_path, write_case):
     case = write_case(tmp_path, "a", noise((10, 18, 1)), codes="SAR")
-    assert Preprocessor(labels={1: "a"}).fit([case]).input_shape == (16, 24, 1)
+    assert Preprocessor(labels={1: "a"}).fit([case]).input_shape == (10, 20, 1)
 
 
-def test_explicit_settings_are_kept(tmp_path, write_case):
-    case = write_case(tmp_path, "a", noise((10, 18, 9)), boxes((10, 18, 9), (1,)))
-    given = Preprocessor((1, 1, 1), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3)
-    assert given.fit([case]) == given
+GIVEN = Preprocessor((1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Preprocessor)])
+def test_an_explicit_setting_is_kept_and_the_others_are_chosen(tmp_path, write_case, name):
+    shape = (24, 20, 16)
+    case = write_case(tmp_path, "a", noise(shape), boxes(shape, (1,)), (1.5, 1.5, 1.5))
+    given = getattr(GIVEN, name)
+    fitted = Preprocessor(**{name: given}).fit([case])
+    assert getattr(fitted, name) == given
+    assert None not in [getattr(fitted, field.name) for field in fields(fitted)]
+    assert fitted.spacing_mm == (given if name == "spacing_mm" else (1.5, 1.5, 1.5))
+    assert list(fitted.labels) == ([1, 7] if name == "labels" else [1])
+
+
+def test_with_every_setting_given_no_file_is_read():
+    given = replace(GIVEN)
+    assert given.fit([Case("a", "nowhere.nii.gz", "nowhere.nii.gz")]) is given
+    assert given == GIVEN
+
+
+def test_the_users_patch_is_not_cut(tmp_path, write_case, machine):
+    machine(memory_gb=0.1)
+    case = write_case(tmp_path, "a", noise((10, 18, 9)))
+    assert Preprocessor(patch=(64, 64, 64)).fit([case]).patch == (64, 64, 64)
+
+
+def test_the_patch_follows_from_the_users_spacing(tmp_path, write_case):
+    # 36 x 30 x 36 mm
+    case = write_case(tmp_path, "a", ramp((36, 30, 9)), spacing_mm=(1, 1, 4))
+    assert Preprocessor(spacing_mm=(1, 1, 1)).fit([case]).patch == (40, 32, 40)
+
+
+def test_scans_thinner_than_the_users_voxels_make_slices(tmp_path, write_case):
+    case = write_case(tmp_path, "a", ramp((60, 60, 3)), spacing_mm=(1, 1, 1))
+    assert Preprocessor(spacing_mm=(10, 10, 10)).fit([case]).patch == (6, 6, 1)
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
+    ("setting", "value", "allowed"),
     [
-        ("normalisation", "minmax"),
-        ("dimensions", 4),
-        ("spacing_mm", (1, 2)),
-        ("spacing_mm", (1, 2, -3)),
-        ("patch", (8, 8, 0)),
+        ("normalisation", "minmax", "one of ('zscore', 'percentile', 'none')"),
+        ("dimensions", 4, "2 or 3"),
+        ("spacing_mm", (1, 2), "three positive numbers"),
+        ("spacing_mm", (1, 2, -3), "three positive numbers"),
+        ("patch", (8, 8, 0), "three positive numbers"),
+        ("patch", (8, 8, 8, 1), "three positive numbers"),
+        ("spacing_mm", 1, "three positive numbers"),
+        ("labels", {0: "background", 1: "a"}, "a dict without background 0"),
+        ("labels", [1, 2], "a dict without background 0"),
+        ("channels", 0, "at least 1"),
+        ("mirror_axes", (0, 3), "one of [(), (0,), (1,), (2,), (0, 1)"),
+        ("mirror_axes", (-1,), "one of [()"),
+        ("mirror_axes", 0, "one of [()"),
     ],
 )
-def test_a_bad_setting_is_refused_by_name_with_what_was_received(setting, value):
+def test_a_bad_setting_is_refused_by_name_with_what_was_received(setting, value, allowed):
     with pytest.raises(ValueError) as error:
         Preprocessor(**{setting: value})
-    assert setting in str(error.value)
-    assert str(value) in str(error.value)
+    assert str(error.value).startswith(f"{setting} must be {allowed}")
+    assert str(error.value).endswith(f"{setting}={value!r}")
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 8), (16, 24, 8), (32, 8, 1)])
@@ -276,7 +531,8 @@ def test_a_label_that_is_not_declared_is_refused_with_the_file(tmp_path, write_c
 @pytest.mark.parametrize(
     "preprocessor",
     [
-        Preprocessor((1.5, 2.0, 3.0), (16, 24, 1), {4: "four", 1: "one"}, 2, "percentile", 2),
+        Preprocessor((1.5, 2.0, 3.0), (16, 24, 1), {4: "four", 1: "one"}, 2, "percentile", 2, (0,)),
+        Preprocessor((1.5, 2.0, 3.0), (16, 24, 8), {1: "one"}, 1, "none", 3, ()),
         Preprocessor(spacing_mm=(1, 1, 1)),
     ],
 )
@@ -292,18 +548,64 @@ def test_loading_a_file_that_is_not_there_names_it(tmp_path):
         Preprocessor.load(tmp_path / "nowhere.json")
 
 
-def test_cached_gives_memory_maps_of_transform_and_computes_them_once(
+def test_cached_cases_are_memory_maps_of_transform_and_computed_once(
     tmp_path, write_case, monkeypatch
 ):
-    case = write_case(tmp_path, "a", noise((10, 18, 9)), boxes((10, 18, 9), (1,)))
-    preprocessor = Preprocessor().fit([case])
-    expected = preprocessor.transform(case)
-    preprocessor.cached(case, tmp_path / "cache")
+    cases = [
+        write_case(tmp_path, f"c{k}", noise((10, 18, 9), k), boxes((10, 18, 9), (k + 1,)))
+        for k in range(2)
+    ]
+    preprocessor = Preprocessor().fit(cases)
+    expected = [preprocessor.transform(case) for case in cases]
+    assert len(CachedCases(preprocessor, cases, tmp_path / "new" / "cache")) == 2
     monkeypatch.setattr(Preprocessor, "transform", lambda *_: pytest.fail("computed again"))
-    for array, right in zip(preprocessor.cached(case, tmp_path / "cache"), expected, strict=True):
-        assert isinstance(array, np.memmap)
-        assert array.dtype == right.dtype
-        np.testing.assert_array_equal(array, right)
+    again = CachedCases(preprocessor, cases, tmp_path / "new" / "cache")
+    assert len(CachedCases(preprocessor, cases[1:], tmp_path / "new" / "cache")) == 1
+    for found, right in zip(again, expected, strict=True):
+        assert [isinstance(array, np.memmap) for array in found] == [True] * 3
+        for array, whole in zip(found[:2], right, strict=True):
+            assert array.dtype == whole.dtype
+            np.testing.assert_array_equal(array, whole)
+
+
+def test_only_the_cases_that_are_missing_are_computed(tmp_path, write_case, monkeypatch):
+    image, mask = noise((10, 18, 9)), boxes((10, 18, 9), (1,))
+    cases = [write_case(tmp_path, name, image, mask) for name in "abc"]
+    preprocessor, done, transform = Preprocessor().fit(cases), [], Preprocessor.transform
+
+    def recorded(self, case):
+        done.append(case.id)
+        return transform(self, case)
+
+    monkeypatch.setattr(Preprocessor, "transform", recorded)
+    CachedCases(preprocessor, cases[1:2], tmp_path / "cache")
+    CachedCases(preprocessor, cases, tmp_path / "cache")
+    assert done == ["b", "a", "c"]
+
+
+def test_cached_centres_are_voxels_of_the_foreground_equally_many_of_every_class(
+    tmp_path, write_case
+):
+    shape = (10, 18, 9)
+    mask = np.zeros(shape, np.uint8)
+    mask[0, 0, 0], mask[2:6, 3:7, 1:4], mask[6:, 10:, 5:] = 9, 4, 2  # 1, 48 and 128 voxels
+    case = write_case(tmp_path, "a", noise(shape), mask)
+    preprocessor = Preprocessor(labels={1: "absent", 2: "a", 4: "b", 9: "c"}).fit([case])
+    ((_, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
+    assert np.issubdtype(centres.dtype, np.integer)
+    assert centres.shape[1] == 3
+    counts = np.bincount(y[tuple(centres.T)], minlength=5)  # classes 2, 3, 4 are there
+    assert counts.tolist() == [0, 0, *[len(centres) // 3] * 3]
+    assert len(np.unique(centres, axis=0)) > 150  # nearly all of the 177 voxels
+
+
+def test_the_cached_centres_of_an_empty_mask_are_none(tmp_path, write_case):
+    case = write_case(tmp_path, "a", noise((10, 18, 9)), np.zeros((10, 18, 9), np.uint8))
+    preprocessor = Preprocessor(labels={1: "a"}).fit([case])
+    for _ in range(2):  # computed, then read
+        ((x, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
+        assert centres.shape == (0, 3)
+        assert x.shape == (*y.shape, 1)
 
 
 def test_fit_changes_the_preprocessor_itself_as_scikit_learn_does(tmp_path, write_case):
@@ -328,4 +630,4 @@ def test_slices_of_a_single_slice_stay_two_dimensional(tmp_path, write_case):
     case = write_case(
         tmp_path, "c", noise((16, 20, 1)), boxes((16, 20, 4), (1,))[..., :1], (3, 1, 1)
     )
-    assert Preprocessor(dimensions=2).fit([case]).patch == (16, 24, 1)
+    assert Preprocessor(dimensions=2).fit([case]).patch == (16, 20, 1)

@@ -10,7 +10,19 @@ SCALING = 0.15  # linear size, plus or minus
 PROBABILITY = 0.3  # of a rotation with scaling, and of each change of intensity
 
 
-def random_patch(x, y, patch, rng, *, spacing_mm=(1, 1, 1), foreground=0.0, augment=True):
+def random_patch(
+    x,
+    y,
+    patch,
+    rng,
+    *,
+    centres=None,
+    spacing_mm=(1, 1, 1),
+    flat_axis=None,
+    mirror_axes=(),
+    foreground=0.0,
+    augment=True,
+):
     """Cut a random patch, moved and changed at random.
 
     Parameters
@@ -23,14 +35,20 @@ def random_patch(x, y, patch, rng, *, spacing_mm=(1, 1, 1), foreground=0.0, augm
         Shape of the patch; 1 for a slice across that axis.
     rng : numpy.random.Generator
         The only source of chance.
+    centres : (n, 3) ndarray of int, optional
+        Voxels to centre patches on. By default those of the foreground.
     spacing_mm : tuple of 3 float
         Size of a voxel: patches are turned in mm.
+    flat_axis : {0, 1, 2}, optional
+        Axis that is neither turned nor scaled; for slices the one across them.
+    mirror_axes : iterable of {0, 1, 2}
+        Along each of these every other patch is mirrored.
     foreground : float, default 0
-        In [0, 1]: the probability that the patch is centred on a voxel of the foreground, as
-        far as it then stays inside the image.
+        In [0, 1]: the probability that the patch is centred on one of `centres`, as far as it
+        then stays inside the image.
     augment : bool, default True
-        Whether to rotate and scale (in the plane of a slice), and to change brightness,
-        contrast, gamma and noise.
+        Whether to rotate and scale (in the plane of a slice), to mirror, and to change
+        brightness, contrast, gamma and noise.
 
     Returns
     -------
@@ -40,17 +58,20 @@ def random_patch(x, y, patch, rng, *, spacing_mm=(1, 1, 1), foreground=0.0, augm
     room = np.array(y.shape) - patch
     start = rng.integers(0, room + 1)
     if rng.random() < foreground:
-        voxels = np.flatnonzero(y)
-        if voxels.size:
-            centre = np.unravel_index(voxels[rng.integers(voxels.size)], y.shape)
-            start = np.clip(np.array(centre) - np.array(patch) // 2, 0, room)
+        centres = np.argwhere(y) if centres is None else centres
+        if len(centres):
+            centre = centres[rng.integers(len(centres))]
+            start = np.clip(centre - np.array(patch) // 2, 0, room)
     if augment and rng.random() < PROBABILITY:
-        turn = random_turn(rng, spacing_mm, across=patch.index(1) if 1 in patch else None)
-        x, y = _cut_turned(x, y, patch, start, turn)
+        across = patch.index(1) if 1 in patch else flat_axis
+        x, y = _cut_turned(x, y, patch, start, random_turn(rng, spacing_mm, across=across))
     else:
         box = tuple(slice(a, a + n) for a, n in zip(start, patch, strict=True))
         x, y = np.array(x[box]), np.array(y[box])
-    return (change_intensity(x, rng) if augment else x), y
+    if not augment:
+        return x, y
+    flips = [axis for axis in mirror_axes if rng.random() < 0.5]
+    return change_intensity(np.flip(x, flips), rng), np.flip(y, flips)
 
 
 def _cut_turned(x, y, patch, start, matrix):
@@ -83,7 +104,8 @@ def random_turn(rng, spacing_mm=(1, 1, 1), *, across=None):
         angles[np.arange(3) != across] = 0
         scales[across] = 1
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales
-    return turn * np.array(spacing_mm) / np.array(spacing_mm)[:, None]
+    turn = turn * np.array(spacing_mm) / np.array(spacing_mm)[:, None]
+    return turn.round(12)  # -4e-16 would lie outside the image
 
 
 def change_intensity(x, rng):
@@ -106,7 +128,7 @@ def change_intensity(x, rng):
         low, span = x.min(), max(np.ptp(x), 1e-6)
         x = ((x - low) / span) ** np.float32(rng.uniform(0.7, 1.5)) * span + low
     if rng.random() < PROBABILITY:
-        x = x + rng.normal(0, rng.uniform(0, 0.15), x.shape).astype(np.float32)
+        x = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.15))
     return x.astype(np.float32, copy=False)
 
 
@@ -115,8 +137,8 @@ class Patches(keras.utils.PyDataset):
 
     Parameters
     ----------
-    pairs : sequence of (x, y)
-        Preprocessed cases: (x, y, z, channel) float32 and (x, y, z) uint8 arrays.
+    cases : sequence of (x, y) or (x, y, centres)
+        Preprocessed cases, as for `random_patch`; such as `unetseg.preprocessing.CachedCases`.
     patch : tuple of 3 int
         Shape of the patches; 1 for slices across that axis.
     batch_size : int
@@ -129,9 +151,9 @@ class Patches(keras.utils.PyDataset):
 
     num_batches = None
 
-    def __init__(self, pairs, patch, batch_size, seed, *, repeat_after=None, **chance):
+    def __init__(self, cases, patch, batch_size, seed, *, repeat_after=None, **chance):
         super().__init__()
-        self.pairs, self.patch, self.batch_size, self.seed = pairs, patch, batch_size, seed
+        self.cases, self.patch, self.batch_size, self.seed = cases, patch, batch_size, seed
         self.repeat_after, self.chance = repeat_after, chance
 
     def __getitem__(self, index):
@@ -144,9 +166,11 @@ class Patches(keras.utils.PyDataset):
         flat = [n for n in self.patch if n > 1]
         batch_x, batch_y = [], []
         for place in range(index * self.batch_size, (index + 1) * self.batch_size):
-            turn, position = divmod(place, len(self.pairs))
-            order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.pairs))
-            x, y = random_patch(*self.pairs[order[position]], self.patch, rng, **self.chance)
+            turn, position = divmod(place, len(self.cases))
+            order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.cases))
+            x, y, *rest = self.cases[order[position]]
+            known = {"centres": rest[0]} if rest else {}
+            x, y = random_patch(x, y, self.patch, rng, **known, **self.chance)
             batch_x.append(x.reshape(*flat, -1))
             batch_y.append(y.reshape(*flat, 1))
         return np.stack(batch_x), np.stack(batch_y)

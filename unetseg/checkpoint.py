@@ -60,10 +60,8 @@ def load_weights(model, path, digest=None):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Train the fold with 02_train_kfold first.")
     if digest and sha256(path) != digest:
-        raise ValueError(
-            f"{path}: damaged, its SHA-256 is not the one noted when it was saved. "
-            "Fetch it again, or delete the fold's folder and train the fold again."
-        )
+        problem = "damaged, its SHA-256 is not the one noted when it was saved"
+        raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
     try:
         model.load_weights(path)
         stored = []  # Keras does not mind arrays that no weight asks for
@@ -72,10 +70,8 @@ def load_weights(model, path, digest=None):
         if sum(stored) != len(model.weights):
             raise ValueError(f"{sum(stored)} arrays for {len(model.weights)} weights")
     except Exception as error:
-        raise ValueError(
-            f"{path}: does not fit the model ({error}). "
-            "Build the model with the arguments in experiment.json."
-        ) from error
+        advice = "Build the model with the arguments in experiment.json."
+        raise ValueError(f"{path}: does not fit the model ({error}). {advice}") from error
 
 
 def record_settings(path, settings, run):
@@ -90,6 +86,11 @@ def record_settings(path, settings, run):
     run : dict
         What else is worth knowing. Written beside the settings the first time, kept after that.
 
+    Returns
+    -------
+    dict
+        What the file now holds.
+
     Raises
     ------
     ValueError
@@ -98,13 +99,13 @@ def record_settings(path, settings, run):
     path, settings = Path(path), json.loads(json.dumps(settings))
     if not path.exists():
         write_json(path, {"settings": settings, **run})
-        return
-    both = read_json(path)["settings"], settings
+    recorded = read_json(path)
+    both = recorded["settings"], settings
     old, new = (pd.json_normalize(one).astype(object).iloc[0].to_dict() for one in both)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)} there, {new.get(key)} now" for key in changed)
-        raise ValueError(
-            f"{path}: this folder holds an experiment with other settings:\n{lines}\n"
-            "Go back to those settings, or choose another EXPERIMENT name."
-        )
+        advice = "Go back to those settings, or choose another EXPERIMENT name."
+        problem = f"this folder holds an experiment with other settings:\n{lines}\n"
+        raise ValueError(f"{path}: {problem}{advice}")
+    return recorded

@@ -10,7 +10,7 @@ import numpy as np
 from unetseg import checkpoint, nifti
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
-from unetseg.workspace import read_json
+from unetseg.workspace import read_json, require
 
 BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
 
@@ -71,7 +71,7 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
     return models
 
 
-def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=()):
+def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
     """Segment one case.
 
     Parameters
@@ -84,15 +84,18 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=()):
         The one that the models were trained with.
     overlap : float, default 0.5
         Of neighbouring windows, in [0, 1).
-    mirror_axes : iterable of {0, 1, 2}, default ()
-        Axes along which flipped copies are predicted and averaged too. Only for models that
-        were trained with mirrored patches.
+    mirror_axes : iterable of {0, 1, 2}, optional
+        Axes along which mirrored copies are predicted too, all combinations averaged. By default
+        those of the preprocessor, along which patches were mirrored in training; no others.
 
     Returns
     -------
     Prediction
     """
-    mirror_axes = tuple(mirror_axes)
+    trained = preprocessor.mirror_axes or ()
+    mirror_axes = trained if mirror_axes is None else tuple(mirror_axes)
+    allowed = f"among {trained}, along which the models saw mirrored patches"
+    require("mirror_axes", mirror_axes, {*trained}.issuperset(mirror_axes), allowed)
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
     flips = itertools.chain.from_iterable(
@@ -143,8 +146,7 @@ def slide(models, x, patch, *, overlap=0.5):
     -------
     (x, y, z, class) ndarray of float32
     """
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must lie in [0, 1). Received: {overlap}")
+    require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
     steps = [_starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
     boxes = [
         tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))

@@ -1,35 +1,103 @@
-"""The U-Net, its loss, and the Dice shown while it trains."""
+"""The U-Net and its plan, its loss, and the Dice shown while it trains."""
 
+import math
 import re
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import layers, ops
 
-from unetseg.workspace import describe_machine
+from unetseg.workspace import describe_hardware, require
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-NORMALIZATIONS = {
-    "instance": lambda: layers.GroupNormalization(groups=-1, epsilon=1e-5),
-    "batch": layers.BatchNormalization,
-    "none": lambda: layers.Activation("linear"),
-}
 MAX_FILTERS = 320  # as in nnU-Net: deeper levels get no wider than this
+MIN_SIDE = 4  # voxels: a level whose side would be shorter is not made (nnU-Net)
+
+
+def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0):
+    """Choose how often, along which axes and with which kernels a U-Net works on a patch.
+
+    An axis is halved while at least 4 voxels remain of it and as long as its voxels are less
+    than twice as long as the shortest of these; so an axis of low resolution is halved once the
+    others have become as coarse. Until then kernels span 1 voxel along it, else 3 (Isensee et
+    al. 2021).
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    filters, dropout
+        As for `build_unet`.
+    depth : int, optional
+        How often the patch is halved. By default as often as it bears.
+
+    Returns
+    -------
+    dict
+        Arguments of `build_unet`: ``filters``, ``depth``, ``dropout``, ``strides``, ``kernels``.
+    """
+    axes = [axis for axis in range(3) if preprocessor.patch[axis] > 1]
+    side = np.array(preprocessor.patch)[axes]
+    length_mm = np.array(preprocessor.spacing_mm)[axes]
+    strides, kernels, wide = [], [], length_mm < 2 * length_mm.min()
+    while True:
+        kernels.append(tuple(np.where(wide, 3, 1).tolist()))
+        fits = (side >= 2 * MIN_SIDE) & (side % 2 == 0)
+        shortest = length_mm[fits].min(initial=length_mm.max())
+        halved = fits & (length_mm < 2 * shortest)
+        if not halved.any() or len(strides) == depth:
+            break
+        strides.append(tuple(np.where(halved, 2, 1).tolist()))
+        side, length_mm = side // strides[-1], length_mm * strides[-1]
+        wide = wide | halved | (length_mm < 2 * length_mm.min())
+    long = "of at least 8 voxels, and an even number, along some axis"
+    require("patch", preprocessor.patch, strides or depth == 0, long)
+    allowed = f"from 1 to {len(strides)} for this patch"
+    require("depth", depth, depth in (None, len(strides) or -1), allowed)
+    plan = {"filters": filters, "depth": len(strides), "dropout": dropout}
+    return {**plan, "strides": strides, "kernels": kernels}
+
+
+class InstanceNormalization(layers.Layer):
+    """Normalise every channel of every image to mean 0 and variance 1 (Ulyanov et al. 2016).
+
+    Then scale and shift it. Computes in float32. The same as Keras' GroupNormalization with one
+    group per channel, but three times faster on a processor: the last spatial axis is folded
+    into the channels, so that sums run over long rows.
+    """
+
+    def build(self, input_shape):
+        """Make the scale and the shift of every channel."""
+        self.gamma = self.add_weight(shape=input_shape[-1:], initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=input_shape[-1:], initializer="zeros", name="beta")
+
+    def call(self, x):
+        """Normalise (batch, ..., channel); the shape but the batch must be known."""
+        *_, row, channels = x.shape
+        voxels = float(np.prod(x.shape[1:-1]))
+        rows = ops.cast(ops.reshape(x, (-1, int(voxels) // row, row * channels)), "float32")
+
+        def mean(values):
+            folded = ops.reshape(ops.sum(values, axis=1), (-1, row, channels))
+            return ops.sum(folded, axis=1, keepdims=True) / voxels
+
+        def unfold(value):
+            return ops.tile(ops.reshape(value, (-1, 1, channels)), (1, 1, row))
+
+        rows = rows - unfold(mean(rows))
+        scale = ops.cast(self.gamma, "float32") * ops.rsqrt(mean(ops.square(rows)) + 1e-5)
+        rows = rows * unfold(scale) + unfold(ops.cast(self.beta, "float32"))
+        return ops.reshape(ops.cast(rows, x.dtype), (-1, *x.shape[1:]))
 
 
 def build_unet(
-    input_shape,
-    num_classes,
-    *,
-    filters=16,
-    depth=3,
-    dropout=0.0,
-    normalization="instance",
+    input_shape, num_classes, *, filters=16, depth=3, dropout=0.0, strides=None, kernels=None
 ):
     """Build a U-Net (Ronneberger et al. 2015; 3-D: Cicek et al. 2016) with nnU-Net's blocks.
 
-    Two convolutions with normalisation and LeakyReLU per level; strided convolutions shrink the
-    image, transposed ones enlarge it again, and the levels of one size are concatenated.
+    Two convolutions with instance normalisation and LeakyReLU per level; strided ones shrink
+    the image, transposed ones enlarge it again, and the levels of one size are concatenated.
 
     Parameters
     ----------
@@ -40,11 +108,14 @@ def build_unet(
     filters : int, default 16
         Of the first level; each level has twice as many, up to 320.
     depth : int, default 3
-        How often the image is halved. Every side of the input must be a multiple of
-        ``2 ** depth``.
+        How often the image is shrunk.
     dropout : float, default 0
         Share of feature maps that is dropped at the end of each block, in [0, 1).
-    normalization : {"instance", "batch", "none"}, default "instance"
+    strides : sequence of tuple of int, optional
+        By how much each axis shrinks, `depth` times. By default by 2. Every side of the input
+        must be a multiple of the product.
+    kernels : sequence of tuple of int, optional
+        Sizes of the kernels at each of the ``depth + 1`` levels. By default 3.
 
     Returns
     -------
@@ -57,51 +128,46 @@ def build_unet(
     ValueError
         If an argument does not fit.
     """
-    _check_unet_arguments(input_shape, num_classes, filters, depth, dropout, normalization)
     ndim = len(input_shape) - 1
+    require("input_shape", input_shape, ndim in (2, 3), "(x, y[, z], channel)")
+    require("num_classes", num_classes, num_classes >= 2, "at least 2, with the background")
+    require("filters", filters, filters >= 1, "at least 1")
+    require("depth", depth, depth >= 1, "at least 1")
+    require("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
+    strides, kernels = strides or [(2,) * ndim] * depth, kernels or [(3,) * ndim] * (depth + 1)
+    require("strides", strides, len(strides) == depth, f"one per level, depth={depth}")
+    require("kernels", kernels, len(kernels) == depth + 1, f"one per level, depth={depth}, and one")
+    multiple = np.prod(strides, axis=0)
+    sides = np.array(input_shape[:-1])
+    fitting = tuple((-(-sides // multiple) * multiple).tolist())
+    allowed = f"multiples of {multiple.tolist()}, then a channel: use {fitting} or less depth"
+    require("input_shape", input_shape, fitting == tuple(input_shape[:-1]), allowed)
     convolution = getattr(layers, f"Conv{ndim}D")
     transposed = getattr(layers, f"Conv{ndim}DTranspose")
     drop = getattr(layers, f"SpatialDropout{ndim}D")
 
-    def block(x, width, strides):
-        for stride in strides:
+    def block(x, level, stride=1):
+        for step in (stride, 1):
             x = convolution(
-                width, 3, strides=stride, padding="same", kernel_initializer="he_normal"
+                *(widths[level], kernels[level], step),
+                padding="same",
+                use_bias=False,  # the normalisation would take it out again
+                kernel_initializer="he_normal",
             )(x)
-            x = NORMALIZATIONS[normalization]()(x)
-            x = layers.LeakyReLU(negative_slope=0.01)(x)
+            x = layers.LeakyReLU(negative_slope=0.01)(InstanceNormalization()(x))
         return drop(dropout)(x) if dropout else x
 
     widths = [min(filters * 2**level, MAX_FILTERS) for level in range(depth + 1)]
     inputs = keras.Input(input_shape)
-    x, skips = inputs, []
-    for level, width in enumerate(widths):
-        x = block(x, width, strides=(2 if level else 1, 1))
-        skips.append(x)
-    for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
-        x = transposed(width, 2, strides=2)(x)
-        x = block(layers.Concatenate()([x, skip]), width, strides=(1, 1))
+    skips = [block(inputs, 0)]
+    for level, stride in enumerate(strides, start=1):
+        skips.append(block(skips[-1], level, stride))
+    x = skips.pop()
+    for level in reversed(range(depth)):
+        x = transposed(widths[level], strides[level], strides[level])(x)
+        x = block(layers.Concatenate()([x, skips[level]]), level)
     outputs = convolution(num_classes, 1, activation="softmax", dtype="float32")(x)
     return keras.Model(inputs, outputs, name=f"unet{ndim}d")
-
-
-def _check_unet_arguments(input_shape, num_classes, filters, depth, dropout, normalization):
-    multiple = 2**depth
-    fitting = tuple(-(-n // multiple) * multiple for n in input_shape[:-1])
-    sides = (
-        f"multiples of {multiple} with depth={depth}, then a channel: use {fitting} or less depth"
-    )
-    for name, value, fits, allowed in (
-        ("input_shape", input_shape, len(input_shape) in (3, 4), "(x, y[, z], channel)"),
-        ("num_classes", num_classes, num_classes >= 2, "at least 2, as it counts the background"),
-        ("filters", filters, filters >= 1, "at least 1"),
-        ("depth", depth, depth >= 1, "at least 1"),
-        ("dropout", dropout, 0 <= dropout < 1, "in [0, 1)"),
-        ("normalization", normalization, normalization in NORMALIZATIONS, [*NORMALIZATIONS]),
-        ("input_shape", input_shape, fitting == tuple(input_shape[:-1]), sides),
-    ):
-        if not fits:
-            raise ValueError(f"{name} must be {allowed}. Received: {name}={value!r}")
 
 
 def dice_cross_entropy(y_true, y_pred):
@@ -128,6 +194,61 @@ def dice_cross_entropy(y_true, y_pred):
     dice = (2 * overlap + 1.0) / (total + 1.0)  # 1 voxel of smoothing
     log = ops.log(ops.clip(y_pred, 1e-7, 1.0))
     return 1 - ops.mean(dice[1:]) - ops.mean(ops.sum(truth * log, axis=-1))
+
+
+class Muon(keras.optimizers.AdamW):
+    """AdamW whose steps for convolution kernels are made orthogonal (Jordan et al. 2024).
+
+    The momentum of a kernel, as a matrix from its inputs to its output channels, is replaced by
+    the nearest orthogonal matrix, times 0.2 and the root of the longer side, so that learning
+    rates of AdamW fit (Liu et al. 2025). A U-Net reaches the same Dice in fewer steps; Keras' own
+    Muon does not take kernels of convolutions. Biases, scales and matrices with a side of less
+    than 8 are left to AdamW. Arguments as for AdamW.
+    """
+
+    momentum = 0.95
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Move one variable."""
+        *inputs, outputs = variable.shape
+        sides = (math.prod(inputs), outputs)
+        if len(inputs) < 3 or min(sides) < 8:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        gradient = ops.cast(gradient, variable.dtype)
+        speed = self._momentums[self._get_variable_index(variable)]
+        self.assign(speed, self.momentum * speed + gradient)
+        step = ops.reshape(gradient + self.momentum * speed, sides)
+        step = ops.transpose(step) if sides[0] > sides[1] else step
+        step = ops.matmul(nearest_orthogonal(step), step)
+        step = ops.transpose(step) if sides[0] > sides[1] else step
+        rate = ops.cast(learning_rate, variable.dtype) * 0.2 * max(sides) ** 0.5
+        self.assign_sub(variable, rate * ops.reshape(step, variable.shape))
+
+
+def nearest_orthogonal(matrix):
+    """Find the matrix that makes another about orthogonal when it multiplies it from the left.
+
+    Five Newton-Schulz steps of Jordan et al. (2024) that bring the singular values to between
+    0.7 and 1.2. They run on the small square matrix of products of rows.
+
+    Parameters
+    ----------
+    matrix : (n, m) tensor of float32
+        With n <= m.
+
+    Returns
+    -------
+    (n, n) tensor of float32
+    """
+    norm = ops.sqrt(ops.sum(ops.square(matrix))) + 1e-7
+    gram = ops.matmul(matrix, ops.transpose(matrix)) / ops.square(norm)
+    one = total = ops.eye(matrix.shape[0])
+    for _ in range(5):
+        factor = 3.4445 * one - 4.7750 * gram + 2.0315 * ops.matmul(gram, gram)
+        total = ops.matmul(factor, total)
+        gram = ops.matmul(ops.matmul(factor, gram), factor)
+    return total / norm
 
 
 class ForegroundDice(keras.metrics.Metric):
@@ -202,10 +323,8 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
         keras.config.set_dtype_policy(before)
     expected = (None, *preprocessor.input_shape[:-1], preprocessor.num_classes)
     if tuple(model.output_shape) != expected:
-        wanted = f"with output shape {expected}, a probability per voxel and class"
-        raise ValueError(
-            f"build_model must return a model {wanted}. Received: {model.output_shape}"
-        )
+        wanted = f"return a model with output shape {expected}, a probability per voxel and class"
+        raise ValueError(f"build_model must {wanted}. Received: {model.output_shape}")
     return model
 
 
@@ -226,9 +345,7 @@ def choose_precision(precision="auto"):
     if precision != "auto":
         return precision
     if keras.distribution.list_devices("gpu"):
-        gpu = describe_machine()["hardware"]["gpu"] or ""
-        capability = re.search(r", (\d+)\.\d+$", gpu, re.MULTILINE)
-        return "mixed_float16" if capability and int(capability[1]) >= 7 else "float32"
+        return "mixed_float16" if (describe_hardware()["gpu_capability"] or 0) >= 7 else "float32"
     cpu = Path("/proc/cpuinfo")
     fast = cpu.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpu.read_text())
     return "mixed_bfloat16" if fast else "float32"

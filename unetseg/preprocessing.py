@@ -1,6 +1,7 @@
 """From a case on its native grid to the network's grid, and back."""
 
-from dataclasses import asdict, dataclass
+import itertools
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,18 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
-from unetseg.workspace import read_json, write_json
+from unetseg.workspace import describe_hardware, read_json, require, write_json
 
-PATCH_MULTIPLE = 8  # three poolings by two
-MAX_PATCH_VOXELS = 100_000  # two of them train in a fraction of a second on two CPU cores
+CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
+GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
+BYTES_PER_VOXEL = 3000  # of a patch in training, float32; measured by `make benchmark`
 NORMALISATIONS = ("zscore", "percentile", "none")
+ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
+FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
+OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
+SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
+MIRRORINGS = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
+CENTRES = 1000  # foreground voxels kept per class, to centre patches on
 
 
 @dataclass
@@ -26,50 +34,57 @@ class Preprocessor:
     Parameters
     ----------
     spacing_mm : tuple of 3 float, optional
-        Common voxel size along x, y, z. Chosen: the median over the cases.
+        Common voxel size along x, y, z. Chosen: the median over the cases; along an axis of low
+        resolution (3 times coarser than the others, with 3 times fewer voxels) the 10th
+        percentile, so that few scans lose slices (Isensee et al. 2021).
     patch : tuple of 3 int, optional
         Voxels that the network sees at once. A 1 makes a 2-D network whose slices lie across
-        that axis. Chosen: the median shape, rounded up to a multiple of 8, cut to at most
-        100,000 voxels.
+        that axis. Chosen: the median shape, rounded up to what can be halved three times (short
+        axes less often), cut along its longest side in mm to what the hardware bears: 100,000
+        voxels on a processor, up to 128 x 128 x 128 on a GPU, by its memory.
     labels : dict of int to str, optional
         Value and name of every label but the background. Chosen: the values in the masks.
     channels : int, optional
         Number of image channels. Chosen: that of the first case.
-    normalisation : {"zscore", "percentile", "none"}, default "zscore"
+    normalisation : {"zscore", "percentile", "none"}, optional
         Per case and channel, over its non-zero voxels: to mean 0 and standard deviation 1;
-        or percentiles 1 and 99 to 0 and 1; or none.
-    dimensions : {3, 2}, default 3
+        or percentiles 1 and 99 to 0 and 1; or none. Chosen: z-scores, but percentiles if in
+        the median case voxels lie more than 20 standard deviations above the mean.
+    dimensions : {3, 2}, optional
         2 makes `fit` choose a patch of one slice, across the axis of the largest spacing (z if
-        they are equal).
+        they are equal). Chosen: 3, but 2 for stacks of fewer than 8 slices of low resolution.
+    mirror_axes : tuple of {0, 1, 2}, optional
+        Axes along which patches are mirrored, at random in training and for an average in
+        prediction. Chosen: x, left to right, unless a label lies to one side of the whole
+        foreground (on average by more than 2 % of its width) or there are no masks.
     """
 
     spacing_mm: tuple | None = None
     patch: tuple | None = None
     labels: dict | None = None
     channels: int | None = None
-    normalisation: str = "zscore"
-    dimensions: int = 3
+    normalisation: str | None = None
+    dimensions: int | None = None
+    mirror_axes: tuple | None = None
 
     def __post_init__(self):
         """Check the settings."""
-        if self.normalisation not in NORMALISATIONS:
-            raise ValueError(
-                f"normalisation must be one of {NORMALISATIONS}. Received: {self.normalisation!r}"
-            )
-        if self.dimensions not in (2, 3):
-            raise ValueError(f"dimensions must be 2 or 3. Received: {self.dimensions}")
-        if self.labels is not None:
-            if any(value == 0 for value in self.labels):
-                raise ValueError(f"labels must not name the background 0. Received: {self.labels}")
-            self.labels = dict(sorted(self.labels.items()))
-        for name in ("spacing_mm", "patch"):
+        for name in ("spacing_mm", "patch", "mirror_axes"):
+            if np.iterable(getattr(self, name)):
+                setattr(self, name, tuple(getattr(self, name)))
+        triple = "three positive numbers, along x, y, z"
+        for name, fits, allowed in (
+            ("spacing_mm", lambda v: np.shape(v) == (3,) and min(v) > 0, triple),
+            ("patch", lambda v: np.shape(v) == (3,) and min(v) > 0, triple),
+            ("labels", lambda v: isinstance(v, dict) and 0 not in v, "a dict without background 0"),
+            ("channels", lambda v: v >= 1, "at least 1"),
+            ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),
+            ("dimensions", lambda v: v in (2, 3), "2 or 3"),
+            ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
+        ):
             value = getattr(self, name)
-            if value is not None:
-                if len(value) != 3 or not all(number > 0 for number in value):
-                    raise ValueError(
-                        f"{name} needs three positive numbers, along x, y, z. Received: {value}"
-                    )
-                setattr(self, name, tuple(value))
+            require(name, value, value is None or fits(value), allowed)
+        self.labels = self.labels and dict(sorted(self.labels.items()))
 
     @property
     def num_classes(self):
@@ -81,46 +96,60 @@ class Preprocessor:
         """Shape of one input of the network, channels last; three numbers if it is 2-D."""
         return (*(n for n in self.patch if n > 1), self.channels)
 
+    @property
+    def flat_axis(self):
+        """Axis in which patches are not turned: across slices, or of low resolution, or None."""
+        if 1 in self.patch:
+            return self.patch.index(1)
+        coarse = np.array(self.spacing_mm) >= ANISOTROPIC * np.median(self.spacing_mm)
+        return int(np.argmax(coarse)) if coarse.any() else None
+
     def fit(self, cases):
         """Choose what is not set.
 
         Parameters
         ----------
         cases : sequence of Case
-            Read only if something is to be chosen; the masks if the labels are.
+            Read only if something is to be chosen, one in memory at a time.
 
         Returns
         -------
         Preprocessor
             Itself, with every setting filled in.
         """
-        if None not in (self.spacing_mm, self.patch, self.labels, self.channels):
+        if None not in [getattr(self, field.name) for field in fields(self)]:
             return self
-        loaded = (nifti.load_image(case.image) for case in cases)  # one in memory at a time
-        grids = [((*image.shape, 1)[:4], affine) for image, affine in loaded]
-        spacings = np.array([voxel_sizes(affine) for _, affine in grids])
+        require("cases", cases, len(cases), "at least one")
+        facts = [_describe(case) for case in cases]
+        shapes = np.array([fact["shape"] for fact in facts])
+        spacings = np.array([fact["spacing_mm"] for fact in facts])
         if self.spacing_mm is None:
-            self.spacing_mm = tuple(float(s) for s in np.median(spacings, 0).round(4))
-        extents = spacings * np.array([shape[:3] for shape, _ in grids])
+            self.spacing_mm = _choose_spacing(np.median(shapes, axis=0), spacings)
+        extent = np.median(spacings * shapes, axis=0)
+        shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
+        across = 2 - int(np.argmax(self.spacing_mm[::-1]))
+        if self.dimensions is None:
+            coarse = self.spacing_mm[across] >= ANISOTROPIC * np.median(self.spacing_mm)
+            few = 1 in shape or (coarse and shape[across] < FEW_SLICES)
+            self.dimensions = 2 if (1 in self.patch if self.patch else few) else 3
         if self.patch is None:
-            self.patch = self._choose_patch(np.median(extents, axis=0) / self.spacing_mm)
+            if self.dimensions == 2 and 1 not in shape:
+                shape[across] = 1
+            self.patch = _choose_patch(shape, self.spacing_mm)
         if self.labels is None:
-            masks = (nifti.load_mask(case.mask)[0] for case in cases if case.mask)
-            values = set().union(*(np.unique(mask).tolist() for mask in masks))
-            self.labels = {value: f"label {value}" for value in sorted(values - {0})}
+            values = set().union(*(fact["sides"] for fact in facts))
+            self.labels = {value: f"label {value}" for value in sorted(values)}
         if self.channels is None:
-            self.channels = grids[0][0][3]
+            self.channels = facts[0]["channels"]
+        if self.normalisation is None:
+            far = np.median([fact["brightest_sd"] for fact in facts])
+            self.normalisation = "percentile" if far > OUTLIERS else "zscore"
+        if self.mirror_axes is None:
+            sides = {v: [f["sides"][v] for f in facts if v in f["sides"]] for v in self.labels}
+            known = [abs(np.mean(offsets)) for offsets in sides.values() if offsets]
+            mirrored = known and max(known) < SIDED and self.patch[0] > 1
+            self.mirror_axes = (0,) if mirrored else ()
         return self
-
-    def _choose_patch(self, shape):
-        multiple = PATCH_MULTIPLE
-        patch = np.maximum(1, np.ceil(np.round(shape) / multiple).astype(int)) * multiple
-        if self.dimensions == 2 and not (np.round(shape) == 1).any():
-            patch[2 - int(np.argmax(self.spacing_mm[::-1]))] = 1
-        patch[np.round(shape) == 1] = 1
-        while np.prod(patch) > MAX_PATCH_VOXELS:
-            patch[np.argmax(patch)] -= multiple
-        return tuple(patch.tolist())
 
     def transform(self, case):
         """Bring a case to the network's grid.
@@ -151,33 +180,9 @@ class Preprocessor:
         mask, _ = nifti.load_mask(case.mask)
         unknown = set(np.unique(mask).tolist()) - {0, *self.labels}
         if unknown:
-            raise ValueError(
-                f"{case.mask}: holds label {sorted(unknown)}; declared: {list(self.labels)}. "
-                "Correct the mask or declare the label."
-            )
+            problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
+            raise ValueError(f"{case.mask}: {problem}. Correct the mask or declare the label.")
         return x, np.pad(_zoom_labels(mask[box], shape, self.labels), padding)
-
-    def cached(self, case, folder):
-        """Transform a case once and read it by memory map from then on.
-
-        Parameters
-        ----------
-        case : Case
-            With a mask.
-        folder : Path
-            On a local disk; one preprocessor per folder.
-
-        Returns
-        -------
-        x, y : numpy.memmap
-            As `transform` returns them.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = folder / f"{case.id}.x.npy", folder / f"{case.id}.y.npy"
-        if not all(path.exists() for path in paths):
-            for path, array in zip(paths, self.transform(case), strict=True):
-                np.save(path, array)
-        return tuple(np.load(path, mmap_mode="r") for path in paths)
 
     def restore(self, probabilities, case):
         """Bring class probabilities back to the case's native grid.
@@ -248,11 +253,12 @@ class Preprocessor:
     def save(self, path):
         """Save the settings as JSON; those of a trained experiment are not replaced by others."""
         trained = Path(path).with_name("experiment.json").exists() and Path(path).exists()
-        if trained and Preprocessor.load(path) != self:
-            raise ValueError(
-                f"{path}: the models in this folder were trained with other preprocessing. "
-                "Go back to those settings, or choose another EXPERIMENT name."
+        if trained and (there := Preprocessor.load(path)) != self:
+            problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
+            advice = (
+                "Go back to those (PATCH follows the hardware unless set) or rename EXPERIMENT."
             )
+            raise ValueError(f"{path}: the models in this folder were {problem}. {advice}")
         write_json(path, asdict(self))
 
     @classmethod
@@ -276,10 +282,8 @@ class Preprocessor:
         image, affine = nifti.load_image(case.image)
         image = image if image.ndim == 4 else image[..., None]
         if image.shape[3] != self.channels:
-            raise ValueError(
-                f"{case.image}: {image.shape[3]} channels, the network has {self.channels}. "
-                "Give every scan the same channels."
-            )
+            problem = f"{image.shape[3]} channels, the network has {self.channels}"
+            raise ValueError(f"{case.image}: {problem}. Give every scan the same channels.")
         return image, affine
 
     def _geometry(self, image, affine):
@@ -302,6 +306,95 @@ class Preprocessor:
         else:
             return x
         return ((x - low) / np.maximum(scale, 1e-8)).astype(np.float32)
+
+
+class CachedCases:
+    """Preprocessed cases on the local disk, opened by memory map each time one is asked for.
+
+    So memory does not grow with their number. An item is a tuple of ``x`` and ``y`` as
+    `Preprocessor.transform` returns them, and ``centres``, an (n, 3) int array of foreground
+    voxels, equally many of every class that the case holds.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    cases : sequence of Case
+        With masks.
+    folder : Path
+        What is there already is not computed again: one preprocessor per folder.
+    """
+
+    def __init__(self, preprocessor, cases, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths = [[folder / f"{case.id}.{part}.npy" for part in "xyc"] for case in cases]
+        for case, paths in zip(cases, self.paths, strict=True):
+            if not all(path.exists() for path in paths):
+                x, y = preprocessor.transform(case)
+                for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
+                    np.save(path.with_name("part.npy"), array)
+                    path.with_name("part.npy").replace(path)
+
+    def __len__(self):
+        """Return the number of cases."""
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        """Open a case."""
+        return tuple(np.load(path, mmap_mode="r") for path in self.paths[index])
+
+
+def _choose_centres(y):
+    rng = np.random.default_rng(0)
+    places = [np.argwhere(y == value) for value in np.unique(y[y != 0])]
+    draws = [place[rng.integers(len(place), size=CENTRES)] for place in places]
+    return np.concatenate(draws) if draws else np.empty((0, 3), int)
+
+
+def _describe(case):
+    image, affine = nifti.load_image(case.image)
+    image = image if image.ndim == 4 else image[..., None]
+    voxels = image[image.any(axis=-1) | (image == 0).all()]
+    brightest = (voxels.max(axis=0) - voxels.mean(axis=0)) / np.maximum(voxels.std(axis=0), 1e-8)
+    mask = nifti.load_mask(case.mask)[0] if case.mask else np.zeros((1, 1, 1), np.int32)
+    values, foreground = np.unique(mask[mask != 0]).tolist(), mask != 0
+    middle = ndimage.center_of_mass(foreground)[0] if values else 0
+    width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1 if values else 1
+    centres = ndimage.center_of_mass(foreground, mask, values)
+    return {
+        "shape": image.shape[:3],
+        "spacing_mm": voxel_sizes(affine),
+        "channels": image.shape[3],
+        "brightest_sd": brightest.max(),
+        "sides": {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)},
+    }
+
+
+def _choose_spacing(shape, spacings_mm):
+    spacing = np.median(spacings_mm, axis=0)
+    coarse = int(np.argmax(spacing))
+    finer = np.delete(spacing, coarse).max()
+    few = ANISOTROPIC * shape[coarse] <= np.delete(shape, coarse).min()
+    if spacing[coarse] >= ANISOTROPIC * finer and few:
+        spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
+    return tuple(spacing.round(4).tolist())
+
+
+def _choose_patch(shape, spacing_mm):
+    multiple = 2 ** np.clip(np.log2(np.maximum(shape, 4) / 4).astype(int), 0, 3)
+    patch = -(-shape // multiple) * multiple
+    shortest = np.minimum(patch, 8)
+    while np.prod(patch) > patch_budget():
+        axis = np.argmax(np.where(patch - multiple >= shortest, patch * spacing_mm, 0))
+        patch[axis] -= multiple[axis]
+    return tuple(patch.tolist())
+
+
+def patch_budget():
+    """Voxels that a patch may have on this hardware: speed limits a processor, memory a GPU."""
+    machine = describe_hardware()
+    room = (machine["gpu_memory_gb"] or machine["memory_gb"]) * 1e9 / 2 / BYTES_PER_VOXEL
+    return min(int(room), GPU_PATCH_VOXELS if machine["gpu"] else CPU_PATCH_VOXELS)
 
 
 def _zoom(array, shape):

@@ -3,26 +3,30 @@
 import math
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
 import numpy as np
 from sklearn.model_selection import KFold
 
-from unetseg import checkpoint
+from unetseg import checkpoint, workspace
 from unetseg.augmentation import Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_cases
 from unetseg.model import (
     PRECISIONS,
     ForegroundDice,
+    Muon,
     build_for,
     build_unet,
     dice_cross_entropy,
+    plan_unet,
 )
-from unetseg.preprocessing import Preprocessor
-from unetseg.workspace import DONE, describe_machine, mirror, read_json, write_file, write_json
+from unetseg.preprocessing import CPU_PATCH_VOXELS, CachedCases, Preprocessor, patch_budget
+from unetseg.workspace import DONE, read_json, refuse_any, require, write_json
+
+VALIDATION = {"foreground": 1.0, "augment": False}
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class Recipe:
     Parameters
     ----------
     epochs : int
-        An epoch sees as many patches as it takes to cover the training cases once.
-    batch_size : int
-        Patches per step.
+        Validated and written to the history after each.
+    steps : int
+        Batches per epoch.
+    batch_size : int, optional
+        Patches per step. By default one, or as many small ones as take no longer and fit the
+        memory.
     learning_rate : float
-        At its peak, for AdamW.
+        At its peak, for `unetseg.model.Muon`.
     weight_decay : float
     warmup : float
         Share of the steps in which the learning rate rises; after it, it falls as a cosine.
@@ -45,15 +52,16 @@ class Recipe:
     foreground : float
         Share of patches centred on the foreground.
     augment : bool
-        Whether patches are turned, scaled and changed in intensity.
+        Whether patches are turned, scaled, mirrored and changed in intensity.
     precision : {"auto", "float32", "mixed_bfloat16", "mixed_float16"}
         ``auto`` takes float16 on a GPU that computes in it, bfloat16 on a processor that does,
         else float32.
     """
 
-    epochs: int = 15
-    batch_size: int = 1  # the most steps in the same time; normalisation is per instance
-    learning_rate: float = 2e-3  # bears it thanks to the warm-up
+    epochs: int = 16
+    steps: int = 250
+    batch_size: int | None = None
+    learning_rate: float = 6e-3  # of 2e-3, 6e-3 and 12e-3 the best in an inner split
     weight_decay: float = 1e-4
     warmup: float = 0.05
     averaging: float = 0.1  # scores steadier than the last weights alone
@@ -65,14 +73,37 @@ class Recipe:
         """Check the fields."""
         for name, fits, allowed in (
             ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("steps", self.steps >= 1, "at least 1"),
+            ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
             ("foreground", 0 <= self.foreground <= 1, "in [0, 1]"),
             ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
         ):
-            if not fits:
-                raise ValueError(f"{name} must be {allowed}. Received: {getattr(self, name)!r}")
+            require(name, getattr(self, name), fits, allowed)
+
+
+def plan_batch(patch):
+    """Choose how many patches make a batch.
+
+    One on a processor, as more steps learn more in the same time; more if they are small, up to
+    100,000 voxels or what the memory bears.
+
+    Parameters
+    ----------
+    patch : tuple of int
+
+    Returns
+    -------
+    int
+    """
+    return max(1, min(CPU_PATCH_VOXELS, patch_budget()) // math.prod(patch))
+
+
+def plan_model(build_model, preprocessor, model_args):
+    """Complete the arguments of `build_unet` by `plan_unet`; those of other builders stay."""
+    planned = build_model is build_unet and "strides" not in (model_args or {})
+    return plan_unet(preprocessor, **model_args or {}) if planned else model_args or {}
 
 
 def make_folds(cases, n_splits=5, seed=12345):
@@ -97,11 +128,8 @@ def make_folds(cases, n_splits=5, seed=12345):
     """
     patient = {case.id: case.group or case.id for case in cases}
     patients = np.array(sorted(set(patient.values())))
-    if not 2 <= n_splits <= len(patients):
-        raise ValueError(
-            f"n_splits must be at least 2 and at most the number of patients, {len(patients)}. "
-            f"Received: n_splits={n_splits}"
-        )
+    allowed = f"at least 2 and at most the number of patients, {len(patients)}"
+    require("n_splits", n_splits, 2 <= n_splits <= len(patients), allowed)
     folds = []
     for train, _ in KFold(n_splits, shuffle=True, random_state=seed).split(patients):
         chosen = set(patients[train])
@@ -133,22 +161,19 @@ def check_folds(folds, cases, labels_of):
     every_label, validated = set().union(*labels_of.values()), set()
     for number, fold in enumerate(folds):
         ids = {part: set(fold[part]) for part in ("train", "val")}
-        if unknown := sorted((ids["train"] | ids["val"]) - set(patient)):
-            raise ValueError(f"Fold {number} names cases that are not in the data: {unknown[:5]}.")
+        subject = f"Fold {number} of splits.json:"
+        unknown = (ids["train"] | ids["val"]) - set(patient)
+        refuse_any(sorted(unknown), subject, "cases are not in the data", "Remove them.")
         both = {patient[i] for i in ids["train"]} & {patient[i] for i in ids["val"]}
-        if both:
-            raise ValueError(
-                f"Fold {number} has patient {', '.join(sorted(both)[:5])} in both parts. "
-                "Move all scans of a patient to one of them."
-            )
+        advice = "Move all scans of a patient to one of them."
+        refuse_any(sorted(both), subject, "patients are in both parts", advice)
         for part, chosen in ids.items():
-            if missing := sorted(every_label.difference(*(labels_of[i] for i in chosen))):
-                raise ValueError(
-                    f"Fold {number} has no case with label {missing} in its {part} part. "
-                    "Use fewer folds, another seed, or edit splits.json."
-                )
-        if twice := sorted(validated & ids["val"]):
-            raise ValueError(f"Fold {number} validates {twice[:5]} again; a case is scored once.")
+            missing = every_label.difference(*(labels_of[i] for i in chosen))
+            problem = f"labels are in no case of its {part} part"
+            advice = "Use fewer folds, another seed, or edit splits.json."
+            refuse_any([str(v) for v in sorted(missing)], subject, problem, advice)
+        twice = sorted(validated & ids["val"])
+        refuse_any(twice, subject, "cases are validated again", "A case is scored once.")
         validated |= ids["val"]
 
 
@@ -176,13 +201,10 @@ class Progress(keras.callbacks.Callback):
         epochs, done = self.params["epochs"], epoch + 1
         left = (epochs - done + self.folds_left * epochs) / done
         minutes, seconds = divmod(round(left * (time.monotonic() - self.started)), 60)
-        print(
-            f"{self.title} epoch {done}/{epochs}  loss {logs['loss']:.3f} "
-            f"(val {logs['val_loss']:.3f})  accuracy {logs['accuracy']:.3f} "
-            f"(val {logs['val_accuracy']:.3f})  Dice {logs['dice']:.3f} "
-            f"(val {logs['val_dice']:.3f})  {minutes}:{seconds:02d} min left",
-            flush=True,
-        )
+        names = {"loss": "loss", "accuracy": "accuracy", "Dice": "dice"}
+        values = [f"{n} {logs[k]:.3f} (val {logs[f'val_{k}']:.3f})" for n, k in names.items()]
+        title = f"{self.title} epoch {done}/{epochs}"
+        print(title, *values, f"{minutes}:{seconds:02d} min left", sep="  ", flush=True)
 
 
 def train_fold(
@@ -230,29 +252,27 @@ def train_fold(
     """
     fold_dir, recipe, started = Path(fold_dir), recipe or Recipe(), time.monotonic()
     fold_dir.mkdir(parents=True, exist_ok=True)
+    batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
+    model_args = plan_model(build_model, preprocessor, model_args)
     with tempfile.TemporaryDirectory() as temporary:
         cache_dir = Path(cache_dir or temporary)
-        train = [preprocessor.cached(case, cache_dir) for case in train_cases]
-        val = [preprocessor.cached(case, cache_dir) for case in val_cases]
+        train, val = (CachedCases(preprocessor, c, cache_dir) for c in (train_cases, val_cases))
         keras.utils.set_random_seed(seed)
-        model = build_for(preprocessor, build_model, model_args or {}, recipe.precision)
-        sampling = {"patch": preprocessor.patch, "spacing_mm": preprocessor.spacing_mm}
-        sampling |= {"batch_size": recipe.batch_size, "seed": seed}
-        val_steps = math.ceil(len(val) / recipe.batch_size)
-        voxels = sum(y.size for _, y in train) / math.prod(preprocessor.patch)
-        steps = max(1, round(voxels / recipe.batch_size))
-        _compile(model, preprocessor.num_classes, recipe, steps * recipe.epochs)
+        model = build_for(preprocessor, build_model, model_args, recipe.precision)
+        sampling = {"patch": preprocessor.patch, "batch_size": batch_size, "seed": seed}
+        changes = {"spacing_mm": preprocessor.spacing_mm, "flat_axis": preprocessor.flat_axis}
+        changes |= {"mirror_axes": preprocessor.mirror_axes, "augment": recipe.augment}
+        val_steps = math.ceil(len(val) / batch_size)
+        _compile(model, preprocessor.num_classes, recipe)
         log = keras.callbacks.CSVLogger(fold_dir / "history.csv")
         callbacks = [log, keras.callbacks.TerminateOnNaN(), *callbacks]
         if recipe.averaging:  # swapped in before each validation, so first in the list
             callbacks.insert(0, keras.callbacks.SwapEMAWeights())
         history = model.fit(
-            Patches(train, **sampling, foreground=recipe.foreground, augment=recipe.augment),
+            Patches(train, **sampling, foreground=recipe.foreground, **changes),
             epochs=recipe.epochs,
-            steps_per_epoch=steps,
-            validation_data=Patches(
-                val, **sampling, foreground=1.0, augment=False, repeat_after=val_steps
-            ),
+            steps_per_epoch=recipe.steps,
+            validation_data=Patches(val, **sampling, **VALIDATION, repeat_after=val_steps),
             validation_steps=val_steps,
             callbacks=callbacks,
             shuffle=False,
@@ -263,30 +283,21 @@ def train_fold(
         raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
     digest = checkpoint.save_weights(model, fold_dir / "model.weights.h5")
     predict_cases(model, val_cases, preprocessor, fold_dir.parent / "predictions")
-    done = {
-        "weights_sha256": digest,
-        "steps": steps * recipe.epochs,
-        "minutes": round((time.monotonic() - started) / 60, 2),
-        "train": [case.id for case in train_cases],
-        "val": [case.id for case in val_cases],
-    }
+    done = {"weights_sha256": digest, "steps": recipe.steps * recipe.epochs}
+    done["minutes"] = round((time.monotonic() - started) / 60, 2)
+    done |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
     write_json(fold_dir / DONE, done)
 
 
-def _compile(model, num_classes, recipe, steps):
-    warmup = int(recipe.warmup * steps)
-    peak = recipe.learning_rate
+def _compile(model, num_classes, recipe):
+    steps = recipe.steps * recipe.epochs
+    warmup, peak = int(recipe.warmup * steps), recipe.learning_rate
     rise = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else peak, steps - warmup, **rise
-    )
-    window = max(2.0, recipe.averaging * steps)
-    optimizer = keras.optimizers.AdamW(
-        schedule,
-        weight_decay=recipe.weight_decay,
-        use_ema=recipe.averaging > 0,
-        ema_momentum=1 - 1 / window,
-    )
+    decay = keras.optimizers.schedules.CosineDecay
+    schedule = decay(0.0 if warmup else peak, steps - warmup, **rise)
+    average = {"use_ema": recipe.averaging > 0}
+    average["ema_momentum"] = 1 - 1 / max(2.0, recipe.averaging * steps)
+    optimizer = Muon(schedule, weight_decay=recipe.weight_decay, **average)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     model.compile(optimizer, dice_cross_entropy, metrics=[accuracy, ForegroundDice(num_classes)])
 
@@ -302,6 +313,7 @@ def cross_validate(
     seed=12345,
     retrain=False,
     backup_dir=None,
+    cache_dir=None,
     **recipe,
 ):
     """Train and predict every fold; a fold that is finished is left as it is.
@@ -323,6 +335,8 @@ def cross_validate(
         Whether finished folds are trained again.
     backup_dir : str or Path, optional
         Folder on Google Drive that gets a copy of all files after every fold.
+    cache_dir : str or Path, optional
+        As for `train_fold`.
     **recipe
         Fields of `Recipe`, such as ``epochs=30``.
 
@@ -341,45 +355,48 @@ def cross_validate(
     by_id = {case.id: case for case in sorted(cases, key=lambda case: case.id)}
     table = check_cases(cases, labels=preprocessor and preprocessor.labels)
     refuse_problems(table)
+    if preprocessor is None and (results_dir / "preprocessor.json").exists():
+        preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
     preprocessor = (preprocessor or Preprocessor()).fit(list(by_id.values()))
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
-    splits, model_args = results_dir / "splits.json", model_args or {}
+    model_args = plan_model(build_model, preprocessor, model_args)
+    splits = results_dir / "splits.json"
     folds = read_json(splits) if splits.exists() else make_folds(cases, n_splits, seed)
     check_folds(folds, cases, labels_of)
     builder = getattr(build_model, "__qualname__", type(build_model).__qualname__)
     settings = {"builder": f"{build_model.__module__}.{builder}", "model_args": model_args}
     settings |= {"preprocessor": asdict(preprocessor), "recipe": asdict(recipe), "seed": seed}
     model = build_for(preprocessor, build_model, model_args, recipe.precision)
-    run = {"precision": model.dtype_policy.name, **describe_machine()}
-    checkpoint.record_settings(results_dir / "experiment.json", settings, run)
+    batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
+    run = {
+        "precision": model.dtype_policy.name,
+        "batch_size": batch_size,
+        **workspace.describe_machine(),
+    }
+    run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
+    recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever that was
     preprocessor.save(results_dir / "preprocessor.json")
     write_json(splits, folds)
-    write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
+    workspace.write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
     pending = [n for n, fold in enumerate(folds) if retrain or not _is_done(results_dir, n, fold)]
     validated = sum(len(fold["val"]) for fold in folds)
     print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
     print(f"{validated} of {len(cases)} cases are validated by one of them.")
-    with tempfile.TemporaryDirectory() as cache_dir:
+    shared = {"preprocessor": preprocessor, "build_model": build_model}
+    shared |= {"model_args": model_args, "recipe": recipe}
+    with tempfile.TemporaryDirectory() as temporary:
         for left, number in zip(range(len(pending) - 1, -1, -1), pending, strict=True):
             marker = results_dir / f"fold_{number}" / DONE
             for file in (marker, *_predictions(results_dir, folds[number])):
                 file.unlink(missing_ok=True)  # or a mixture might be scored
-            train_fold(
-                *([by_id[i] for i in folds[number][part]] for part in ("train", "val")),
-                marker.parent,
-                preprocessor=preprocessor,
-                build_model=build_model,
-                model_args=model_args,
-                recipe=recipe,
-                seed=seed + number,
-                cache_dir=cache_dir,
-                callbacks=[Progress(f"fold {number}", left)],
-            )
+            parts = ([by_id[i] for i in folds[number][part]] for part in ("train", "val"))
+            one = {"seed": seed + number, "callbacks": [Progress(f"fold {number}", left)]}
+            train_fold(*parts, marker.parent, **one, **shared, cache_dir=cache_dir or temporary)
             _note_minutes(results_dir)
             if backup_dir:
-                mirror(results_dir, backup_dir)
+                workspace.mirror(results_dir, backup_dir)
     if backup_dir:
-        mirror(results_dir, backup_dir)  # what an interrupted run did not get there
+        workspace.mirror(results_dir, backup_dir)  # what an interrupted run did not get there
     return folds
 
 
@@ -388,10 +405,8 @@ def _is_done(results_dir, number, fold):
     done = read_json(path) if path.exists() else fold
     for part in ("train", "val"):
         if sorted(done[part]) != sorted(fold[part]):
-            raise ValueError(
-                f"{path}: this fold was trained on another split than splits.json now says. "
-                "Restore splits.json, or set RETRAIN to train every fold again."
-            )
+            problem = f"{path}: this fold was trained on another split than splits.json now says."
+            raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
     left = [path, path.with_name("model.weights.h5"), *_predictions(results_dir, fold)]
     return all(file.exists() for file in left)
 

@@ -62,7 +62,8 @@ def install_missing():
         return []
     text = (project_dir() / "requirements.txt").read_text(encoding="utf-8")
     names = re.findall(r"^[A-Za-z][\w.-]*", text, re.MULTILINE)
-    missing = [name for name in names if not _is_installed(name)]
+    present = {distribution.name for distribution in importlib.metadata.distributions()}
+    missing = [name for name in names if name not in present]
     if missing:
         pip = [sys.executable, "-m", "pip"]
         with tempfile.TemporaryDirectory() as folder:
@@ -70,12 +71,6 @@ def install_missing():
             pins.write_bytes(subprocess.check_output([*pip, "list", "--format=freeze"]))
             subprocess.check_call([*pip, "install", "-q", "-c", str(pins), *missing])
     return missing
-
-
-def _is_installed(name):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.distribution(name))
-    return False
 
 
 def prepare(data, experiment, results="results"):

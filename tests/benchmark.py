@@ -1,0 +1,289 @@
+"""Measure speed and memory: prints a table and writes results/benchmark.json.
+
+python -m tests.benchmark            everything, minutes
+python -m tests.benchmark memory N   peak memory of training on N cases; called by the former
+
+Every number is the median of repeats. Numbers that are compared come from one run, in which the
+alternatives took turns.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from keras import layers, ops
+from scipy import ndimage
+
+from unetseg import inference, model, training, workspace
+from unetseg.augmentation import Patches
+from unetseg.cases import Case
+from unetseg.preprocessing import CachedCases, Preprocessor
+
+TARGET = Path(__file__).parent.parent / "results" / "benchmark.json"
+CROP = (35, 50, 36)  # as of the hippocampus data, at 1 mm
+REPEATS = 7
+STEPS = 5  # per repeat
+
+
+def main():
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cases = make_cases(Path(folder) / "scans", 24)
+        volume = Preprocessor(labels={1: "a", 2: "b"}).fit(cases)
+        slices = Preprocessor(labels={1: "a", 2: "b"}, dimensions=2).fit(cases)
+        rows += preprocessing_speed(volume, cases, Path(folder))
+        rows += training_speed(volume, slices)
+        rows += waiting(volume, CachedCases(volume, cases, Path(folder) / "cache"))
+        rows += prediction_speed(volume, cases)
+    rows += memory()
+    table = pd.DataFrame(rows, columns=["what", "setting", "value", "unit", "repeats"])
+    content = {**workspace.describe_machine(), "rows": table.to_dict("records")}
+    workspace.write_json(TARGET, content)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+def make_cases(folder, n_cases):
+    """Write scans of smooth noise with two touching labels, of the hippocampus crops' size."""
+    folder.mkdir()
+    cases = []
+    for number in range(n_cases):
+        field = ndimage.gaussian_filter(np.random.default_rng(number).normal(size=CROP), 4)
+        mask = ((field > 0.02) + (field > 0.04)).astype(np.uint8)
+        paths = [folder / f"{number}_{name}.nii.gz" for name in ("scan", "mask")]
+        for path, array in zip(paths, ((1000 + 5000 * field).astype(np.int16), mask), strict=True):
+            nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+        cases.append(Case(str(number), *paths))
+    return cases
+
+
+def take_turns(functions, repeats=REPEATS):
+    """Median seconds of each function, called in turns after a call to warm up."""
+    seconds = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def preprocessing_speed(preprocessor, cases, folder):
+    caches = iter(range(REPEATS + 1))
+    functions = {"": lambda: CachedCases(preprocessor, cases, folder / f"speed{next(caches)}")}
+    seconds = take_turns(functions)[""]
+    setting = f"{len(cases)} crops of {CROP}, read, normalised, cached"
+    return [("preprocessing", setting, len(cases) / seconds, "cases/s", REPEATS)]
+
+
+def trainer(preprocessor, precision, build=model.build_unet, args=None, batch=None):
+    """Return a function that takes STEPS steps on one batch, and what a step computes."""
+    batch = batch or training.plan_batch(preprocessor.patch)
+    args = model.plan_unet(preprocessor) if args is None else args
+    net = model.build_for(preprocessor, build, args, precision)
+    optimizer = keras.optimizers.AdamW(1e-4, use_ema=True)
+    net.compile(optimizer, model.dice_cross_entropy)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, *preprocessor.input_shape)).astype(np.float32)
+    y = rng.integers(0, preprocessor.num_classes, (*x.shape[:-1], 1)).astype(np.uint8)
+
+    def run():
+        for _ in range(STEPS):
+            net.train_on_batch(x, y)
+
+    return run, batch, 3 * batch * operations(net)  # forward, and backward to x and to kernels
+
+
+def operations(net):
+    """Floating point operations of all convolutions in one forward pass of one patch."""
+    kinds = (layers.Conv2D, layers.Conv3D, layers.Conv2DTranspose, layers.Conv3DTranspose)
+    total = 0
+    for layer in net.layers:
+        if isinstance(layer, kinds):
+            transposed = "Transpose" in type(layer).__name__
+            voxels = (layer.input if transposed else layer.output).shape[1:-1]
+            total += 2 * int(np.prod(layer.kernel.shape)) * int(np.prod(voxels))
+    return total
+
+
+def build_plain(input_shape, num_classes, *, filters, depth, normalization, concatenate, **_):
+    """Build the U-Net as it was before: two convolutions at full resolution too."""
+    ndim = len(input_shape) - 1
+    convolution = getattr(layers, f"Conv{ndim}D")
+
+    def block(x, width, stride=1):
+        for step in (stride, 1):
+            x = convolution(width, 3, strides=step, padding="same")(x)
+            x = layers.LeakyReLU(negative_slope=0.01)(normalization()(x))
+        return x
+
+    widths = [filters * 2**level for level in range(depth + 1)]
+    inputs = keras.Input(input_shape)
+    skips = [block(inputs, widths[0])]
+    for width in widths[1:]:
+        skips.append(block(skips[-1], width, 2))
+    x = skips.pop()
+    for width in widths[-2::-1]:
+        x = getattr(layers, f"Conv{ndim}DTranspose")(width, 2, strides=2)(x)
+        x = block((layers.Concatenate if concatenate else layers.Add)()([x, skips.pop()]), width)
+    outputs = convolution(num_classes, 1, activation="softmax", dtype="float32")(x)
+    return keras.Model(inputs, outputs)
+
+
+def training_speed(volume, slices):
+    chosen = model.choose_precision()
+    group = lambda: layers.GroupNormalization(groups=-1, epsilon=1e-5)  # noqa: E731
+    plain = {"filters": model.plan_unet(volume)["filters"], "depth": 3}
+    before = {**plain, "normalization": group, "concatenate": True}
+    settings = {
+        f"3-D, {chosen}": (volume, chosen),
+        "3-D, float32": (volume, "float32"),
+        f"2-D, {chosen}": (slices, chosen),
+        "2-D, float32": (slices, "float32"),
+        f"3-D, {chosen}, two convolutions at full resolution, concatenated, GroupNormalization": (
+            *(volume, chosen, build_plain, before),
+        ),
+        f"3-D, {chosen}, the same with InstanceNormalization": (
+            *(volume, chosen, build_plain),
+            {**before, "normalization": model.InstanceNormalization},
+        ),
+        f"3-D, {chosen}, the same with skips added": (
+            *(volume, chosen, build_plain),
+            {**before, "normalization": model.InstanceNormalization, "concatenate": False},
+        ),
+    }
+    made = {name: trainer(*arguments) for name, arguments in settings.items()}
+    functions = {name: run for name, (run, *_) in made.items()}
+    peaks = {"float32": peak("float32"), chosen: peak(chosen.removeprefix("mixed_"))}
+    functions |= {f"peak {name}": run for name, run in peaks.items()}
+    seconds = take_turns(functions)
+    rows = []
+    for name, (_, batch, work) in made.items():
+        step = seconds[name] / STEPS
+        rows.append(("training", f"{name}, batch {batch}", batch / step, "patches/s", REPEATS))
+        precision = "float32" if "float32" in name else chosen
+        best = PEAK_WORK / seconds[f"peak {precision}"]
+        rows.append(("share of peak", name, work / step / best, "", REPEATS))
+    for name in peaks:
+        rate = PEAK_WORK / seconds[f"peak {name}"] / 1e9
+        rows.append(("matrix product", f"{name}, 2048 x 2048", rate, "GFLOP/s", REPEATS))
+    return rows
+
+
+PEAK_WORK = 2 * 2048**3 * STEPS
+
+
+def peak(dtype):
+    matrix = ops.cast(np.random.default_rng(0).normal(size=(2048, 2048)), dtype)
+
+    def run():
+        for _ in range(STEPS):
+            product = ops.matmul(matrix, matrix)
+        ops.convert_to_numpy(product)
+
+    return run
+
+
+class Same(keras.utils.PyDataset):
+    """The same batch again and again: a loader that costs nothing."""
+
+    num_batches = None
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def __getitem__(self, index):
+        return self.batch
+
+
+def waiting(preprocessor, cached):
+    """Share of a step of `fit` that goes away when batches cost nothing."""
+    net = model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
+    net.compile(keras.optimizers.AdamW(1e-4, use_ema=True), model.dice_cross_entropy)
+    batch = training.plan_batch(preprocessor.patch)
+    chance = {"foreground": training.Recipe.foreground, "mirror_axes": preprocessor.mirror_axes}
+    patches = Patches(cached, preprocessor.patch, batch, 0, **chance)
+    steps = {"steps_per_epoch": 30, "verbose": 0, "shuffle": False}
+    sources = {"patches": patches, "same": Same(patches[0])}
+    functions = {name: lambda s=source: net.fit(s, **steps) for name, source in sources.items()}
+    seconds = take_turns(functions)
+    share = max(0, 1 - seconds["same"] / seconds["patches"])
+    alone = take_turns({"": lambda: [patches[index] for index in range(30)]})[""] / 30
+    return [
+        ("waiting for data", f"3-D, patch {preprocessor.patch}", share, "of a step", REPEATS),
+        ("making a batch", f"3-D, patch {preprocessor.patch}", alone, "s", REPEATS),
+    ]
+
+
+def prediction_speed(preprocessor, cases):
+    nets = [
+        model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
+        for _ in range(5)
+    ]
+    functions = {
+        f"{n} model{'s' * (n > 1)}": lambda n=n: inference.predict_case(
+            nets[:n], cases[0], preprocessor
+        )
+        for n in (1, 5)
+    }
+    seconds = take_turns(functions)
+    axes = preprocessor.mirror_axes
+    return [
+        ("prediction", f"crop of {CROP}, {name}, mirrored along {axes}", value, "s", REPEATS)
+        for name, value in seconds.items()
+    ]
+
+
+class Large(Preprocessor):
+    """Makes cases of 128 x 128 x 128 voxels instead of reading them."""
+
+    def transform(self, case):
+        rng = np.random.default_rng(int(case.id))
+        y = np.zeros((128, 128, 128), np.uint8)
+        y[40:80, 40:90, 50:80] = 1
+        return rng.standard_normal((*y.shape, 1), np.float32), y
+
+
+def train_large(n_cases):
+    preprocessor = Large((1, 1, 1), (40, 48, 48), {1: "a"}, 1, "none", 3, ())
+    with tempfile.TemporaryDirectory() as folder:
+        cached = CachedCases(
+            preprocessor, [Case(str(k), None) for k in range(n_cases)], Path(folder)
+        )
+        net = model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
+        net.compile(keras.optimizers.AdamW(1e-4), model.dice_cross_entropy)
+        net.fit(
+            Patches(cached, preprocessor.patch, 1, 0, foreground=0.5),
+            steps_per_epoch=max(n_cases, 100),
+            verbose=0,
+            shuffle=False,
+        )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def memory():
+    rows = []
+    for n_cases in (50, 500):
+        command = [sys.executable, "-m", "tests.benchmark", "memory", str(n_cases)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        setting = f"training on {n_cases} cases of 128 x 128 x 128"
+        rows.append(("peak memory", setting, float(found.stdout.split()[-1]), "GiB", 1))
+    return rows
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["memory"]:
+        train_large(int(sys.argv[2]))
+    else:
+        main()
