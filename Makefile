@@ -1,4 +1,4 @@
-# make demo | make test | make notebooks DATA=path EXPERIMENT=name
+# make demo | make test | make notebooks DATA=path EXPERIMENT=name | make benchmark
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= sample
@@ -12,7 +12,7 @@ STEPS := 01_load_data 02_train_kfold 03_evaluate
 OUT := results/$(EXPERIMENT)
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo notebooks test refresh
+.PHONY: demo notebooks test benchmark refresh
 
 # Eight epochs of three folds: enough for the sample, and done in minutes on two cores.
 demo:
@@ -35,6 +35,10 @@ test: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pytest
+
+# Ten minutes on two cores, and 6 GB of temporary files.
+benchmark: $(READY)
+	$(RUN) tests.benchmark
 
 # After a change of a notebook: execute it with its own settings, as it is committed.
 refresh: $(READY)
