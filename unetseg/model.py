@@ -213,8 +213,7 @@ class Muon(keras.optimizers.AdamW):
         *inputs, outputs = variable.shape
         sides = (math.prod(inputs), outputs)
         if len(inputs) < 3 or min(sides) < 8:
-            super().update_step(gradient, variable, learning_rate)
-            return
+            return super().update_step(gradient, variable, learning_rate)
         gradient = ops.cast(gradient, variable.dtype)
         speed = self._momentums[self._get_variable_index(variable)]
         self.assign(speed, self.momentum * speed + gradient)
@@ -223,7 +222,7 @@ class Muon(keras.optimizers.AdamW):
         step = ops.matmul(nearest_orthogonal(step), step)
         step = ops.transpose(step) if sides[0] > sides[1] else step
         rate = ops.cast(learning_rate, variable.dtype) * 0.2 * max(sides) ** 0.5
-        self.assign_sub(variable, rate * ops.reshape(step, variable.shape))
+        return self.assign_sub(variable, rate * ops.reshape(step, variable.shape))
 
 
 def nearest_orthogonal(matrix):

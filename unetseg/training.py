@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras.callbacks import CSVLogger, SwapEMAWeights, TerminateOnNaN
 from sklearn.model_selection import KFold
 
 from unetseg import checkpoint, workspace
@@ -26,6 +27,7 @@ from unetseg.model import (
 from unetseg.preprocessing import CPU_PATCH_VOXELS, CachedCases, Preprocessor, patch_budget
 from unetseg.workspace import DONE, read_json, refuse_any, require, write_json
 
+MAX_STEPS = 250  # per epoch, as in nnU-Net
 VALIDATION = {"foreground": 1.0, "augment": False}
 
 
@@ -37,8 +39,8 @@ class Recipe:
     ----------
     epochs : int
         Validated and written to the history after each.
-    steps : int
-        Batches per epoch.
+    steps : int, optional
+        Batches per epoch. By default as many as cover the training cases once, at most 250.
     batch_size : int, optional
         Patches per step. By default one, or as many small ones as take no longer and fit the
         memory.
@@ -58,8 +60,8 @@ class Recipe:
         else float32.
     """
 
-    epochs: int = 16
-    steps: int = 250
+    epochs: int = 18
+    steps: int | None = None
     batch_size: int | None = None
     learning_rate: float = 6e-3  # of 2e-3, 6e-3 and 12e-3 the best in an inner split
     weight_decay: float = 1e-4
@@ -73,7 +75,7 @@ class Recipe:
         """Check the fields."""
         for name, fits, allowed in (
             ("epochs", self.epochs >= 1, "at least 1"),
-            ("steps", self.steps >= 1, "at least 1"),
+            ("steps", self.steps is None or self.steps >= 1, "at least 1"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
@@ -263,18 +265,19 @@ def train_fold(
         changes = {"spacing_mm": preprocessor.spacing_mm, "flat_axis": preprocessor.flat_axis}
         changes |= {"mirror_axes": preprocessor.mirror_axes, "augment": recipe.augment}
         val_steps = math.ceil(len(val) / batch_size)
+        cover = sum(y.size for _, y, _ in train) / math.prod(preprocessor.patch) / batch_size
+        recipe = replace(recipe, steps=recipe.steps or min(MAX_STEPS, math.ceil(cover)))
         _compile(model, preprocessor.num_classes, recipe)
-        log = keras.callbacks.CSVLogger(fold_dir / "history.csv")
-        callbacks = [log, keras.callbacks.TerminateOnNaN(), *callbacks]
+        own = [CSVLogger(fold_dir / "history.csv"), TerminateOnNaN()]
         if recipe.averaging:  # swapped in before each validation, so first in the list
-            callbacks.insert(0, keras.callbacks.SwapEMAWeights())
+            own.insert(0, SwapEMAWeights())
         history = model.fit(
             Patches(train, **sampling, foreground=recipe.foreground, **changes),
             epochs=recipe.epochs,
             steps_per_epoch=recipe.steps,
             validation_data=Patches(val, **sampling, **VALIDATION, repeat_after=val_steps),
             validation_steps=val_steps,
-            callbacks=callbacks,
+            callbacks=[*own, *callbacks],
             shuffle=False,
             verbose=0,
         )
@@ -363,8 +366,8 @@ def cross_validate(
     splits = results_dir / "splits.json"
     folds = read_json(splits) if splits.exists() else make_folds(cases, n_splits, seed)
     check_folds(folds, cases, labels_of)
-    builder = getattr(build_model, "__qualname__", type(build_model).__qualname__)
-    settings = {"builder": f"{build_model.__module__}.{builder}", "model_args": model_args}
+    name = getattr(build_model, "__qualname__", type(build_model).__qualname__)
+    settings = {"builder": f"{build_model.__module__}.{name}", "model_args": model_args}
     settings |= {"preprocessor": asdict(preprocessor), "recipe": asdict(recipe), "seed": seed}
     model = build_for(preprocessor, build_model, model_args, recipe.precision)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
@@ -379,8 +382,8 @@ def cross_validate(
     write_json(splits, folds)
     workspace.write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
     pending = [n for n, fold in enumerate(folds) if retrain or not _is_done(results_dir, n, fold)]
-    validated = sum(len(fold["val"]) for fold in folds)
     print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
+    validated = sum(len(fold["val"]) for fold in folds)
     print(f"{validated} of {len(cases)} cases are validated by one of them.")
     shared = {"preprocessor": preprocessor, "build_model": build_model}
     shared |= {"model_args": model_args, "recipe": recipe}
