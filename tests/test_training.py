@@ -626,3 +626,44 @@ def test_two_processes_train_identical_weights_with_the_default_recipe(tmp_path)
             np.testing.assert_array_equal(second[key], array)
         histories = [(tmp_path / n / fold / "history.csv").read_text() for n in ("first", "second")]
         assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch_size", "steps"),
+    [(250, 1, 4), (250, 2, 2), (3, 1, 3)],
+)
+def test_an_epoch_covers_the_training_cases_once_up_to_a_limit(
+    cases, tmp_path, monkeypatch, limit, batch_size, steps
+):
+    monkeypatch.setattr(training, "MAX_STEPS", limit)
+    # 2 cases of 10 x 18 x 9 = 1620 voxels in patches of 8 x 16 x 8 = 1024: 3.2 patches
+    train_one(cases, tmp_path, steps=None, batch_size=batch_size, epochs=1)
+    done = json.loads((tmp_path / "fold_0" / "done.json").read_text())
+    assert done["steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("patch", "budget", "batch"),
+    [
+        ((40, 56, 40), 10**9, 1),  # 89,600 voxels
+        ((40, 56, 1), 10**9, 44),  # 2,240: 44 of them have 98,560
+        ((40, 56, 1), 25_000, 11),  # what little memory bears
+        ((128, 128, 128), 10**9, 1),
+    ],
+)
+def test_small_patches_make_larger_batches(monkeypatch, patch, budget, batch):
+    monkeypatch.setattr(training, "patch_budget", lambda: budget)
+    assert training.plan_batch(patch) == batch
+
+
+def test_the_batch_of_the_first_run_is_kept_on_another_machine(copy, cases, trained, monkeypatch):
+    path = copy / "experiment.json"
+    experiment = json.loads(path.read_text())
+    experiment["settings"]["recipe"]["batch_size"] = None
+    path.write_text(json.dumps(experiment))
+    (copy / "fold_1" / "done.json").unlink()
+    used = []
+    monkeypatch.setattr(training, "plan_batch", lambda patch: 7)
+    monkeypatch.setattr(training, "train_fold", lambda *_, recipe, **__: used.append(recipe))
+    cross_validate(cases, copy, **{**SETTINGS, "batch_size": None})
+    assert [recipe.batch_size for recipe in used] == [2]
