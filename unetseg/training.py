@@ -24,7 +24,7 @@ from unetseg.model import (
     dice_cross_entropy,
     plan_unet,
 )
-from unetseg.preprocessing import CPU_PATCH_VOXELS, CachedCases, Preprocessor, patch_budget
+from unetseg.preprocessing import CachedCases, Preprocessor, patch_budget
 from unetseg.workspace import DONE, read_json, refuse_any, require, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
@@ -89,8 +89,8 @@ class Recipe:
 def plan_batch(patch):
     """Choose how many patches make a batch.
 
-    One on a processor, as more steps learn more in the same time; more if they are small, up to
-    100,000 voxels or what the memory bears.
+    One, as more steps learn more in the same time; as many as hold 50,000 voxels if they are
+    small, such as slices, and the memory bears it.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def plan_batch(patch):
     -------
     int
     """
-    return max(1, min(CPU_PATCH_VOXELS, patch_budget()) // math.prod(patch))
+    return max(1, min(50_000, patch_budget()) // math.prod(patch))
 
 
 def plan_model(build_model, preprocessor, model_args):
