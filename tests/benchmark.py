@@ -1,10 +1,12 @@
 """Measure speed and memory: prints a table and writes results/benchmark.json.
 
-python -m tests.benchmark            everything, minutes
-python -m tests.benchmark memory N   peak memory of training on N cases; called by the former
+python -m tests.benchmark                      everything, minutes
+python -m tests.benchmark memory N X,Y,Z STEPS   peak memory of training on N cases of 128 x 128
+                                               x 128; called by the former, as a process each
 
-Every number is the median of repeats. Numbers that are compared come from one run, in which the
-alternatives took turns.
+Every time is the median of repeats. Times that are compared come from one run, in which the
+alternatives took turns. Training is as in a fold: the optimiser, the weight averaging and the
+metrics included.
 """
 
 import os
@@ -33,6 +35,7 @@ TARGET = Path(__file__).parent.parent / "results" / "benchmark.json"
 CROP = (35, 50, 36)  # as of the hippocampus data, at 1 mm
 REPEATS = 7
 STEPS = 5  # per repeat
+RECIPE = training.Recipe(epochs=1, steps=1000)
 
 
 def main():
@@ -91,8 +94,7 @@ def trainer(preprocessor, precision, build=model.build_unet, args=None, batch=No
     batch = batch or training.plan_batch(preprocessor.patch)
     args = model.plan_unet(preprocessor) if args is None else args
     net = model.build_for(preprocessor, build, args, precision)
-    optimizer = keras.optimizers.AdamW(1e-4, use_ema=True)
-    net.compile(optimizer, model.dice_cross_entropy)
+    training._compile(net, preprocessor.num_classes, RECIPE)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, *preprocessor.input_shape)).astype(np.float32)
     y = rng.integers(0, preprocessor.num_classes, (*x.shape[:-1], 1)).astype(np.uint8)
@@ -116,63 +118,35 @@ def operations(net):
     return total
 
 
-def build_plain(input_shape, num_classes, *, filters, depth, normalization, concatenate, **_):
-    """Build the U-Net as it was before: two convolutions at full resolution too."""
-    ndim = len(input_shape) - 1
-    convolution = getattr(layers, f"Conv{ndim}D")
-
-    def block(x, width, stride=1):
-        for step in (stride, 1):
-            x = convolution(width, 3, strides=step, padding="same")(x)
-            x = layers.LeakyReLU(negative_slope=0.01)(normalization()(x))
-        return x
-
-    widths = [filters * 2**level for level in range(depth + 1)]
-    inputs = keras.Input(input_shape)
-    skips = [block(inputs, widths[0])]
-    for width in widths[1:]:
-        skips.append(block(skips[-1], width, 2))
-    x = skips.pop()
-    for width in widths[-2::-1]:
-        x = getattr(layers, f"Conv{ndim}DTranspose")(width, 2, strides=2)(x)
-        x = block((layers.Concatenate if concatenate else layers.Add)()([x, skips.pop()]), width)
-    outputs = convolution(num_classes, 1, activation="softmax", dtype="float32")(x)
-    return keras.Model(inputs, outputs)
+def build_group_normalised(input_shape, num_classes, **arguments):
+    """Build the U-Net with Keras' GroupNormalization in place of our InstanceNormalization."""
+    ours = model.InstanceNormalization
+    model.InstanceNormalization = lambda: layers.GroupNormalization(groups=-1, epsilon=1e-5)
+    try:
+        return model.build_unet(input_shape, num_classes, **arguments)
+    finally:
+        model.InstanceNormalization = ours
 
 
 def training_speed(volume, slices):
     chosen = model.choose_precision()
-    group = lambda: layers.GroupNormalization(groups=-1, epsilon=1e-5)  # noqa: E731
-    plain = {"filters": model.plan_unet(volume)["filters"], "depth": 3}
-    before = {**plain, "normalization": group, "concatenate": True}
     settings = {
         f"3-D, {chosen}": (volume, chosen),
         "3-D, float32": (volume, "float32"),
         f"2-D, {chosen}": (slices, chosen),
         "2-D, float32": (slices, "float32"),
-        f"3-D, {chosen}, two convolutions at full resolution, concatenated, GroupNormalization": (
-            *(volume, chosen, build_plain, before),
-        ),
-        f"3-D, {chosen}, the same with InstanceNormalization": (
-            *(volume, chosen, build_plain),
-            {**before, "normalization": model.InstanceNormalization},
-        ),
-        f"3-D, {chosen}, the same with skips added": (
-            *(volume, chosen, build_plain),
-            {**before, "normalization": model.InstanceNormalization, "concatenate": False},
-        ),
+        f"3-D, {chosen}, GroupNormalization": (volume, chosen, build_group_normalised),
     }
     made = {name: trainer(*arguments) for name, arguments in settings.items()}
     functions = {name: run for name, (run, *_) in made.items()}
-    peaks = {"float32": peak("float32"), chosen: peak(chosen.removeprefix("mixed_"))}
+    peaks = {name: peak(name.removeprefix("mixed_")) for name in ("float32", chosen)}
     functions |= {f"peak {name}": run for name, run in peaks.items()}
     seconds = take_turns(functions)
     rows = []
     for name, (_, batch, work) in made.items():
         step = seconds[name] / STEPS
         rows.append(("training", f"{name}, batch {batch}", batch / step, "patches/s", REPEATS))
-        precision = "float32" if "float32" in name else chosen
-        best = PEAK_WORK / seconds[f"peak {precision}"]
+        best = PEAK_WORK / seconds[f"peak {'float32' if 'float32' in name else chosen}"]
         rows.append(("share of peak", name, work / step / best, "", REPEATS))
     for name in peaks:
         rate = PEAK_WORK / seconds[f"peak {name}"] / 1e9
@@ -210,18 +184,18 @@ class Same(keras.utils.PyDataset):
 def waiting(preprocessor, cached):
     """Share of a step of `fit` that goes away when batches cost nothing."""
     net = model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
-    net.compile(keras.optimizers.AdamW(1e-4, use_ema=True), model.dice_cross_entropy)
+    training._compile(net, preprocessor.num_classes, RECIPE)
     batch = training.plan_batch(preprocessor.patch)
     chance = {"foreground": training.Recipe.foreground, "mirror_axes": preprocessor.mirror_axes}
     patches = Patches(cached, preprocessor.patch, batch, 0, **chance)
-    steps = {"steps_per_epoch": 30, "verbose": 0, "shuffle": False}
+    steps = {"steps_per_epoch": 100, "verbose": 0, "shuffle": False}
     sources = {"patches": patches, "same": Same(patches[0])}
     functions = {name: lambda s=source: net.fit(s, **steps) for name, source in sources.items()}
-    seconds = take_turns(functions)
+    seconds = take_turns(functions, 3)
     share = max(0, 1 - seconds["same"] / seconds["patches"])
     alone = take_turns({"": lambda: [patches[index] for index in range(30)]})[""] / 30
     return [
-        ("waiting for data", f"3-D, patch {preprocessor.patch}", share, "of a step", REPEATS),
+        ("waiting for data", f"3-D, patch {preprocessor.patch}", share, "of a step", 3),
         ("making a batch", f"3-D, patch {preprocessor.patch}", alone, "s", REPEATS),
     ]
 
@@ -255,35 +229,39 @@ class Large(Preprocessor):
         return rng.standard_normal((*y.shape, 1), np.float32), y
 
 
-def train_large(n_cases):
-    preprocessor = Large((1, 1, 1), (40, 48, 48), {1: "a"}, 1, "none", 3, ())
+def train_large(n_cases, patch, steps):
+    preprocessor = Large((1, 1, 1), patch, {1: "a"}, 1, "none", 3, ())
     with tempfile.TemporaryDirectory() as folder:
-        cached = CachedCases(
-            preprocessor, [Case(str(k), None) for k in range(n_cases)], Path(folder)
-        )
-        net = model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
-        net.compile(keras.optimizers.AdamW(1e-4), model.dice_cross_entropy)
-        net.fit(
-            Patches(cached, preprocessor.patch, 1, 0, foreground=0.5),
-            steps_per_epoch=max(n_cases, 100),
-            verbose=0,
-            shuffle=False,
-        )
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        cases = [Case(str(number), None) for number in range(n_cases)]
+        cached = CachedCases(preprocessor, cases, Path(folder))
+        plan = model.plan_unet(preprocessor, depth=3)
+        net = model.build_for(preprocessor, model.build_unet, plan, "float32")
+        training._compile(net, preprocessor.num_classes, RECIPE)
+        patches = Patches(cached, preprocessor.patch, 1, 0, foreground=0.5)
+        net.fit(patches, steps_per_epoch=steps, verbose=0, shuffle=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # Linux counts in KiB
 
 
 def memory():
+    found = {}
+    for n_cases, patch, steps in ((50, SMALL, 500), (500, SMALL, 500), (50, LARGE, 5)):
+        arguments = ["memory", str(n_cases), ",".join(map(str, patch)), str(steps)]
+        command = [sys.executable, "-m", "tests.benchmark", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[n_cases, patch] = float(done.stdout.split()[-1])
     rows = []
-    for n_cases in (50, 500):
-        command = [sys.executable, "-m", "tests.benchmark", "memory", str(n_cases)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        setting = f"training on {n_cases} cases of 128 x 128 x 128"
-        rows.append(("peak memory", setting, float(found.stdout.split()[-1]), "GiB", 1))
-    return rows
+    for (n_cases, patch), peak_bytes in found.items():
+        setting = f"training on {n_cases} cases of 128 x 128 x 128, patch {patch}, float32"
+        rows.append(("peak memory", setting, peak_bytes / 2**30, "GiB", 1))
+    difference = found[50, LARGE] - found[50, SMALL]
+    per_voxel = difference / (np.prod(LARGE) - np.prod(SMALL))
+    return [*rows, ("memory of a patch", "3-D, float32", per_voxel, "bytes/voxel", 1)]
 
+
+SMALL, LARGE = (40, 48, 48), (96, 96, 96)
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["memory"]:
-        train_large(int(sys.argv[2]))
+        train_large(int(sys.argv[2]), tuple(map(int, sys.argv[3].split(","))), int(sys.argv[4]))
     else:
         main()

@@ -355,3 +355,13 @@ def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid():
     lengths = np.linalg.norm(offsets * spacing, axis=1)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-12)
     assert 4 * (1 - augmentation.SCALING) <= lengths[0] <= 4 * (1 + augmentation.SCALING)
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
+def test_the_share_of_centred_patches_is_kept_exactly_over_batches(share):
+    x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
+    centres = np.array([[4, 9, 5]])
+    x[4, 9, 5] = 1  # at the centre of a patch of 3 x 3 x 3 only if it was asked for, or by chance
+    patches = Patches([(x, y, centres)], (3, 3, 3), 5, 0, foreground=share, augment=False)
+    hits = [x[1, 1, 1, 0] for index in range(8) for x in patches[index][0]]
+    assert 40 * share <= np.sum(hits) <= 40 * share + 3

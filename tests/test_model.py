@@ -283,7 +283,7 @@ def test_on_a_processor_bfloat16_is_chosen_where_it_is_built_in(
     tmp_path, monkeypatch, flags, expected
 ):
     (tmp_path / "cpuinfo").write_text(flags)
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda kind: [])
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["cpu:0"])
     monkeypatch.setattr(model, "Path", lambda path: tmp_path / "cpuinfo")
     assert choose_precision() == expected
 
@@ -293,7 +293,7 @@ def test_on_a_processor_bfloat16_is_chosen_where_it_is_built_in(
     [(7.5, "mixed_float16"), (7.0, "mixed_float16"), (3.7, "float32"), (None, "float32")],
 )
 def test_on_a_gpu_float16_is_chosen_from_compute_capability_7(monkeypatch, capability, expected):
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda kind: ["gpu:0"])
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["gpu:0"])
     monkeypatch.setattr(model, "describe_hardware", lambda: {"gpu_capability": capability})
     assert choose_precision() == expected
 
@@ -366,6 +366,19 @@ def test_a_plan_is_no_deeper_than_asked(depth):
     assert plan["depth"] == depth
     assert plan["strides"] == [(2, 2, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)][:depth]
     assert plan["kernels"] == [(3, 3, 1), *[(3, 3, 3)] * 4][: depth + 1]
+
+
+def test_strides_and_kernels_that_are_given_are_taken():
+    fitted = Preprocessor((1, 1, 1), (16, 16, 16), {1: "a"}, 1)
+    given = {"strides": [[2, 2, 1], [2, 2, 2]], "kernels": [[3, 3, 1], [3, 3, 3], [3, 3, 3]]}
+    plan = plan_unet(fitted, filters=2, **given)
+    assert plan == {"filters": 2, "depth": 2, "dropout": 0.0, **given}
+    assert build_unet((16, 16, 16, 1), 2, **plan).output_shape == (None, 16, 16, 16, 2)
+    alone = plan_unet(fitted, strides=given["strides"])
+    # z is halved at the second level for the first time; its voxels are never the longer ones
+    assert alone["kernels"] == [(3, 3, 3)] * 3
+    with pytest.raises(ValueError, match=r"depth must be .*depth=1"):
+        plan_unet(fitted, depth=1, strides=given["strides"])
 
 
 def test_a_depth_that_the_patch_does_not_bear_is_refused_with_the_largest():

@@ -118,6 +118,12 @@ def head(tmp_path_factory, write_case):
     return write_case(tmp_path_factory.mktemp("head"), "a", image, spacing_mm=(1, 1, 1))
 
 
+def test_a_gpu_that_the_backend_cannot_use_plays_no_part(head, machine, monkeypatch):
+    monkeypatch.setattr(preprocessing, "computes_on_gpu", lambda: False)
+    machine(gpu="T4", gpu_memory_gb=16.1)
+    assert sorted(Preprocessor().fit([head]).patch) == [40, 48, 48]
+
+
 @pytest.mark.parametrize(
     ("hardware", "sides"),
     [
@@ -133,6 +139,7 @@ def test_a_whole_head_is_cut_to_a_cube_that_the_hardware_bears(
     head, machine, monkeypatch, hardware, sides
 ):
     monkeypatch.setattr(preprocessing, "BYTES_PER_VOXEL", 3000)
+    monkeypatch.setattr(preprocessing, "computes_on_gpu", lambda: True)
     machine(**hardware)
     assert sorted(Preprocessor().fit([head]).patch) == sides
 
@@ -361,7 +368,7 @@ def test_scans_thinner_than_the_users_voxels_make_slices(tmp_path, write_case):
     ("setting", "value", "allowed"),
     [
         ("normalisation", "minmax", "one of ('zscore', 'percentile', 'none')"),
-        ("dimensions", 4, "2 or 3"),
+        ("dimensions", 4, "one of (2, 3)"),
         ("spacing_mm", (1, 2), "three positive numbers"),
         ("spacing_mm", (1, 2, -3), "three positive numbers"),
         ("patch", (8, 8, 0), "three positive numbers"),
@@ -631,3 +638,9 @@ def test_slices_of_a_single_slice_stay_two_dimensional(tmp_path, write_case):
         tmp_path, "c", noise((16, 20, 1)), boxes((16, 20, 4), (1,))[..., :1], (3, 1, 1)
     )
     assert Preprocessor(dimensions=2).fit([case]).patch == (16, 20, 1)
+
+
+@pytest.mark.parametrize(("dimensions", "patch"), [(2, (8, 8, 8)), (3, (8, 8, 1))])
+def test_dimensions_that_contradict_the_patch_are_refused(dimensions, patch):
+    with pytest.raises(ValueError, match=f"dimensions must be .*dimensions={dimensions}"):
+        Preprocessor(dimensions=dimensions, patch=patch)

@@ -80,24 +80,39 @@ def test_an_unknown_module_is_an_attribute_error():
         _ = unetseg.metric
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_published_run():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = ROOT / "results" / "hippocampus"
+@pytest.mark.parametrize(("folder", "title"), [("hippocampus", "3-D"), ("hippocampus_2d", "2-D")])
+def test_the_numbers_in_the_readme_are_those_of_the_published_runs(folder, title):
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    results = ROOT / "results" / folder
     summary = pd.read_csv(results / "summary.csv").set_index(["name", "metric"])
-    for name in ("Anterior", "Posterior"):
+    for first, name in ((f"| {title} |", "Anterior"), ("| |", "Posterior")):
         row = [name]
         for metric, digits in (("dice", 4), ("hausdorff_mm", 2), ("hd95_mm", 2)):
             part = summary.loc[(name, metric)]
             row.append(f"{part['mean']:.{digits}f} ({part['sd']:.{digits}f})")
         counts = summary.loc[name]
         row += [f"{counts['n'].max()}", f"{counts['nan'].max()}, {counts['inf'].max()}"]
-        assert f"| {' | '.join(row)} |" in readme
+        assert f"{first} {' | '.join(row)} |" in readme
     experiment = json.loads((results / "experiment.json").read_text(encoding="utf-8"))
-    hardware = (
-        f"{experiment['hardware']['cores']} cores of an {experiment['hardware']['processor']}"
-    )
-    assert f"{experiment['settings']['recipe']['epochs']} epochs" in readme
-    assert f"{experiment['minutes']:.0f} minutes for all five folds on {hardware}" in readme
+    mean = summary.xs("dice", level="metric")["mean"].mean()
+    epochs = experiment["settings"]["recipe"]["epochs"]
+    about = f"{title}: mean Dice {mean:.4f}, {epochs} epochs, {experiment['minutes']:.0f} minutes"
+    assert f"{about} for all five folds and their predictions" in readme
+    hardware = experiment["hardware"]
+    machine = f"on {hardware['cores']} cores of an {hardware['processor']}"
+    precision = experiment["precision"].removeprefix("mixed_")
+    assert f"{machine}, computing in {precision}." in readme
+
+
+def test_every_published_case_is_scored_once_by_the_model_that_did_not_see_it():
+    for folder in ("hippocampus", "hippocampus_2d"):
+        results = ROOT / "results" / folder
+        folds = json.loads((results / "splits.json").read_text(encoding="utf-8"))
+        scores = pd.read_csv(results / "scores.csv")
+        assert len(scores) == 2 * 208
+        for number, fold in enumerate(folds):
+            assert set(scores.loc[scores["fold"] == number, "case"]) == set(fold["val"])
+            assert not set(fold["train"]) & set(fold["val"])
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():

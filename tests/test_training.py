@@ -629,13 +629,14 @@ def test_two_processes_train_identical_weights_with_the_default_recipe(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("limit", "batch_size", "steps"),
-    [(250, 1, 4), (250, 2, 2), (3, 1, 3)],
+    ("limits", "batch_size", "steps"),
+    [((1, 250), 1, 4), ((1, 250), 2, 2), ((1, 3), 1, 3), ((6, 250), 1, 6)],
 )
-def test_an_epoch_covers_the_training_cases_once_up_to_a_limit(
-    cases, tmp_path, monkeypatch, limit, batch_size, steps
+def test_an_epoch_covers_the_training_cases_once_within_limits(
+    cases, tmp_path, monkeypatch, limits, batch_size, steps
 ):
-    monkeypatch.setattr(training, "MAX_STEPS", limit)
+    monkeypatch.setattr(training, "MIN_STEPS", limits[0])
+    monkeypatch.setattr(training, "MAX_STEPS", limits[1])
     # 2 cases of 10 x 18 x 9 = 1620 voxels in patches of 8 x 16 x 8 = 1024: 3.2 patches
     train_one(cases, tmp_path, steps=None, batch_size=batch_size, epochs=1)
     done = json.loads((tmp_path / "fold_0" / "done.json").read_text())
@@ -667,3 +668,13 @@ def test_the_batch_of_the_first_run_is_kept_on_another_machine(copy, cases, trai
     monkeypatch.setattr(training, "train_fold", lambda *_, recipe, **__: used.append(recipe))
     cross_validate(cases, copy, **{**SETTINGS, "batch_size": None})
     assert [recipe.batch_size for recipe in used] == [2]
+
+
+@pytest.mark.parametrize(("augment", "axes"), [(True, None), (False, ())])
+def test_mirrored_copies_are_predicted_only_by_models_that_saw_mirrored_patches(
+    cases, tmp_path, monkeypatch, augment, axes
+):
+    used = []
+    monkeypatch.setattr(training, "predict_cases", lambda *_, mirror_axes: used.append(mirror_axes))
+    train_one(cases, tmp_path, augment=augment)
+    assert used == [axes]

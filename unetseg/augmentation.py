@@ -146,7 +146,8 @@ class Patches(keras.utils.PyDataset):
     repeat_after : int, optional
         Number of batches after which the same ones come again.
     **chance
-        As for `random_patch`.
+        As for `random_patch`; of any number of patches in a row the share `foreground`, rounded,
+        is centred on the foreground.
     """
 
     num_batches = None
@@ -168,9 +169,11 @@ class Patches(keras.utils.PyDataset):
         for place in range(index * self.batch_size, (index + 1) * self.batch_size):
             turn, position = divmod(place, len(self.cases))
             order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.cases))
-            x, y, *rest = self.cases[order[position]]
-            known = {"centres": rest[0]} if rest else {}
-            x, y = random_patch(x, y, self.patch, rng, **known, **self.chance)
+            x, y, *centres = self.cases[order[position]]
+            chance = dict(self.chance, centres=centres[0] if centres else None)
+            share = chance.get("foreground", 0.0)  # kept exactly, from one patch to the next
+            chance["foreground"] = float(int((place + 1) * share) > int(place * share))
+            x, y = random_patch(x, y, self.patch, rng, **chance)
             batch_x.append(x.reshape(*flat, -1))
             batch_y.append(y.reshape(*flat, 1))
         return np.stack(batch_x), np.stack(batch_y)

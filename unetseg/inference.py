@@ -98,17 +98,13 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
     require("mirror_axes", mirror_axes, {*trained}.issuperset(mirror_axes), allowed)
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
-    flips = itertools.chain.from_iterable(
-        itertools.combinations(mirror_axes, n) for n in range(len(mirror_axes) + 1)
-    )
-    maps = [
-        np.flip(slide(models, np.flip(x, axes), preprocessor.patch, overlap=overlap), axes)
-        for axes in flips
-    ]
-    probabilities = preprocessor.restore(np.mean(maps, axis=0), case)
-    return Prediction(
-        preprocessor.decode(probabilities), probabilities, normalised_entropy(probabilities)
-    )
+    total, patch = 0, preprocessor.patch
+    for n in range(len(mirror_axes) + 1):
+        for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
+            total += np.flip(slide(models, np.flip(x, axes), patch, overlap=overlap), axes)
+    probabilities = preprocessor.restore(total / 2 ** len(mirror_axes), case)
+    uncertainty = normalised_entropy(probabilities)
+    return Prediction(preprocessor.decode(probabilities), probabilities, uncertainty)
 
 
 def predict_cases(models, cases, preprocessor, folder, **kwargs):
@@ -165,7 +161,8 @@ def slide(models, x, patch, *, overlap=0.5):
         for box, probabilities in zip(chosen, found, strict=True):
             total[box] += probabilities.reshape(*patch, -1) * weight
             weights[box] += weight
-    return total / weights
+    total /= weights
+    return total
 
 
 def normalised_entropy(probabilities):

@@ -8,20 +8,20 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from unetseg.workspace import describe_hardware, require
+from unetseg.workspace import computes_on_gpu, describe_hardware, require
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 MAX_FILTERS = 320  # as in nnU-Net: deeper levels get no wider than this
 MIN_SIDE = 4  # voxels: a level whose side would be shorter is not made (nnU-Net)
 
 
-def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0):
+def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0, strides=None, kernels=None):
     """Choose how often, along which axes and with which kernels a U-Net works on a patch.
 
-    An axis is halved while at least 4 voxels remain of it and as long as its voxels are less
-    than twice as long as the shortest of these; so an axis of low resolution is halved once the
-    others have become as coarse. Until then kernels span 1 voxel along it, else 3 (Isensee et
-    al. 2021).
+    An axis is halved while its length is even, at least 4 voxels remain of it, and its voxels
+    are less than twice as long as the shortest of these; so an axis of low resolution is halved
+    once the others have become as coarse. Until then kernels span 1 voxel along it, else 3
+    (Isensee et al. 2021).
 
     Parameters
     ----------
@@ -31,6 +31,8 @@ def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0):
         As for `build_unet`.
     depth : int, optional
         How often the patch is halved. By default as often as it bears.
+    strides, kernels
+        As for `build_unet`, to be taken instead of the planned ones.
 
     Returns
     -------
@@ -40,12 +42,15 @@ def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0):
     axes = [axis for axis in range(3) if preprocessor.patch[axis] > 1]
     side = np.array(preprocessor.patch)[axes]
     length_mm = np.array(preprocessor.spacing_mm)[axes]
-    strides, kernels, wide = [], [], length_mm < 2 * length_mm.min()
+    given, strides, widths = strides, [], []
+    wide = length_mm < 2 * length_mm.min()
     while True:
-        kernels.append(tuple(np.where(wide, 3, 1).tolist()))
+        widths.append(tuple(np.where(wide, 3, 1).tolist()))
         fits = (side >= 2 * MIN_SIDE) & (side % 2 == 0)
         shortest = length_mm[fits].min(initial=length_mm.max())
         halved = fits & (length_mm < 2 * shortest)
+        if given:
+            halved = np.array([*given, [1] * len(axes)][len(strides)]) > 1
         if not halved.any() or len(strides) == depth:
             break
         strides.append(tuple(np.where(halved, 2, 1).tolist()))
@@ -54,9 +59,9 @@ def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0):
     long = "of at least 8 voxels, and an even number, along some axis"
     require("patch", preprocessor.patch, strides or depth == 0, long)
     allowed = f"from 1 to {len(strides)} for this patch"
-    require("depth", depth, depth in (None, len(strides) or -1), allowed)
+    require("depth", depth, depth in (None, len(given or strides) or -1), allowed)
     plan = {"filters": filters, "depth": len(strides), "dropout": dropout}
-    return {**plan, "strides": strides, "kernels": kernels}
+    return {**plan, "strides": given or strides, "kernels": kernels or widths}
 
 
 class InstanceNormalization(layers.Layer):
@@ -210,9 +215,8 @@ class Muon(keras.optimizers.AdamW):
 
     def update_step(self, gradient, variable, learning_rate):
         """Move one variable."""
-        *inputs, outputs = variable.shape
-        sides = (math.prod(inputs), outputs)
-        if len(inputs) < 3 or min(sides) < 8:
+        sides = (math.prod(variable.shape[:-1]), *variable.shape[-1:])
+        if len(variable.shape) < 4 or min(sides) < 8:
             return super().update_step(gradient, variable, learning_rate)
         gradient = ops.cast(gradient, variable.dtype)
         speed = self._momentums[self._get_variable_index(variable)]
@@ -295,8 +299,8 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
         As `build_unet`: ``build_model(input_shape, num_classes, **model_args)``.
     model_args : dict
     precision : str, default "auto"
-        As for `choose_precision`; ``auto`` takes float32 where bfloat16 is not safe. Keras' own
-        setting is as before afterwards.
+        As for `choose_precision`; ``auto`` takes float32 where bfloat16 is not safe, so for 3-D
+        builders other than `build_unet`. Keras' own setting is as before afterwards.
 
     Returns
     -------
@@ -312,10 +316,12 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
     keras.config.set_dtype_policy(choose_precision(precision))
     try:
         model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
-        convolutions = [one for one in model.layers if isinstance(one, layers.Conv3D)]
-        thin = any(one.input.shape[1] == 2 for one in convolutions)
-        if thin and precision == "auto" and choose_precision() == "mixed_bfloat16":
-            # oneDNN leaves the bfloat16 gradient of a 3x3x3 convolution over 2 planes unwritten.
+        deep = [one for one in model.layers if isinstance(one, layers.Conv3D)]
+        thin = build_model is not build_unet or any(one.input.shape[1] == 2 for one in deep)
+        fast = precision == "auto" and choose_precision() == "mixed_bfloat16"
+        if fast and thin and len(model.input_shape) == 5:
+            # oneDNN leaves the bfloat16 gradient of a 3x3x3 convolution over 2 planes unwritten;
+            # builders of others may hide one in a layer.
             keras.config.set_dtype_policy("float32")
             model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
     finally:
@@ -343,7 +349,7 @@ def choose_precision(precision="auto"):
     """
     if precision != "auto":
         return precision
-    if keras.distribution.list_devices("gpu"):
+    if computes_on_gpu():
         return "mixed_float16" if (describe_hardware()["gpu_capability"] or 0) >= 7 else "float32"
     cpu = Path("/proc/cpuinfo")
     fast = cpu.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpu.read_text())

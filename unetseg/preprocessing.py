@@ -9,11 +9,11 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
-from unetseg.workspace import describe_hardware, read_json, require, write_json
+from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, require, write_json
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
 GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
-BYTES_PER_VOXEL = 3000  # of a patch in training, float32; measured by `make benchmark`
+BYTES_PER_VOXEL = 3000  # of a patch in training; `make benchmark` measures it
 NORMALISATIONS = ("zscore", "percentile", "none")
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
@@ -72,6 +72,7 @@ class Preprocessor:
         for name in ("spacing_mm", "patch", "mirror_axes"):
             if np.iterable(getattr(self, name)):
                 setattr(self, name, tuple(getattr(self, name)))
+        known = (2, 3) if not np.iterable(self.patch) else (2,) if 1 in self.patch else (3,)
         triple = "three positive numbers, along x, y, z"
         for name, fits, allowed in (
             ("spacing_mm", lambda v: np.shape(v) == (3,) and min(v) > 0, triple),
@@ -79,7 +80,7 @@ class Preprocessor:
             ("labels", lambda v: isinstance(v, dict) and 0 not in v, "a dict without background 0"),
             ("channels", lambda v: v >= 1, "at least 1"),
             ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),
-            ("dimensions", lambda v: v in (2, 3), "2 or 3"),
+            ("dimensions", lambda v: v in known, f"one of {known}, 2 for a patch of one slice"),
             ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
         ):
             value = getattr(self, name)
@@ -255,9 +256,7 @@ class Preprocessor:
         trained = Path(path).with_name("experiment.json").exists() and Path(path).exists()
         if trained and (there := Preprocessor.load(path)) != self:
             problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
-            advice = (
-                "Go back to those (PATCH follows the hardware unless set) or rename EXPERIMENT."
-            )
+            advice = "Set these (PATCH follows the hardware if not set), or rename EXPERIMENT."
             raise ValueError(f"{path}: the models in this folder were {problem}. {advice}")
         write_json(path, asdict(self))
 
@@ -288,8 +287,7 @@ class Preprocessor:
 
     def _geometry(self, image, affine):
         # The box of non-zero voxels, its shape at the common spacing, and the padding after it.
-        box = ndimage.find_objects(image.any(axis=-1).astype(np.uint8))
-        box = box[0] if box else (slice(None),) * 3
+        box = _content(image)
         extent = image[box].shape[:3] * voxel_sizes(affine)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         missing = np.maximum(0, np.array(self.patch) - shape)
@@ -362,7 +360,7 @@ def _describe(case):
     width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1 if values else 1
     centres = ndimage.center_of_mass(foreground, mask, values)
     return {
-        "shape": image.shape[:3],
+        "shape": image[_content(image)].shape[:3],
         "spacing_mm": voxel_sizes(affine),
         "channels": image.shape[3],
         "brightest_sd": brightest.max(),
@@ -393,8 +391,14 @@ def _choose_patch(shape, spacing_mm):
 def patch_budget():
     """Voxels that a patch may have on this hardware: speed limits a processor, memory a GPU."""
     machine = describe_hardware()
-    room = (machine["gpu_memory_gb"] or machine["memory_gb"]) * 1e9 / 2 / BYTES_PER_VOXEL
-    return min(int(room), GPU_PATCH_VOXELS if machine["gpu"] else CPU_PATCH_VOXELS)
+    gpu = machine["gpu"] and computes_on_gpu()
+    memory, most = ("gpu_memory_gb", GPU_PATCH_VOXELS) if gpu else ("memory_gb", CPU_PATCH_VOXELS)
+    return min(int(machine[memory] * 1e9 / 2 / BYTES_PER_VOXEL), most)
+
+
+def _content(image):
+    box = ndimage.find_objects(image.any(axis=-1).astype(np.uint8))
+    return box[0] if box else (slice(None),) * 3
 
 
 def _zoom(array, shape):

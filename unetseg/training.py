@@ -11,24 +11,15 @@ import numpy as np
 from keras.callbacks import CSVLogger, SwapEMAWeights, TerminateOnNaN
 from sklearn.model_selection import KFold
 
-from unetseg import checkpoint, workspace
+from unetseg import checkpoint, model, workspace
 from unetseg.augmentation import Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_cases
-from unetseg.model import (
-    PRECISIONS,
-    ForegroundDice,
-    Muon,
-    build_for,
-    build_unet,
-    dice_cross_entropy,
-    plan_unet,
-)
 from unetseg.preprocessing import CachedCases, Preprocessor, patch_budget
 from unetseg.workspace import DONE, read_json, refuse_any, require, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
-MAX_STEPS, MAX_VAL_STEPS = 250, 20
+MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
 VALIDATION = {"foreground": 1.0, "augment": False}
 
 
@@ -41,10 +32,9 @@ class Recipe:
     epochs : int
         Validated and written to the history after each.
     steps : int, optional
-        Batches per epoch. By default as many as cover the training cases once, at most 250.
+        Batches per epoch. By default as many as cover the training cases once, from 50 to 250.
     batch_size : int, optional
-        Patches per step. By default one, or as many small ones as take no longer and fit the
-        memory.
+        Patches per step. By default as `plan_batch` says.
     learning_rate : float
         At its peak, for `unetseg.model.Muon`.
     weight_decay : float
@@ -81,7 +71,7 @@ class Recipe:
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
             ("foreground", 0 <= self.foreground <= 1, "in [0, 1]"),
-            ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
+            ("precision", self.precision in model.PRECISIONS, f"one of {model.PRECISIONS}"),
         ):
             require(name, getattr(self, name), fits, allowed)
 
@@ -105,8 +95,8 @@ def plan_batch(patch):
 
 def plan_model(build_model, preprocessor, model_args):
     """Complete the arguments of `build_unet` by `plan_unet`; those of other builders stay."""
-    planned = build_model is build_unet and "strides" not in (model_args or {})
-    return plan_unet(preprocessor, **model_args or {}) if planned else model_args or {}
+    given = model_args or {}
+    return model.plan_unet(preprocessor, **given) if build_model is model.build_unet else given
 
 
 def make_folds(cases, n_splits=5, seed=12345):
@@ -216,7 +206,7 @@ def train_fold(
     fold_dir,
     *,
     preprocessor,
-    build_model=build_unet,
+    build_model=model.build_unet,
     model_args=None,
     recipe=None,
     seed=12345,
@@ -261,18 +251,19 @@ def train_fold(
         cache_dir = Path(cache_dir or temporary)
         train, val = (CachedCases(preprocessor, c, cache_dir) for c in (train_cases, val_cases))
         keras.utils.set_random_seed(seed)
-        model = build_for(preprocessor, build_model, model_args, recipe.precision)
+        net = model.build_for(preprocessor, build_model, model_args, recipe.precision)
         sampling = {"patch": preprocessor.patch, "batch_size": batch_size, "seed": seed}
         changes = {"spacing_mm": preprocessor.spacing_mm, "flat_axis": preprocessor.flat_axis}
         changes |= {"mirror_axes": preprocessor.mirror_axes, "augment": recipe.augment}
         val_steps = min(MAX_VAL_STEPS, math.ceil(len(val) / batch_size))
         cover = sum(y.size for _, y, _ in train) / math.prod(preprocessor.patch) / batch_size
-        recipe = replace(recipe, steps=recipe.steps or min(MAX_STEPS, math.ceil(cover)))
-        _compile(model, preprocessor.num_classes, recipe)
+        steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
+        recipe = replace(recipe, steps=recipe.steps or steps)
+        _compile(net, preprocessor.num_classes, recipe)
         own = [CSVLogger(fold_dir / "history.csv"), TerminateOnNaN()]
         if recipe.averaging:  # swapped in before each validation, so first in the list
             own.insert(0, SwapEMAWeights())
-        history = model.fit(
+        history = net.fit(
             Patches(train, **sampling, foreground=recipe.foreground, **changes),
             epochs=recipe.epochs,
             steps_per_epoch=recipe.steps,
@@ -285,15 +276,17 @@ def train_fold(
     if not np.isfinite(history.history["loss"]).all():
         remedy = "Lower learning_rate, or set precision='float32'."
         raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
-    digest = checkpoint.save_weights(model, fold_dir / "model.weights.h5")
-    predict_cases(model, val_cases, preprocessor, fold_dir.parent / "predictions")
+    digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
+    axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
+    predict_cases(net, val_cases, preprocessor, fold_dir.parent / "predictions", mirror_axes=axes)
     done = {"weights_sha256": digest, "steps": recipe.steps * recipe.epochs}
+    done |= {"batch_size": batch_size, "precision": net.dtype_policy.name}
     done["minutes"] = round((time.monotonic() - started) / 60, 2)
     done |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
     write_json(fold_dir / DONE, done)
 
 
-def _compile(model, num_classes, recipe):
+def _compile(net, num_classes, recipe):
     steps = recipe.steps * recipe.epochs
     warmup, peak = int(recipe.warmup * steps), recipe.learning_rate
     rise = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
@@ -301,23 +294,23 @@ def _compile(model, num_classes, recipe):
     schedule = decay(0.0 if warmup else peak, steps - warmup, **rise)
     average = {"use_ema": recipe.averaging > 0}
     average["ema_momentum"] = 1 - 1 / max(2.0, recipe.averaging * steps)
-    optimizer = Muon(schedule, weight_decay=recipe.weight_decay, **average)
+    optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    model.compile(optimizer, dice_cross_entropy, metrics=[accuracy, ForegroundDice(num_classes)])
+    metrics = [accuracy, model.ForegroundDice(num_classes)]
+    net.compile(optimizer, model.dice_cross_entropy, metrics=metrics)
 
 
 def cross_validate(
     cases,
     results_dir,
     *,
-    build_model=build_unet,
+    build_model=model.build_unet,
     model_args=None,
     preprocessor=None,
     n_splits=5,
     seed=12345,
     retrain=False,
     backup_dir=None,
-    cache_dir=None,
     **recipe,
 ):
     """Train and predict every fold; a fold that is finished is left as it is.
@@ -339,8 +332,6 @@ def cross_validate(
         Whether finished folds are trained again.
     backup_dir : str or Path, optional
         Folder on Google Drive that gets a copy of all files after every fold.
-    cache_dir : str or Path, optional
-        As for `train_fold`.
     **recipe
         Fields of `Recipe`, such as ``epochs=30``.
 
@@ -370,13 +361,10 @@ def cross_validate(
     name = getattr(build_model, "__qualname__", type(build_model).__qualname__)
     settings = {"builder": f"{build_model.__module__}.{name}", "model_args": model_args}
     settings |= {"preprocessor": asdict(preprocessor), "recipe": asdict(recipe), "seed": seed}
-    model = build_for(preprocessor, build_model, model_args, recipe.precision)
+    net = model.build_for(preprocessor, build_model, model_args, recipe.precision)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
-    run = {
-        "precision": model.dtype_policy.name,
-        "batch_size": batch_size,
-        **workspace.describe_machine(),
-    }
+    run = {"precision": net.dtype_policy.name, "batch_size": batch_size}
+    run |= workspace.describe_machine()
     run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
     recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever that was
     preprocessor.save(results_dir / "preprocessor.json")
@@ -395,7 +383,7 @@ def cross_validate(
                 file.unlink(missing_ok=True)  # or a mixture might be scored
             parts = ([by_id[i] for i in folds[number][part]] for part in ("train", "val"))
             one = {"seed": seed + number, "callbacks": [Progress(f"fold {number}", left)]}
-            train_fold(*parts, marker.parent, **one, **shared, cache_dir=cache_dir or temporary)
+            train_fold(*parts, marker.parent, **one, **shared, cache_dir=temporary)
             _note_minutes(results_dir)
             if backup_dir:
                 workspace.mirror(results_dir, backup_dir)

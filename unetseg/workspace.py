@@ -62,8 +62,7 @@ def install_missing():
         return []
     text = (project_dir() / "requirements.txt").read_text(encoding="utf-8")
     names = re.findall(r"^[A-Za-z][\w.-]*", text, re.MULTILINE)
-    present = {distribution.name for distribution in importlib.metadata.distributions()}
-    missing = [name for name in names if name not in present]
+    missing = [name for name in names if not any(importlib.metadata.distributions(name=name))]
     if missing:
         pip = [sys.executable, "-m", "pip"]
         with tempfile.TemporaryDirectory() as folder:
@@ -243,6 +242,13 @@ def describe_hardware():
         "system": f"{platform.system()} {platform.machine()}",
         **dict(zip(("gpu", "gpu_capability", "gpu_memory_gb"), gpu, strict=True)),
     }
+
+
+def computes_on_gpu():
+    """Whether Keras' backend has a GPU to compute on; a driver alone does not mean that."""
+    import keras  # here, as it takes seconds
+
+    return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
 
 
 def require(name, value, fits, allowed):
