@@ -51,7 +51,7 @@ class Recipe:
         else float32.
     """
 
-    epochs: int = 16
+    epochs: int = 12
     steps: int | None = None
     batch_size: int | None = None
     learning_rate: float = 6e-3  # of 2e-3, 6e-3 and 12e-3 the best in an inner split
