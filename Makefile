@@ -14,9 +14,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo notebooks test benchmark refresh
 
-# Eight epochs of three folds: enough for the sample, and done in minutes on two cores.
+# Five epochs of three folds: enough for the sample, and done in minutes on two cores.
 demo:
-	@$(MAKE) --no-print-directory notebooks DATA=sample EXPERIMENT=sample PARAMETERS="-p FOLDS 3 -p EPOCHS 8"
+	@$(MAKE) --no-print-directory notebooks DATA=sample EXPERIMENT=sample PARAMETERS="-p FOLDS 3 -p EPOCHS 5"
 
 notebooks: $(READY)
 	@mkdir -p "$(OUT)/notebooks"
