@@ -188,7 +188,7 @@ def waiting(preprocessor, cached):
     batch = training.plan_batch(preprocessor.patch)
     chance = {"foreground": training.Recipe.foreground, "mirror_axes": preprocessor.mirror_axes}
     patches = Patches(cached, preprocessor.patch, batch, 0, **chance)
-    steps = {"steps_per_epoch": 100, "verbose": 0, "shuffle": False}
+    steps = {"steps_per_epoch": 50, "verbose": 0, "shuffle": False}
     sources = {"patches": patches, "same": Same(patches[0])}
     functions = {name: lambda s=source: net.fit(s, **steps) for name, source in sources.items()}
     seconds = take_turns(functions, 3)
@@ -244,7 +244,7 @@ def train_large(n_cases, patch, steps):
 
 def memory():
     found = {}
-    for n_cases, patch, steps in ((50, SMALL, 500), (500, SMALL, 500), (50, LARGE, 5)):
+    for n_cases, patch, steps in ((50, SMALL, 250), (500, SMALL, 250), (50, LARGE, 5)):
         arguments = ["memory", str(n_cases), ",".join(map(str, patch)), str(steps)]
         command = [sys.executable, "-m", "tests.benchmark", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
