@@ -9,6 +9,7 @@ alternatives took turns. Training is as in a fold: the optimiser, the weight ave
 metrics included.
 """
 
+import itertools
 import os
 import resource
 import subprocess
@@ -82,7 +83,7 @@ def take_turns(functions, repeats=REPEATS):
 
 
 def preprocessing_speed(preprocessor, cases, folder):
-    caches = iter(range(REPEATS + 1))
+    caches = itertools.count()
     functions = {"": lambda: CachedCases(preprocessor, cases, folder / f"speed{next(caches)}")}
     seconds = take_turns(functions)[""]
     setting = f"{len(cases)} crops of {CROP}, read, normalised, cached"
