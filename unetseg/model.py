@@ -68,7 +68,7 @@ class InstanceNormalization(layers.Layer):
     """Normalise every channel of every image to mean 0 and variance 1 (Ulyanov et al. 2016).
 
     Then scale and shift it. Computes in float32. The same as Keras' GroupNormalization with one
-    group per channel, but three times faster on a processor: the last spatial axis is folded
+    group per channel, at about half of its time on a processor: the last spatial axis is folded
     into the channels, so that sums run over long rows.
     """
 

@@ -102,8 +102,7 @@ class Preprocessor:
         """Axis in which patches are not turned: across slices, or of low resolution, or None."""
         if 1 in self.patch:
             return self.patch.index(1)
-        coarse = np.array(self.spacing_mm) >= ANISOTROPIC * np.median(self.spacing_mm)
-        return int(np.argmax(coarse)) if coarse.any() else None
+        return _coarse_axis(self.spacing_mm)
 
     def fit(self, cases):
         """Choose what is not set.
@@ -130,8 +129,8 @@ class Preprocessor:
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         across = 2 - int(np.argmax(self.spacing_mm[::-1]))
         if self.dimensions is None:
-            coarse = self.spacing_mm[across] >= ANISOTROPIC * np.median(self.spacing_mm)
-            few = 1 in shape or (coarse and shape[across] < FEW_SLICES)
+            coarse = _coarse_axis(self.spacing_mm)
+            few = 1 in shape or (coarse is not None and shape[coarse] < FEW_SLICES)
             self.dimensions = 2 if (1 in self.patch if self.patch else few) else 3
         if self.patch is None:
             if self.dimensions == 2 and 1 not in shape:
@@ -368,6 +367,11 @@ def _describe(case):
     }
 
 
+def _coarse_axis(spacing_mm):
+    coarse = np.array(spacing_mm) >= ANISOTROPIC * np.median(spacing_mm)
+    return int(np.argmax(coarse)) if coarse.any() else None
+
+
 def _choose_spacing(shape, spacings_mm):
     spacing = np.median(spacings_mm, axis=0)
     coarse = int(np.argmax(spacing))
@@ -381,8 +385,8 @@ def _choose_spacing(shape, spacings_mm):
 def _choose_patch(shape, spacing_mm):
     multiple = 2 ** np.clip(np.log2(np.maximum(shape, 4) / 4).astype(int), 0, 3)
     patch = -(-shape // multiple) * multiple
-    shortest = np.minimum(patch, 8)
-    while np.prod(patch) > patch_budget():
+    shortest, budget = np.minimum(patch, 8), patch_budget()
+    while np.prod(patch) > budget:
         axis = np.argmax(np.where(patch - multiple >= shortest, patch * spacing_mm, 0))
         patch[axis] -= multiple[axis]
     return tuple(patch.tolist())
