@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from unetseg import augmentation
-from unetseg.augmentation import Patches, change_intensity, random_patch, random_turn
+from unetseg.augmentation import (
+    CachedCases,
+    Patches,
+    add_neighbours,
+    change_intensity,
+    random_patch,
+    random_turn,
+)
+from unetseg.preprocessing import Preprocessor
 
 SHAPE = (10, 18, 9)
 
@@ -16,6 +24,13 @@ def volume(seed=0, channels=2):
     return x, rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
 
 
+def scan(label):
+    """Noise without zeros, so that nothing is cropped, and a box of one label."""
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[2:4, 3:7, 1:4] = label
+    return rng(label).uniform(1, 100, SHAPE).astype(np.float32), mask
+
+
 def numbered():
     place = np.arange(np.prod(SHAPE)).reshape(SHAPE)  # every voxel holds its own number
     return place[..., None].astype(np.float32), (place % 251).astype(np.uint8)
@@ -24,13 +39,13 @@ def numbered():
 @pytest.fixture
 def always(monkeypatch):
     """Every random change takes place."""
-    monkeypatch.setattr(augmentation, "PROBABILITY", 1.0)
+    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 1.0, 3: 1.0})
 
 
 @pytest.fixture
 def geometry_only(always, monkeypatch):
     """Every patch is turned, no intensity is changed."""
-    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng: x)
+    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, probability: x)
 
 
 @pytest.mark.parametrize("patch", [(8, 16, 8), (8, 16, 1), (1, 18, 8), (8, 1, 9), SHAPE])
@@ -70,7 +85,7 @@ def test_no_global_random_state_is_read_or_changed(always):
 def test_the_volume_itself_is_left_as_it_was(always):
     x, y = volume()
     random_patch(x, y, SHAPE, rng())
-    change_intensity(x, rng())
+    change_intensity(x, rng(), 1.0)
     for now, before in zip((x, y), volume(), strict=True):
         np.testing.assert_array_equal(now, before)
 
@@ -136,7 +151,7 @@ def test_a_turned_patch_is_still_centred_on_the_foreground(geometry_only, flat_a
 
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2), [0, 1, 2]])
 def test_every_other_patch_is_mirrored_along_each_axis_the_mask_with_the_image(monkeypatch, axes):
-    monkeypatch.setattr(augmentation, "PROBABILITY", 0.0)  # nothing else is changed
+    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 0.0, 3: 0.0})  # nothing else is changed
     x, y = numbered()
     seen = []
     for seed in range(200):
@@ -251,19 +266,63 @@ def test_without_a_flat_axis_planes_are_tilted(geometry_only):
     assert any(len(np.unique(one[one > 0])) > 1 for turned in planes for one in turned)
 
 
+def test_every_slice_gets_those_around_it_as_channels_and_zeros_beyond_the_ends():
+    x = np.zeros((2, 4, 3, 2))
+    x[..., 0] = np.arange(1, 5)[:, None]  # the number of the slice across y
+    x[..., 1] = 10 * x[..., 0]
+    wide = add_neighbours(x, 1, 2)
+    assert wide.shape == (2, 4, 3, 10)
+    rows = [[0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [1, 2, 3, 4, 0], [2, 3, 4, 0, 0]]
+    for number, row in enumerate(rows):
+        assert (wide[:, number] == [*row, *(10 * value for value in row)]).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_patch_of_a_slice_holds_its_neighbours_moved_like_itself(axis, augment, geometry_only):
+    patch = [6, 6, 6]
+    patch[axis] = 1
+    x, y = volume()
+    x = np.concatenate([x, np.indices(y.shape)[axis][..., None]], -1, dtype=np.float32)
+    whole = add_neighbours(x, axis, 1)
+    for seed in range(10):
+        chance = {"augment": augment, "foreground": 0.5}
+        found_x, found_y = random_patch(x, y, tuple(patch), rng(seed), neighbours=1, **chance)
+        assert found_x.shape == (*patch, whole.shape[-1])
+        # the same cut from the volume that holds the neighbours everywhere
+        cut_x, cut_y = random_patch(whole, y, tuple(patch), rng(seed), **chance)
+        np.testing.assert_allclose(found_x, cut_x, atol=1e-5)
+        np.testing.assert_array_equal(found_y, cut_y)
+
+
+def test_with_two_planes_every_other_patch_is_cut_after_their_axes_were_swapped():
+    whole, labels = numbered()
+    both, seen = [whole, whole.swapaxes(0, 2)], set()
+    for seed in range(20):
+        chance = {"planes": (2, 0), "augment": False, "foreground": 1.0}
+        centres = np.array([[1, 2, 3]])
+        x, y = random_patch(whole, labels, (4, 6, 1), rng(seed), centres=centres, **chance)
+        np.testing.assert_array_equal(y, x[..., 0] % 251)
+        slices = [array[:4, :6, [n]] for array, n in zip(both, (3, 1), strict=True)]
+        # the centre is voxel (1, 2, 3), swapped (3, 2, 1): patches start at 0, 0 and 1, 0
+        slices[1] = both[1][1:5, :6, [1]]
+        seen |= {k for k, one in enumerate(slices) if np.array_equal(x, one)}
+    assert seen == {0, 1}
+
+
 @pytest.mark.parametrize("value", ["noise", "constant"])
 def test_changed_intensities_keep_shape_and_type_and_stay_finite(always, value):
     x = volume()[0] if value == "noise" else np.full((8, 8, 8, 1), 3, np.float32)
     for seed in range(20):
-        changed = change_intensity(x, rng(seed))
+        changed = change_intensity(x, rng(seed), 1.0)
         assert (changed.shape, changed.dtype) == (x.shape, np.float32)
         assert np.isfinite(changed).all()
         assert not np.array_equal(changed, x)
 
 
 def test_without_a_draw_intensities_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(augmentation, "PROBABILITY", 0.0)
-    np.testing.assert_array_equal(change_intensity(volume()[0], rng()), volume()[0])
+    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 0.0, 3: 0.0})
+    np.testing.assert_array_equal(change_intensity(volume()[0], rng(), 0.0), volume()[0])
 
 
 def pairs(n=5, channels=2):
@@ -365,3 +424,58 @@ def test_the_share_of_centred_patches_is_kept_exactly_over_batches(share):
     patches = Patches([(x, y, centres)], (3, 3, 3), 5, 0, foreground=share, augment=False)
     hits = [x[1, 1, 1, 0] for index in range(8) for x in patches[index][0]]
     assert 40 * share <= np.sum(hits) <= 40 * share + 3
+
+
+def test_cached_cases_are_memory_maps_of_transform_and_computed_once(
+    tmp_path, write_case, monkeypatch
+):
+    cases = [write_case(tmp_path, f"c{k}", *scan(k + 1)) for k in range(2)]
+    preprocessor = Preprocessor().fit(cases)
+    expected = [preprocessor.transform(case) for case in cases]
+    assert len(CachedCases(preprocessor, cases, tmp_path / "new" / "cache")) == 2
+    monkeypatch.setattr(Preprocessor, "transform", lambda *_: pytest.fail("computed again"))
+    again = CachedCases(preprocessor, cases, tmp_path / "new" / "cache")
+    assert len(CachedCases(preprocessor, cases[1:], tmp_path / "new" / "cache")) == 1
+    for found, right in zip(again, expected, strict=True):
+        assert [isinstance(array, np.memmap) for array in found] == [True] * 3
+        for array, whole in zip(found[:2], right, strict=True):
+            assert array.dtype == whole.dtype
+            np.testing.assert_array_equal(array, whole)
+
+
+def test_only_the_cases_that_are_missing_are_computed(tmp_path, write_case, monkeypatch):
+    cases = [write_case(tmp_path, name, *scan(1)) for name in "abc"]
+    preprocessor, done, transform = Preprocessor().fit(cases), [], Preprocessor.transform
+
+    def recorded(self, case):
+        done.append(case.id)
+        return transform(self, case)
+
+    monkeypatch.setattr(Preprocessor, "transform", recorded)
+    CachedCases(preprocessor, cases[1:2], tmp_path / "cache")
+    CachedCases(preprocessor, cases, tmp_path / "cache")
+    assert done == ["b", "a", "c"]
+
+
+def test_cached_centres_are_voxels_of_the_foreground_equally_many_of_every_class(
+    tmp_path, write_case
+):
+    image, mask = scan(0)
+    mask[0, 0, 0], mask[2:6, 3:7, 1:4], mask[6:, 10:, 5:] = 9, 4, 2  # 1, 48 and 128 voxels
+    case = write_case(tmp_path, "a", image, mask)
+    preprocessor = Preprocessor(labels={1: "absent", 2: "a", 4: "b", 9: "c"}).fit([case])
+    ((_, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
+    assert np.issubdtype(centres.dtype, np.integer)
+    assert centres.shape[1] == 3
+    counts = np.bincount(y[tuple(centres.T)], minlength=5)  # classes 2, 3, 4 are there
+    assert counts.tolist() == [0, 0, *[len(centres) // 3] * 3]
+    assert len(np.unique(centres, axis=0)) > 150  # nearly all of the 177 voxels
+
+
+def test_the_cached_centres_of_an_empty_mask_are_none(tmp_path, write_case):
+    case = write_case(tmp_path, "a", *scan(0))
+    preprocessor = Preprocessor(labels={1: "a"}).fit([case])
+    for _ in range(2):  # computed, then read
+        ((x, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
+        assert centres.shape == (0, 3)
+        assert x.shape == (*y.shape, 1)

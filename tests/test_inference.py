@@ -171,6 +171,27 @@ def test_the_mask_of_a_case_is_not_looked_at(tmp_path, write_case):
     np.testing.assert_array_equal(predict_case(threshold(50), wrong, PLAIN).labels, 5 * mask)
 
 
+def test_a_slice_is_predicted_from_itself_and_its_neighbours(tmp_path, write_case):
+    image, mask = bright_box()
+    case = write_case(tmp_path, "a", image + 1)  # nothing to crop
+    below = Fake(lambda batch: batch[..., 0] > 50)  # of channels below, itself, above
+    slices = Preprocessor((1, 2, 3), (10, 18, 1), {5: "five"}, 1, "none", neighbours=1)
+    expected = np.zeros_like(mask)
+    expected[..., 1:] = mask[..., :-1]
+    np.testing.assert_array_equal(predict_case(below, case, slices).labels, 5 * expected)
+
+
+def test_slices_across_two_axes_are_averaged(tmp_path, write_case):
+    image = np.arange(1.0, 1 + 10 * 18 * 10).reshape(10, 18, 10)
+    case = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1))
+    ramp = np.arange(10) / 9
+    along_rows = Fake(lambda batch: ramp[:, None])  # of the slice: x across z, z across x
+    slices = Preprocessor((1, 1, 1), (10, 18, 1), {1: "a"}, 1, "none", planes=(2, 0))
+    found = predict_case(along_rows, case, slices).probabilities[..., 1]
+    expected = (ramp[:, None, None] + ramp) / 2
+    np.testing.assert_allclose(found, np.broadcast_to(expected, image.shape), atol=1e-6)
+
+
 def test_models_that_disagree_make_the_prediction_uncertain(tmp_path, write_case):
     image, _ = bright_box()
     case = write_case(tmp_path, "a", image + 1)  # nothing to crop

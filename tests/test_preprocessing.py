@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields, replace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from unetseg import preprocessing
 from unetseg.cases import Case
-from unetseg.preprocessing import CachedCases, Preprocessor
+from unetseg.preprocessing import Preprocessor
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +166,9 @@ def test_few_thick_slices_or_a_single_one_make_a_2d_network(
     fitted = Preprocessor().fit([case])
     assert fitted.patch == patch
     assert fitted.dimensions == (2 if 1 in patch else 3)
-    assert fitted.input_shape == (*(n for n in patch if n > 1), 1)
+    neighbours = 2 if 1 in patch and 1 not in shape else 0
+    assert fitted.neighbours == neighbours
+    assert fitted.input_shape == (*(n for n in patch if n > 1), 1 + 2 * neighbours)
 
 
 @pytest.mark.parametrize(("given", "patch"), [(3, (24, 20, 5)), (2, (24, 20, 1))])
@@ -318,7 +321,7 @@ def test_slices_lie_across_the_axis_of_the_largest_spacing(tmp_path, write_case,
     expected = [10, 20, 10]
     expected[axis] = 1
     assert fitted.patch == tuple(expected)
-    assert fitted.input_shape == (*(n for n in expected if n > 1), 2)
+    assert fitted.input_shape == (*(n for n in expected if n > 1), 10)  # 2 channels of 5 slices
 
 
 def test_scans_of_one_slice_make_a_2d_network(tmp_path, write_case):
@@ -326,7 +329,78 @@ def test_scans_of_one_slice_make_a_2d_network(tmp_path, write_case):
     assert Preprocessor(labels={1: "a"}).fit([case]).input_shape == (10, 20, 1)
 
 
-GIVEN = Preprocessor((1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2))
+@pytest.mark.parametrize(
+    ("spacing_mm", "patch", "planes"),
+    [
+        ((1, 1, 1), None, (2, 0)),  # 20 x 32 x 24: of 20 and 32 the former is nearer to 24
+        ((1, 1.5, 1.5), None, (2, 1)),  # x is not as long within a fifth
+        ((1, 1, 3), None, (2,)),
+        ((1, 1, 1), (1, 32, 24), (0, 2)),
+        ((1, 1, 1), (16, 16, 16), ()),
+    ],
+)
+def test_slices_lie_across_two_axes_of_like_voxels(tmp_path, write_case, spacing_mm, patch, planes):
+    case = write_case(tmp_path, "a", noise((20, 32, 24)), spacing_mm=spacing_mm)
+    settings = {"patch": patch} if patch else {"dimensions": 2}
+    fitted = Preprocessor(labels={1: "a"}, **settings).fit([case])
+    assert fitted.planes == planes
+
+
+def test_a_case_holds_slices_of_the_patchs_size_across_both_axes(tmp_path, write_case):
+    case = write_case(tmp_path, "a", noise((10, 18, 9)), spacing_mm=(1, 1, 1))
+    fitted = Preprocessor(labels={1: "a"}, patch=(10, 20, 1), planes=(2, 1)).fit([case])
+    assert fitted.transform(case)[0].shape == (10, 20, 20, 1)  # swapped (10, 20, 20)
+
+
+def test_the_users_planes_tell_where_the_slices_lie(tmp_path, write_case):
+    case = write_case(tmp_path, "a", noise((10, 18, 9)))
+    fitted = Preprocessor(labels={1: "a"}, dimensions=2, planes=(0,)).fit([case])
+    assert (fitted.patch, fitted.planes) == ((1, 20, 10), (0,))
+
+
+@pytest.mark.parametrize("setting", [{"planes": (2,)}, {"neighbours": 1}])
+def test_settings_of_slices_make_a_2d_network(tmp_path, write_case, setting):
+    case = write_case(tmp_path, "a", noise((10, 18, 9)), spacing_mm=(1, 1, 1))
+    fitted = Preprocessor(labels={1: "a"}, **setting).fit([case])
+    assert (fitted.dimensions, fitted.patch) == (2, (10, 20, 1))
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "patch", "planes", "message"),
+    [
+        (None, (16, 16, 1), (0,), "first the axis across the patch's slices"),
+        (None, (16, 24, 1), (1, 2), "first the axis across the patch's slices"),
+        ((1, 1, 3), (16, 24, 1), (2, 0), "of axes with like voxels"),
+    ],
+)
+def test_planes_must_go_with_the_patch_and_the_spacing(spacing_mm, patch, planes, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessor(spacing_mm=spacing_mm, patch=patch, planes=planes)
+
+
+def test_settings_saved_before_there_were_planes_mean_none(tmp_path):
+    path = tmp_path / "preprocessor.json"
+    GIVEN.save(path)
+    saved = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: v for k, v in saved.items() if k not in ("planes", "neighbours")})
+    )
+    assert Preprocessor.load(path) == GIVEN
+
+
+@pytest.mark.parametrize("planes", [(2,), (3,), (1, 1), (0, 1, 2)])
+def test_planes_are_distinct_axes_and_none_in_3d(planes):
+    with pytest.raises(ValueError, match="planes must be one of"):
+        Preprocessor(patch=(8, 8, 8), planes=planes)
+
+
+@pytest.mark.parametrize(("patch", "neighbours"), [((8, 8, 8), 1), ((8, 8, 1), -1)])
+def test_neighbours_are_for_slices_and_not_negative(patch, neighbours):
+    with pytest.raises(ValueError, match="neighbours must be 0, or more in 2-D"):
+        Preprocessor(patch=patch, neighbours=neighbours)
+
+
+GIVEN = Preprocessor((1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2), 0, ())
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Preprocessor)])
@@ -553,66 +627,6 @@ def test_what_is_saved_is_loaded_again(tmp_path, preprocessor):
 def test_loading_a_file_that_is_not_there_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         Preprocessor.load(tmp_path / "nowhere.json")
-
-
-def test_cached_cases_are_memory_maps_of_transform_and_computed_once(
-    tmp_path, write_case, monkeypatch
-):
-    cases = [
-        write_case(tmp_path, f"c{k}", noise((10, 18, 9), k), boxes((10, 18, 9), (k + 1,)))
-        for k in range(2)
-    ]
-    preprocessor = Preprocessor().fit(cases)
-    expected = [preprocessor.transform(case) for case in cases]
-    assert len(CachedCases(preprocessor, cases, tmp_path / "new" / "cache")) == 2
-    monkeypatch.setattr(Preprocessor, "transform", lambda *_: pytest.fail("computed again"))
-    again = CachedCases(preprocessor, cases, tmp_path / "new" / "cache")
-    assert len(CachedCases(preprocessor, cases[1:], tmp_path / "new" / "cache")) == 1
-    for found, right in zip(again, expected, strict=True):
-        assert [isinstance(array, np.memmap) for array in found] == [True] * 3
-        for array, whole in zip(found[:2], right, strict=True):
-            assert array.dtype == whole.dtype
-            np.testing.assert_array_equal(array, whole)
-
-
-def test_only_the_cases_that_are_missing_are_computed(tmp_path, write_case, monkeypatch):
-    image, mask = noise((10, 18, 9)), boxes((10, 18, 9), (1,))
-    cases = [write_case(tmp_path, name, image, mask) for name in "abc"]
-    preprocessor, done, transform = Preprocessor().fit(cases), [], Preprocessor.transform
-
-    def recorded(self, case):
-        done.append(case.id)
-        return transform(self, case)
-
-    monkeypatch.setattr(Preprocessor, "transform", recorded)
-    CachedCases(preprocessor, cases[1:2], tmp_path / "cache")
-    CachedCases(preprocessor, cases, tmp_path / "cache")
-    assert done == ["b", "a", "c"]
-
-
-def test_cached_centres_are_voxels_of_the_foreground_equally_many_of_every_class(
-    tmp_path, write_case
-):
-    shape = (10, 18, 9)
-    mask = np.zeros(shape, np.uint8)
-    mask[0, 0, 0], mask[2:6, 3:7, 1:4], mask[6:, 10:, 5:] = 9, 4, 2  # 1, 48 and 128 voxels
-    case = write_case(tmp_path, "a", noise(shape), mask)
-    preprocessor = Preprocessor(labels={1: "absent", 2: "a", 4: "b", 9: "c"}).fit([case])
-    ((_, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
-    assert np.issubdtype(centres.dtype, np.integer)
-    assert centres.shape[1] == 3
-    counts = np.bincount(y[tuple(centres.T)], minlength=5)  # classes 2, 3, 4 are there
-    assert counts.tolist() == [0, 0, *[len(centres) // 3] * 3]
-    assert len(np.unique(centres, axis=0)) > 150  # nearly all of the 177 voxels
-
-
-def test_the_cached_centres_of_an_empty_mask_are_none(tmp_path, write_case):
-    case = write_case(tmp_path, "a", noise((10, 18, 9)), np.zeros((10, 18, 9), np.uint8))
-    preprocessor = Preprocessor(labels={1: "a"}).fit([case])
-    for _ in range(2):  # computed, then read
-        ((x, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
-        assert centres.shape == (0, 3)
-        assert x.shape == (*y.shape, 1)
 
 
 def test_fit_changes_the_preprocessor_itself_as_scikit_learn_does(tmp_path, write_case):

@@ -6,8 +6,11 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 ROTATION_DEG = 15  # heads and hippocampi lie within this of each other in a scanner
+CENTRES = 1000  # foreground voxels kept per class, to centre patches on
 SCALING = 0.15  # linear size, plus or minus
-PROBABILITY = 0.3  # of a rotation with scaling, and of each change of intensity
+# Of a rotation with scaling, and of each change of intensity; slices, which are many and alike,
+# are learnt by heart sooner than volumes.
+PROBABILITY = {2: 0.8, 3: 0.3}
 
 
 def random_patch(
@@ -21,6 +24,8 @@ def random_patch(
     flat_axis=None,
     mirror_axes=(),
     foreground=0.0,
+    neighbours=0,
+    planes=(),
     augment=True,
 ):
     """Cut a random patch, moved and changed at random.
@@ -46,15 +51,25 @@ def random_patch(
     foreground : float, default 0
         In [0, 1]: the probability that the patch is centred on one of `centres`, as far as it
         then stays inside the image.
+    neighbours : int, default 0
+        Slices on each side that come as further channels, for a patch of one slice.
+    planes : tuple of {0, 1, 2}
+        If there are two, every other patch is cut after these axes were swapped.
     augment : bool, default True
         Whether to rotate and scale (in the plane of a slice), to mirror, and to change
         brightness, contrast, gamma and noise.
 
     Returns
     -------
-    x : (*patch, channel) ndarray of float32
+    x : (*patch, channel * (2 * neighbours + 1)) ndarray of float32
     y : patch-shaped ndarray of uint8
     """
+    if len(planes) == 2 and rng.random() < 0.5:
+        swapped = [dict(zip(planes, planes[::-1], strict=True)).get(n, n) for n in range(3)]
+        x, y = x.swapaxes(*planes), y.swapaxes(*planes)
+        centres = None if centres is None else centres[:, swapped]
+        mirror_axes = [swapped[axis] for axis in mirror_axes]
+        spacing_mm = [spacing_mm[axis] for axis in swapped]
     room = np.array(y.shape) - patch
     start = rng.integers(0, room + 1)
     if rng.random() < foreground:
@@ -62,7 +77,15 @@ def random_patch(
         if len(centres):
             centre = centres[rng.integers(len(centres))]
             start = np.clip(centre - np.array(patch) // 2, 0, room)
-    if augment and rng.random() < PROBABILITY:
+    if neighbours:
+        axis = patch.index(1)
+        low = max(0, start[axis] - neighbours)
+        slab = x.take(range(low, min(x.shape[axis], start[axis] + neighbours + 1)), axis)
+        x = add_neighbours(slab, axis, neighbours).take([start[axis] - low], axis)
+        y = y.take([start[axis]], axis)
+        start[axis] = 0
+    probability = PROBABILITY[2 if 1 in patch else 3]
+    if augment and rng.random() < probability:
         across = patch.index(1) if 1 in patch else flat_axis
         x, y = _cut_turned(x, y, patch, start, random_turn(rng, spacing_mm, across=across))
     else:
@@ -71,7 +94,29 @@ def random_patch(
     if not augment:
         return x, y
     flips = [axis for axis in mirror_axes if rng.random() < 0.5]
-    return change_intensity(np.flip(x, flips), rng), np.flip(y, flips)
+    return change_intensity(np.flip(x, flips), rng, probability), np.flip(y, flips)
+
+
+def add_neighbours(x, axis, neighbours):
+    """Give every slice the slices around it as further channels.
+
+    Parameters
+    ----------
+    x : (x, y, z, channel) ndarray
+    axis : {0, 1, 2}
+        Across the slices.
+    neighbours : int
+        On each side; beyond the ends they are zero.
+
+    Returns
+    -------
+    (x, y, z, channel * (2 * neighbours + 1)) ndarray
+        Of each channel the slices from below to above.
+    """
+    room = [(neighbours * (n == axis),) * 2 for n in range(x.ndim)]
+    width = 2 * neighbours + 1
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, room), width, axis)
+    return windows.reshape(*x.shape[:3], -1)
 
 
 def _cut_turned(x, y, patch, start, matrix):
@@ -108,7 +153,7 @@ def random_turn(rng, spacing_mm=(1, 1, 1), *, across=None):
     return turn.round(12)  # -4e-16 would lie outside the image
 
 
-def change_intensity(x, rng):
+def change_intensity(x, rng, probability):
     """Change brightness, contrast, gamma and noise, each with some probability.
 
     Parameters
@@ -116,20 +161,65 @@ def change_intensity(x, rng):
     x : (..., channel) ndarray of float32
         Normalised to about mean 0 and standard deviation 1.
     rng : numpy.random.Generator
+    probability : float
+        Of each of the changes.
 
     Returns
     -------
     ndarray of float32
         Of the same shape.
     """
-    if rng.random() < PROBABILITY:
+    if rng.random() < probability:
         x = x * np.float32(rng.uniform(0.75, 1.25)) + np.float32(rng.normal(0, 0.1))
-    if rng.random() < PROBABILITY:
+    if rng.random() < probability:
         low, span = x.min(), max(np.ptp(x), 1e-6)
         x = ((x - low) / span) ** np.float32(rng.uniform(0.7, 1.5)) * span + low
-    if rng.random() < PROBABILITY:
+    if rng.random() < probability:
         x = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.15))
     return x.astype(np.float32, copy=False)
+
+
+class CachedCases:
+    """Preprocessed cases on the local disk, opened by memory map each time one is asked for.
+
+    So memory does not grow with their number. An item is a tuple of ``x`` and ``y`` as
+    `Preprocessor.transform` returns them, and ``centres``, an (n, 3) int array of foreground
+    voxels, equally many of every class that the case holds.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    cases : sequence of Case
+        With masks.
+    folder : Path
+        What is there already is not computed again: one preprocessor per folder.
+    """
+
+    def __init__(self, preprocessor, cases, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths = [[folder / f"{case.id}.{part}.npy" for part in "xyc"] for case in cases]
+        for case, paths in zip(cases, self.paths, strict=True):
+            if not all(path.exists() for path in paths):
+                x, y = preprocessor.transform(case)
+                for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
+                    np.save(path.with_name("part.npy"), array)
+                    path.with_name("part.npy").replace(path)
+
+    def __len__(self):
+        """Return the number of cases."""
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        """Open a case."""
+        return tuple(np.load(path, mmap_mode="r") for path in self.paths[index])
+
+
+def _choose_centres(y):
+    rng = np.random.default_rng(0)
+    places = [np.argwhere(y == value) for value in np.unique(y[y != 0])]
+    draws = [place[rng.integers(len(place), size=CENTRES)] for place in places]
+    return np.concatenate(draws) if draws else np.empty((0, 3), int)
 
 
 class Patches(keras.utils.PyDataset):
@@ -138,11 +228,13 @@ class Patches(keras.utils.PyDataset):
     Parameters
     ----------
     cases : sequence of (x, y) or (x, y, centres)
-        Preprocessed cases, as for `random_patch`; such as `unetseg.preprocessing.CachedCases`.
+        Preprocessed cases, as for `random_patch`; such as `CachedCases`.
     patch : tuple of 3 int
         Shape of the patches; 1 for slices across that axis.
     batch_size : int
     seed : int
+    start : int, default 0
+        Number of batches to leave out, which an interrupted training has had.
     repeat_after : int, optional
         Number of batches after which the same ones come again.
     **chance
@@ -152,16 +244,17 @@ class Patches(keras.utils.PyDataset):
 
     num_batches = None
 
-    def __init__(self, cases, patch, batch_size, seed, *, repeat_after=None, **chance):
+    def __init__(self, cases, patch, batch_size, seed, *, start=0, repeat_after=None, **chance):
         super().__init__()
         self.cases, self.patch, self.batch_size, self.seed = cases, patch, batch_size, seed
-        self.repeat_after, self.chance = repeat_after, chance
+        self.start, self.repeat_after, self.chance = start, repeat_after, chance
 
     def __getitem__(self, index):
         """Batch ``index``: x (batch, ..., channel) float32 and y (batch, ..., 1) uint8.
 
         Every case comes once before any comes again.
         """
+        index += self.start
         index = index % self.repeat_after if self.repeat_after else index
         rng = np.random.default_rng([self.seed, index])
         flat = [n for n in self.patch if n > 1]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unetseg import checkpoint, nifti
+from unetseg.augmentation import add_neighbours
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
 from unetseg.workspace import read_json, require
@@ -99,10 +100,19 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
     total, patch = 0, preprocessor.patch
-    for n in range(len(mirror_axes) + 1):
-        for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
-            total += np.flip(slide(models, np.flip(x, axes), patch, overlap=overlap), axes)
-    probabilities = preprocessor.restore(total / 2 ** len(mirror_axes), case)
+    flat = patch.index(1) if 1 in patch else 0
+    planes = preprocessor.planes or (flat,)
+    for plane in planes:
+        view = x.swapaxes(plane, flat)
+        if preprocessor.neighbours:
+            view = add_neighbours(view, flat, preprocessor.neighbours)
+        for n in range(len(mirror_axes) + 1):
+            for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
+                axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
+                found = np.flip(slide(models, np.flip(view, axes), patch, overlap=overlap), axes)
+                total += found.swapaxes(plane, flat)
+    total /= len(planes) * 2 ** len(mirror_axes)
+    probabilities = preprocessor.restore(total, case)
     uncertainty = normalised_entropy(probabilities)
     return Prediction(preprocessor.decode(probabilities), probabilities, uncertainty)
 

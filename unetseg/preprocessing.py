@@ -13,14 +13,15 @@ from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, req
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
 GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
-BYTES_PER_VOXEL = 3000  # of a patch in training; `make benchmark` measures it
+BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 NORMALISATIONS = ("zscore", "percentile", "none")
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
 SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
 MIRRORINGS = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
-CENTRES = 1000  # foreground voxels kept per class, to centre patches on
+LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
+PLANES = [(), *itertools.permutations(range(3), 1), *itertools.permutations(range(3), 2)]
 
 
 @dataclass
@@ -57,6 +58,14 @@ class Preprocessor:
         Axes along which patches are mirrored, at random in training and for an average in
         prediction. Chosen: x, left to right, unless a label lies to one side of the whole
         foreground (on average by more than 2 % of its width) or there are no masks.
+    neighbours : int, optional
+        Slices on each side that a 2-D network sees as further channels beside the one that it
+        segments. Chosen: 2, but 0 in 3-D and for scans of a single slice.
+    planes : tuple of {0, 1, 2}, optional
+        Axes across which the slices of a 2-D network lie: that of the patch's 1 and perhaps
+        another, whose slices the same network sees with both axes swapped; predictions of both
+        are averaged. Chosen: two if the voxels are as long along both (up to 1.2 times), the other
+        being the one that changes the slices' size least; none in 3-D.
     """
 
     spacing_mm: tuple | None = None
@@ -66,10 +75,12 @@ class Preprocessor:
     normalisation: str | None = None
     dimensions: int | None = None
     mirror_axes: tuple | None = None
+    neighbours: int | None = None
+    planes: tuple | None = None
 
     def __post_init__(self):
         """Check the settings."""
-        for name in ("spacing_mm", "patch", "mirror_axes"):
+        for name in ("spacing_mm", "patch", "mirror_axes", "planes"):
             if np.iterable(getattr(self, name)):
                 setattr(self, name, tuple(getattr(self, name)))
         known = (2, 3) if not np.iterable(self.patch) else (2,) if 1 in self.patch else (3,)
@@ -82,9 +93,20 @@ class Preprocessor:
             ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),
             ("dimensions", lambda v: v in known, f"one of {known}, 2 for a patch of one slice"),
             ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
+            (
+                "planes",
+                lambda v: v in PLANES and (not v or 2 in known),
+                f"one of {PLANES}, () in 3-D",
+            ),
+            ("neighbours", lambda v: v == 0 or (v > 0 and 2 in known), "0, or more in 2-D"),
         ):
             value = getattr(self, name)
             require(name, value, value is None or fits(value), allowed)
+        planes, patch, spacing = self.planes or (), self.patch, self.spacing_mm
+        across = not (planes and patch) or patch[planes[0]] == 1
+        require("planes", planes, across, "first the axis across the patch's slices")
+        like = not (planes and spacing) or spacing[planes[0]] / spacing[planes[-1]]
+        require("planes", planes, 1 / LIKE <= like <= LIKE, "of axes with like voxels")
         self.labels = self.labels and dict(sorted(self.labels.items()))
 
     @property
@@ -95,7 +117,8 @@ class Preprocessor:
     @property
     def input_shape(self):
         """Shape of one input of the network, channels last; three numbers if it is 2-D."""
-        return (*(n for n in self.patch if n > 1), self.channels)
+        channels = self.channels * (2 * (self.neighbours or 0) + 1)
+        return (*(n for n in self.patch if n > 1), channels)
 
     @property
     def flat_axis(self):
@@ -127,11 +150,13 @@ class Preprocessor:
             self.spacing_mm = _choose_spacing(np.median(shapes, axis=0), spacings)
         extent = np.median(spacings * shapes, axis=0)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
-        across = 2 - int(np.argmax(self.spacing_mm[::-1]))
+        across = self.planes[0] if self.planes else 2 - int(np.argmax(self.spacing_mm[::-1]))
         if self.dimensions is None:
             coarse = _coarse_axis(self.spacing_mm)
             few = 1 in shape or (coarse is not None and shape[coarse] < FEW_SLICES)
-            self.dimensions = 2 if (1 in self.patch if self.patch else few) else 3
+            flat = 1 in self.patch if self.patch else few or self.planes or self.neighbours
+            self.dimensions = 2 if flat else 3
+        sizes = shape.copy()
         if self.patch is None:
             if self.dimensions == 2 and 1 not in shape:
                 shape[across] = 1
@@ -149,7 +174,22 @@ class Preprocessor:
             known = [abs(np.mean(offsets)) for offsets in sides.values() if offsets]
             mirrored = known and max(known) < SIDED and self.patch[0] > 1
             self.mirror_axes = (0,) if mirrored else ()
+        several = self.dimensions == 2 and sizes[self.patch.index(1)] > 1
+        if self.neighbours is None:
+            self.neighbours = 2 if several else 0
+        if self.planes is None:
+            self.planes = self._choose_planes(sizes, several)
+        self.__post_init__()
         return self
+
+    def _choose_planes(self, sizes, several):
+        if self.dimensions == 3:
+            return ()
+        flat, spacing = self.patch.index(1), np.array(self.spacing_mm)
+        ratio = np.maximum(spacing, spacing[flat]) / np.minimum(spacing, spacing[flat])
+        alike = (ratio <= LIKE) & (np.array(self.patch) > 1)
+        change = np.where(alike, abs(np.array(self.patch) - sizes[flat]), np.inf)
+        return (flat, int(change.argmin())) if several and alike.any() else (flat,)
 
     def transform(self, case):
         """Bring a case to the network's grid.
@@ -271,7 +311,7 @@ class Preprocessor:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
-        settings = read_json(path)
+        settings = {"neighbours": 0, "planes": ()} | read_json(path)  # new in version 0.1
         if settings["labels"]:
             settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
         return cls(**settings)
@@ -289,7 +329,10 @@ class Preprocessor:
         box = _content(image)
         extent = image[box].shape[:3] * voxel_sizes(affine)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
-        missing = np.maximum(0, np.array(self.patch) - shape)
+        least = np.array(self.patch)
+        for axis in (self.planes or ())[1:]:
+            least[self.flat_axis] = least[axis]  # or a slice across the other would be too small
+        missing = np.maximum(0, least - shape)
         return box, tuple(shape), [(m // 2, m - m // 2) for m in missing.tolist()]
 
     def _normalise(self, x):
@@ -303,49 +346,6 @@ class Preprocessor:
         else:
             return x
         return ((x - low) / np.maximum(scale, 1e-8)).astype(np.float32)
-
-
-class CachedCases:
-    """Preprocessed cases on the local disk, opened by memory map each time one is asked for.
-
-    So memory does not grow with their number. An item is a tuple of ``x`` and ``y`` as
-    `Preprocessor.transform` returns them, and ``centres``, an (n, 3) int array of foreground
-    voxels, equally many of every class that the case holds.
-
-    Parameters
-    ----------
-    preprocessor : Preprocessor
-        Fitted.
-    cases : sequence of Case
-        With masks.
-    folder : Path
-        What is there already is not computed again: one preprocessor per folder.
-    """
-
-    def __init__(self, preprocessor, cases, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.paths = [[folder / f"{case.id}.{part}.npy" for part in "xyc"] for case in cases]
-        for case, paths in zip(cases, self.paths, strict=True):
-            if not all(path.exists() for path in paths):
-                x, y = preprocessor.transform(case)
-                for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
-                    np.save(path.with_name("part.npy"), array)
-                    path.with_name("part.npy").replace(path)
-
-    def __len__(self):
-        """Return the number of cases."""
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        """Open a case."""
-        return tuple(np.load(path, mmap_mode="r") for path in self.paths[index])
-
-
-def _choose_centres(y):
-    rng = np.random.default_rng(0)
-    places = [np.argwhere(y == value) for value in np.unique(y[y != 0])]
-    draws = [place[rng.integers(len(place), size=CENTRES)] for place in places]
-    return np.concatenate(draws) if draws else np.empty((0, 3), int)
 
 
 def _describe(case):
