@@ -10,8 +10,9 @@ metrics included.
 """
 
 import itertools
+import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,9 +29,9 @@ from keras import layers, ops
 from scipy import ndimage
 
 from unetseg import inference, model, training, workspace
-from unetseg.augmentation import Patches
+from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import Case
-from unetseg.preprocessing import CachedCases, Preprocessor
+from unetseg.preprocessing import Preprocessor
 
 TARGET = Path(__file__).parent.parent / "results" / "benchmark.json"
 CROP = (35, 50, 36)  # as of the hippocampus data, at 1 mm
@@ -47,9 +48,11 @@ def main():
         slices = Preprocessor(labels={1: "a", 2: "b"}, dimensions=2).fit(cases)
         rows += preprocessing_speed(volume, cases, Path(folder))
         rows += training_speed(volume, slices)
-        rows += waiting(volume, CachedCases(volume, cases, Path(folder) / "cache"))
+        rows += waiting("3-D", volume, CachedCases(volume, cases, Path(folder) / "cache"))
+        rows += waiting("2-D", slices, CachedCases(slices, cases, Path(folder) / "cache2"))
         rows += prediction_speed(volume, cases)
     rows += memory()
+    rows += peers()
     table = pd.DataFrame(rows, columns=["what", "setting", "value", "unit", "repeats"])
     content = {**workspace.describe_machine(), "rows": table.to_dict("records")}
     workspace.write_json(TARGET, content)
@@ -182,12 +185,13 @@ class Same(keras.utils.PyDataset):
         return self.batch
 
 
-def waiting(preprocessor, cached):
+def waiting(name, preprocessor, cached):
     """Share of a step of `fit` that goes away when batches cost nothing."""
     net = model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
     training._compile(net, preprocessor.num_classes, RECIPE)
     batch = training.plan_batch(preprocessor.patch)
     chance = {"foreground": training.Recipe.foreground, "mirror_axes": preprocessor.mirror_axes}
+    chance |= {"neighbours": preprocessor.neighbours, "planes": preprocessor.planes}
     patches = Patches(cached, preprocessor.patch, batch, 0, **chance)
     steps = {"steps_per_epoch": 50, "verbose": 0, "shuffle": False}
     sources = {"patches": patches, "same": Same(patches[0])}
@@ -196,8 +200,8 @@ def waiting(preprocessor, cached):
     share = max(0, 1 - seconds["same"] / seconds["patches"])
     alone = take_turns({"": lambda: [patches[index] for index in range(30)]})[""] / 30
     return [
-        ("waiting for data", f"3-D, patch {preprocessor.patch}", share, "of a step", 3),
-        ("making a batch", f"3-D, patch {preprocessor.patch}", alone, "s", REPEATS),
+        ("waiting for data", f"{name}, patch {preprocessor.patch}", share, "of a step", 3),
+        ("making a batch", f"{name}, patch {preprocessor.patch}", alone, "s", REPEATS),
     ]
 
 
@@ -240,7 +244,8 @@ def train_large(n_cases, patch, steps):
         training._compile(net, preprocessor.num_classes, RECIPE)
         patches = Patches(cached, preprocessor.patch, 1, 0, foreground=0.5)
         net.fit(patches, steps_per_epoch=steps, verbose=0, shuffle=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # Linux counts in KiB
+    # Of this process alone: getrusage would count what the one that started it had in memory.
+    print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
 
 
 def memory():
@@ -257,6 +262,12 @@ def memory():
     difference = found[50, LARGE] - found[50, SMALL]
     per_voxel = difference / (np.prod(LARGE) - np.prod(SMALL))
     return [*rows, ("memory of a patch", "3-D, float32", per_voxel, "bytes/voxel", 1)]
+
+
+def peers():
+    """Rows of tests.benchmark_metrics, from a process of one thread."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmark_metrics"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 SMALL, LARGE = (40, 48, 48), (96, 96, 96)

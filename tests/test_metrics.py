@@ -3,11 +3,14 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
+from medpy.metric import binary as medpy
 
 from unetseg import metrics
 
 SPACING = (1.0, 2.0, 3.0)  # mm
 NAN, INF = float("nan"), float("inf")
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # more only wait for one another here
 
 
 def mask(shape, *places):
@@ -36,9 +39,17 @@ def shifted_cubes():
     )
 
 
+def solid_and_hollow():
+    """A cube of 5 x 5 x 5 voxels, and the same without its centre."""
+    solid = box((7, 7, 7), (1, 6), (1, 6), (1, 6))
+    return solid, solid & ~mask((7, 7, 7), (3, 3, 3))
+
+
 def test_cubes_one_voxel_apart_have_the_scores_worked_out_by_hand():
     true, pred = shifted_cubes()
     assert metrics.dice(true, pred) == pytest.approx(2 * 18 / (27 + 27))
+    assert metrics.sensitivity(true, pred) == pytest.approx(18 / 27)
+    assert metrics.precision(true, pred) == pytest.approx(18 / 27)
     for directed in metrics.surface_distances(true, pred, SPACING):
         np.testing.assert_allclose(np.sort(directed), [0] * 16 + [1] + [2] * 9)
     assert metrics.hausdorff(true, pred, SPACING) == pytest.approx(2)
@@ -53,11 +64,25 @@ def test_cubes_one_voxel_apart_have_the_scores_worked_out_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("bounds", "sensitivity", "precision"),
+    [
+        (((1, 3), (1, 6)), 3 / 4, 3 / 10),  # of 4 and 10 voxels, 3 in both
+        (((0, 4), (0, 6)), 1, 4 / 24),
+        (((1, 2), (0, 1)), 1 / 4, 1),
+        (((3, 4), (0, 6)), 0, 0),
+    ],
+)
+def test_sensitivity_is_of_the_true_mask_and_precision_of_the_other(bounds, sensitivity, precision):
+    true, pred = box((4, 6), (1, 2), (0, 4)), box((4, 6), *bounds)
+    assert metrics.sensitivity(true, pred) == pytest.approx(sensitivity)
+    assert metrics.precision(true, pred) == pytest.approx(precision)
+
+
+@pytest.mark.parametrize(
     ("shape", "first", "second", "spacing", "expected"),
     [
         ((5, 6, 4), (1, 1, 1), (3, 4, 2), (1, 2, 3), 7),  # (2, 6, 3) mm: 4 + 36 + 9 = 49
         ((5, 6, 4), (0, 0, 0), (4, 3, 2), (0.5, 2, 1.5), 7),  # (2, 6, 3) mm again, to the corner
-        ((5, 6, 4), (4, 5, 3), (4, 5, 0), (1, 2, 3), 9),
         ((9, 4), (0, 3), (8, 0), (1, 5), 17),  # (8, 15) mm: 64 + 225 = 289
         ((2, 2, 2), (0, 1, 0), (0, 1, 0), (1, 2, 3), 0),
     ],
@@ -71,14 +96,11 @@ def test_single_voxels_are_as_far_apart_as_their_centres(shape, first, second, s
     assert metrics.surface_dice(true, pred, spacing, expected) == 1
 
 
-@pytest.mark.parametrize(("axis", "expected"), [(0, 3), (1, 6), (2, 9)])
-def test_sheets_are_apart_by_their_gap_along_the_axis(axis, expected):
-    # Sheets at both ends of an image of 4 voxels: 3 steps of 1, 2 or 3 mm.
-    first, last = [slice(None)] * 3, [slice(None)] * 3
-    first[axis], last[axis] = 0, 3
-    true, pred = mask((4, 4, 4), tuple(first)), mask((4, 4, 4), tuple(last))
-    for directed in metrics.surface_distances(true, pred, SPACING):
-        np.testing.assert_allclose(directed, [expected] * 16)
+def test_sheets_are_apart_by_their_gap_along_the_axis():
+    for axis, expected in enumerate((3, 6, 9)):  # 3 steps of 1, 2 or 3 mm, from edge to edge
+        true, pred = (np.indices((4, 4, 4))[axis] == place for place in (0, 3))
+        for directed in metrics.surface_distances(true, pred, SPACING):
+            np.testing.assert_allclose(directed, [expected] * 16)
 
 
 def test_the_edge_of_the_image_counts_as_outside():
@@ -96,8 +118,7 @@ def test_the_edge_of_the_image_counts_as_outside():
 def test_a_cavity_has_a_border_too():
     # Both have the 5^3 - 3^3 = 98 voxels of the outer border. The 6 around the cavity lie from
     # it: 1 mm (twice, along x), and 2 mm (four times: along y, and two steps of x for z).
-    solid = box((7, 7, 7), (1, 6), (1, 6), (1, 6))
-    hollow = solid & ~mask((7, 7, 7), (3, 3, 3))
+    solid, hollow = solid_and_hollow()
     assert metrics.dice(solid, hollow) == pytest.approx(2 * 124 / (125 + 124))
     distances = metrics.surface_distances(solid, hollow, SPACING)
     np.testing.assert_array_equal(distances.true_to_pred, [0] * 98)
@@ -109,42 +130,34 @@ def test_a_cavity_has_a_border_too():
     assert metrics.surface_dice(solid, hollow, SPACING, 1) == pytest.approx(198 / 202)
 
 
-def test_only_a_missing_neighbour_along_an_axis_makes_a_border_voxel():
-    # The centre of a plus has its 4 neighbours inside (of 8); without one arm it is on the border.
-    plus = mask((5, 5), (2, slice(1, 4)), (slice(1, 4), 2))
-    without = plus & ~mask((5, 5), (1, 2))
-    distances = metrics.surface_distances(plus, without, (1, 2))
-    np.testing.assert_allclose(np.sort(distances.true_to_pred), [0, 0, 0, 1])
-    np.testing.assert_allclose(np.sort(distances.pred_to_true), [0, 0, 0, 1])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_distance_equal_to_the_tolerance_is_within_it_however_it_is_rounded(axis):
+    spacing = np.roll((0.1, 1, 1), axis)  # three steps of 0.1 are 0.30000000000000004
+    for start in range(8):
+        true, pred = (np.indices((11, 11, 11))[axis] == n for n in (start, start + 3))
+        assert metrics.surface_dice(true, pred, spacing, 0.3) == 1
+        assert metrics.surface_dice(true, pred, spacing, 0.2999) == 0
 
 
-def test_one_stray_voxel_moves_the_hausdorff_distance_and_not_hd95():
-    # 100 voxels of a sheet agree, one more of 101 is 5 steps of 3 mm away from it.
-    true = mask((10, 10, 6), (slice(None), slice(None), 0))
-    pred = true | mask((10, 10, 6), (4, 4, 5))
-    assert metrics.hausdorff(true, pred, SPACING) == pytest.approx(15)
-    assert metrics.hausdorff(true, pred, SPACING, percentile=95) == 0
-
-
-def test_the_percentile_is_taken_of_each_direction():
-    # [0] one way and [0, 10] mm the other: medians 0 and 5; of all three together it were 0.
-    true = mask((3, 6), (1, 0))
-    pred = mask((3, 6), (1, 0), (1, 5))
-    assert metrics.hausdorff(true, pred, (1, 2), percentile=50) == pytest.approx(5)
-    assert metrics.hausdorff(pred, true, (1, 2), percentile=50) == pytest.approx(5)
+def test_the_scores_are_read_from_the_distances_of_both_directions():
+    distances = metrics.SurfaceDistances(np.array([0.0, 1, 2]), np.array([0.0, 0, 4, 6]))
+    assert distances.hausdorff() == 6
+    # Percentile 75 of three numbers stands at 1.5 (1.5 mm), of four at 2.25 (4.5 mm).
+    assert distances.hausdorff(75) == pytest.approx(4.5)
+    assert distances.average() == pytest.approx(13 / 7)
+    for tolerance_mm, share in ((0, 3 / 7), (1, 4 / 7), (5, 6 / 7), (6, 1)):
+        assert distances.surface_dice(tolerance_mm) == pytest.approx(share)
 
 
 def border_by_loops(array):
-    places = [i for i in np.ndindex(array.shape) if array[i]]
-    border = []
-    for place in places:
-        for axis, step in itertools.product(range(array.ndim), (-1, 1)):
-            next_to = tuple(n + step * (a == axis) for a, n in enumerate(place))
-            in_image = all(0 <= n < size for n, size in zip(next_to, array.shape, strict=True))
-            if not in_image or not array[next_to]:
-                border.append(place)
-                break
-    return border
+    inside = {place for place in np.ndindex(array.shape) if array[place]}
+    axes = range(array.ndim)
+    steps = [[n * (a == axis) for a in axes] for axis in axes for n in (-1, 1)]
+    return [
+        place
+        for place in inside
+        if any(tuple(map(sum, zip(place, step, strict=True))) not in inside for step in steps)
+    ]
 
 
 def distances_by_loops(array_from, array_to, spacing):
@@ -166,7 +179,7 @@ def percentile_by_hand(numbers, percentile):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_random_masks_score_as_brute_force_says(ndim, density):
     rng = np.random.default_rng([ndim, int(100 * density)])
-    for _ in range(25):
+    for _ in range(80):
         shape = tuple(rng.integers(1, (0, 0, 13, 7)[ndim], ndim))
         spacing = rng.uniform(0.3, 4, ndim)
         true, pred = rng.random((2, *shape)) < density
@@ -182,44 +195,151 @@ def test_random_masks_score_as_brute_force_says(ndim, density):
             assert found == pytest.approx(expected)
             average = metrics.average_surface_distance(true, pred, spacing)
             assert average == pytest.approx(sum(there + back) / len(there + back))
-        both = sum(bool(true[i] and pred[i]) for i in np.ndindex(shape))
-        size = int(true.sum()) + int(pred.sum())
-        expected = 2 * both / size if size else NAN
-        assert metrics.dice(true, pred) == pytest.approx(expected, nan_ok=True)
+            for tolerance in (rng.uniform(0, 6), rng.choice(there + back)):
+                within = [d < tolerance or math.isclose(d, tolerance) for d in there + back]
+                found = metrics.surface_dice(true, pred, spacing, tolerance)
+                assert found == pytest.approx(sum(within) / len(within))
+        inside = [{i for i in np.ndindex(shape) if array[i]} for array in (true, pred)]
+        both, size_true, size_pred = len(inside[0] & inside[1]), *map(len, inside)
+        for metric, part, whole in (
+            (metrics.dice, 2 * both, size_true + size_pred),
+            (metrics.sensitivity, both, size_true),
+            (metrics.precision, both, size_pred),
+        ):
+            expected = part / whole if whole else NAN
+            assert metric(true, pred) == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6)])
+def bodies(ndim):
+    """Masks of one grid that are hard for borders: at the edge, thin, hollow, single voxels."""
+    shape, every = (5, 6, 7)[:ndim], slice(None)
+    full, inner = np.ones(shape, bool), mask(shape, (slice(1, -1),) * ndim)
+    yield from (full, inner, full & ~inner, full & ~mask(shape, (2,) * ndim))
+    yield from (mask(shape, (place,) * ndim) for place in (0, 2, -1))
+    yield from (mask(shape, (every,) * (ndim - 1) + (place,)) for place in (0, 3, -1))
+    yield from (mask(shape, (slice(2, 4),) + (every,) * (ndim - 1)), mask(shape, (0,), (-1,)))
+    yield np.indices(shape).sum(0) % 2 == 0
+
+
+def ellipsoids(rng, ndim):
+    """Two random ellipsoids, the edge cutting some, with some voxels taken out or put in."""
+    shape = rng.integers(6, 16, ndim)
+    for _ in range(2):
+        centre, radii = rng.uniform(0, shape), rng.uniform(2, 7, ndim)
+        away = (np.indices(shape).T - centre) / radii
+        yield ((away**2).sum(-1) < 1).T ^ (rng.random(shape) < 0.01)
+
+
+def pairs(ndim):
+    rng = np.random.default_rng(ndim)
+    for true, pred in itertools.product(bodies(ndim), repeat=2):
+        yield true, pred, SPACING[:ndim]
+    for _ in range(60):
+        true, pred = ellipsoids(rng, ndim)
+        if true.any() and pred.any():
+            yield true, pred, rng.uniform(0.3, 4, ndim)
+
+
+def to_itk(array, spacing):
+    image = sitk.GetImageFromArray(np.pad(array, 1).astype(np.uint8))  # the edge is outside
+    image.SetSpacing([float(mm) for mm in spacing[::-1]])  # arrays are z, y, x to SimpleITK
+    return image
+
+
+def itk_hausdorff(*images):
+    measure = sitk.HausdorffDistanceImageFilter()
+    measure.Execute(*images)
+    return measure.GetHausdorffDistance()
+
+
+def itk_distances(border_from, border_to):
+    to_border = sitk.SignedMaurerDistanceMap(border_to, squaredDistance=False, useImageSpacing=True)
+    return sitk.GetArrayFromImage(to_border)[sitk.GetArrayFromImage(border_from) > 0]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_simpleitk_finds_the_same_distances_between_borders(ndim):
+    for true, pred, spacing in pairs(ndim):
+        images = [to_itk(array, spacing) for array in (true, pred)]
+        overlap = sitk.LabelOverlapMeasuresImageFilter()
+        overlap.Execute(*images)
+        assert metrics.dice(true, pred) == pytest.approx(overlap.GetDiceCoefficient())
+        borders = [sitk.BinaryContour(i, False, 0, 1) for i in images]  # neighbours share a face
+        found = metrics.surface_distances(true, pred, spacing)
+        close = {"rel": 1e-5, "abs": 1e-5}  # SimpleITK's distance maps are float32
+        assert found.hausdorff() == pytest.approx(itk_hausdorff(*borders), **close)
+        expected = [np.sort(itk_distances(*way)) for way in (borders, borders[::-1])]
+        for directed, by_itk in zip(found, expected, strict=True):
+            assert np.sort(directed) == pytest.approx(by_itk, **close)
+        hd95 = max(percentile_by_hand(by_itk, 95) for by_itk in expected)
+        assert found.hausdorff(95) == pytest.approx(hd95, **close)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_medpy_finds_the_same_scores_where_its_definitions_agree(ndim):
+    for true, pred, spacing in pairs(ndim):
+        for metric, its in (
+            (metrics.dice, medpy.dc),
+            (metrics.sensitivity, medpy.sensitivity),
+            (metrics.precision, medpy.precision),
+        ):
+            assert metric(true, pred) == pytest.approx(its(pred, true))  # the result comes first
+        found = metrics.surface_distances(true, pred, spacing)
+        assert found.hausdorff() == pytest.approx(medpy.hd(pred, true, spacing))
+        assert found.average() == pytest.approx(medpy.assd(pred, true, spacing))  # since 0.5.2
+        assert found.true_to_pred.mean() == pytest.approx(medpy.asd(true, pred, spacing))
+        assert found.pred_to_true.mean() == pytest.approx(medpy.asd(pred, true, spacing))
+
+
+def test_percentiles_and_averages_are_not_those_of_medpy_where_borders_differ_in_size():
+    # [0] mm one way and [0, 10] mm the other. Percentile 95 of the second is 9.5; of all three
+    # together, where medpy takes it, it stands at 1.9 and is 9. The three average 10 / 3; the
+    # mean of the directed means 0 and 5 (`assd` in medpy up to 0.4) is 2.5.
+    true, pred = mask((3, 6), (1, 0)), mask((3, 6), (1, 0), (1, 5))
+    for masks in ((true, pred), (pred, true)):
+        assert metrics.hausdorff(*masks, (1, 2), percentile=95) == pytest.approx(9.5)
+        assert medpy.hd95(*masks, (1, 2)) == pytest.approx(9)
+        assert metrics.hausdorff(*masks, (1, 2), percentile=50) == pytest.approx(5)
+        assert metrics.average_surface_distance(*masks, (1, 2)) == pytest.approx(10 / 3)
+        directed_means = medpy.asd(*masks, (1, 2)), medpy.asd(*masks[::-1], (1, 2))
+        assert np.mean(directed_means) == pytest.approx(2.5)
+
+
+def test_distances_are_between_borders_and_not_as_in_simpleitk_between_the_masks():
+    # The cavity's voxel is 1 mm from the hollow cube; the border around it 2 mm from the solid's.
+    masks = solid_and_hollow()
+    assert metrics.hausdorff(*masks, SPACING) == pytest.approx(2)
+    assert itk_hausdorff(*(to_itk(array, SPACING) for array in masks)) == pytest.approx(1)
+    # A slit from the edge to the middle: 1 mm wide, its end 4 mm from the outer border.
+    whole = np.ones((9, 9), bool)
+    slit = whole & ~mask((9, 9), (4, slice(5)))
+    assert metrics.hausdorff(whole, slit, (1, 2)) == pytest.approx(4)
+    assert itk_hausdorff(to_itk(whole, (1, 2)), to_itk(slit, (1, 2))) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 6), (1, 1), (1, 1, 1)])
 @pytest.mark.parametrize(
-    ("first", "second", "expected"),
+    ("some", "overlap", "distance", "sensitivity", "precision"),
     [
-        (0, 0, {"dice": NAN, "hausdorff": NAN, "average": NAN, "surface_dice": NAN}),
-        (0, 1, {"dice": 0, "hausdorff": INF, "average": INF, "surface_dice": 0}),
-        (1, 0, {"dice": 0, "hausdorff": INF, "average": INF, "surface_dice": 0}),
+        ((False, False), NAN, NAN, NAN, NAN),
+        ((False, True), 0, INF, NAN, 0),
+        ((True, False), 0, INF, 0, NAN),
+        ((True, True), 1, 0, 1, 1),
     ],
 )
-def test_empty_masks_score_as_agreed(shape, first, second, expected):
-    spacing = SPACING[: len(shape)]
-    true, pred = (mask(shape, (1,) * len(shape)) & bool(some) for some in (first, second))
-    found = {
-        "dice": metrics.dice(true, pred),
-        "hausdorff": metrics.hausdorff(true, pred, spacing),
-        "average": metrics.average_surface_distance(true, pred, spacing),
-        "surface_dice": metrics.surface_dice(true, pred, spacing, 100),
-    }
-    assert found == pytest.approx(expected, nan_ok=True)
-    hd95 = metrics.hausdorff(true, pred, spacing, percentile=95)
-    assert hd95 == pytest.approx(expected["hausdorff"], nan_ok=True)
-
-
-def test_swapping_the_masks_swaps_the_directions_and_keeps_the_scores():
-    true, pred = np.random.default_rng(0).random((2, 6, 5, 4)) < 0.2
-    there = metrics.surface_distances(true, pred, SPACING)
-    back = metrics.surface_distances(pred, true, SPACING)
-    assert there.true_to_pred.sum() != there.pred_to_true.sum()
-    np.testing.assert_array_equal(there.true_to_pred, back.pred_to_true)
-    np.testing.assert_array_equal(there.pred_to_true, back.true_to_pred)
-    for score in (metrics.hausdorff, metrics.average_surface_distance):
-        assert score(true, pred, SPACING) == score(pred, true, SPACING)
+def test_empty_masks_score_as_agreed(shape, some, overlap, distance, sensitivity, precision):
+    true, pred = (mask(shape, (0,) * len(shape)) & there for there in some)
+    masks = true, pred, SPACING[: len(shape)]
+    for found, expected in (
+        (metrics.dice(true, pred), overlap),
+        (metrics.surface_dice(*masks, 100), overlap),
+        (metrics.hausdorff(*masks), distance),
+        (metrics.hausdorff(*masks, percentile=95), distance),
+        (metrics.average_surface_distance(*masks), distance),
+        (metrics.sensitivity(true, pred), sensitivity),
+        (metrics.precision(true, pred), precision),
+    ):
+        assert found == pytest.approx(expected, nan_ok=True)
 
 
 def every_other(array):
@@ -230,8 +350,13 @@ def every_other(array):
 
 @pytest.mark.parametrize(
     "layout",
-    [np.asfortranarray, every_other, lambda a: np.flip(np.flip(a).copy())],
-    ids=["fortran", "strided", "flipped view"],
+    [
+        np.asfortranarray,
+        every_other,
+        lambda a: np.flip(np.flip(a).copy()),
+        lambda a: np.broadcast_to(a, a.shape),
+    ],
+    ids=["fortran", "strided", "flipped view", "read-only"],
 )
 @pytest.mark.parametrize("both", [True, False])
 def test_the_layout_in_memory_makes_no_difference(layout, both):
@@ -240,18 +365,15 @@ def test_the_layout_in_memory_makes_no_difference(layout, both):
     before = true.copy()
     for directed in metrics.surface_distances(true, pred, SPACING):
         np.testing.assert_allclose(np.sort(directed), [0] * 16 + [1] + [2] * 9)
-    assert metrics.dice(true, pred) == pytest.approx(2 / 3)
+    for overlap in (metrics.dice, metrics.sensitivity, metrics.precision):
+        assert overlap(true, pred) == pytest.approx(2 / 3)
     np.testing.assert_array_equal(true, before)
-
-
-def test_axes_and_their_spacing_turn_together():
-    true, pred = (array.transpose(2, 0, 1) for array in shifted_cubes())
-    for directed in metrics.surface_distances(true, pred, (3, 1, 2)):
-        np.testing.assert_allclose(np.sort(directed), [0] * 16 + [1] + [2] * 9)
 
 
 METRICS = {
     "dice": metrics.dice,
+    "sensitivity": metrics.sensitivity,
+    "precision": metrics.precision,
     "surface_distances": lambda t, p: metrics.surface_distances(t, p, SPACING),
     "hausdorff": lambda t, p: metrics.hausdorff(t, p, SPACING),
     "average": lambda t, p: metrics.average_surface_distance(t, p, SPACING),
@@ -287,6 +409,14 @@ def test_masks_of_different_shapes_are_refused_also_if_they_broadcast(metric, sh
     assert str(shape) in str(error.value)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2, 2)])
+def test_masks_are_of_two_or_three_dimensions(metric, shape):
+    with pytest.raises(ValueError, match="must be 2-D or 3-D") as error:
+        METRICS[metric](np.ones(shape, bool), np.ones(shape, bool))
+    assert str(shape) in str(error.value)
+
+
 @pytest.mark.parametrize(
     "spacing", [(1, 2), (1, 2, 3, 4), 2.0, (1, 0, 3), (1, -2, 3), (1, NAN, 3), (1, INF, 3), ()]
 )
@@ -297,35 +427,58 @@ def test_a_spacing_that_is_not_a_positive_number_per_axis_is_refused(spacing):
             metrics.surface_distances(*masks, spacing)
 
 
-@pytest.mark.parametrize("percentile", [-1, 100.1, NAN])
-def test_a_percentile_out_of_range_is_refused(percentile):
-    with pytest.raises(ValueError, match="percentile"):
-        metrics.hausdorff(*shifted_cubes(), SPACING, percentile=percentile)
+@pytest.mark.parametrize("masks", [shifted_cubes(), np.zeros((2, 3, 3, 3), bool)])
+def test_percentiles_and_tolerances_out_of_range_are_refused(masks):
+    for percentile in (-1, 100.1, NAN):
+        with pytest.raises(ValueError, match="percentile"):
+            metrics.hausdorff(*masks, SPACING, percentile=percentile)
+    for tolerance_mm in (-0.1, NAN):
+        with pytest.raises(ValueError, match="tolerance_mm"):
+            metrics.surface_dice(*masks, SPACING, tolerance_mm)
 
 
-@pytest.mark.parametrize("tolerance_mm", [-0.1, NAN])
-def test_a_tolerance_below_zero_is_refused(tolerance_mm):
-    with pytest.raises(ValueError, match="tolerance_mm"):
-        metrics.surface_dice(*shifted_cubes(), SPACING, tolerance_mm)
+COLUMNS = (
+    *("label", "dice", "surface_dice", "tolerance_mm", "hausdorff_mm", "hd95_mm", "assd_mm"),
+    *("sensitivity", "precision", "volume_true_ml", "volume_pred_ml", "volume_difference_ml"),
+)
 
 
 def test_a_case_gets_a_row_per_label_in_the_order_asked_for():
     # Voxels of 6 mm3 = 0.006 ml. Label 1: a cube and the same with a cavity, as above. Label 5:
-    # 2 voxels in the first only. Label 7: in neither. Label 9: voxels one step of 3 mm apart.
-    true = box((7, 7, 7), (1, 6), (1, 6), (1, 6)).astype(np.int16)
-    pred = true.copy()
-    pred[3, 3, 3] = 0
-    true[0, 0, 0:2] = 5
-    true[6, 6, 6] = pred[6, 6, 5] = 9
-    rows = metrics.score_case(true, pred, SPACING, (7, 1, 5))
+    # 2 voxels in the first only. Label 4: one in the second only. Label 7: in neither.
+    solid, hollow = solid_and_hollow()
+    true, pred = solid.astype(np.int16), hollow.astype(np.int16)
+    true[0, 0, 0:2], pred[0, 6, 0] = 5, 4
+    rows = metrics.score_case(true, pred, SPACING, (7, 1, 5, 4))
     expected = [
-        (7, NAN, NAN, NAN, 0, 0),
-        (1, 248 / 249, 2, 0.85, 125 * 0.006, 124 * 0.006),
-        (5, 0, INF, INF, 2 * 0.006, 0),
+        (7, NAN, NAN, 1, NAN, NAN, NAN, NAN, NAN, 0, 0, 0),
+        (1, 248 / 249, 198 / 202, 1, 2, 0.85, 10 / 202, 124 / 125, 1, 0.75, 0.744, -0.006),
+        (5, 0, 0, 1, INF, INF, INF, 0, NAN, 0.012, 0, -0.012),
+        (4, 0, 0, 1, INF, INF, INF, NAN, 0, 0, 0.006, 0.006),
     ]
-    names = ("label", "dice", "hausdorff_mm", "hd95_mm", "volume_true_ml", "volume_pred_ml")
-    assert len(rows) == 3
     for row, numbers in zip(rows, expected, strict=True):
-        assert row == pytest.approx(dict(zip(names, numbers, strict=True)), nan_ok=True)
-    (row,) = metrics.score_case(true, pred, SPACING, [np.int32(9)])
-    assert (row["label"], row["dice"], row["hd95_mm"]) == (9, 0, pytest.approx(3))
+        assert tuple(row) == COLUMNS
+        assert tuple(row.values()) == pytest.approx(numbers, nan_ok=True)
+
+
+@pytest.mark.parametrize(("tolerance_mm", "share"), [(1.9, 0), (2, 1)])
+def test_a_slice_as_thick_as_1_mm_is_scored_with_the_tolerance_asked_for(tolerance_mm, share):
+    true, pred = np.zeros((2, 4, 4), np.uint8)
+    true[1, 1] = pred[1, 2] = 9  # voxels of 2 mm3, one step of 2 mm apart
+    (row,) = metrics.score_case(true, pred, (1, 2), [np.int32(9)], tolerance_mm=tolerance_mm)
+    expected = (9, 0, share, tolerance_mm, 2, 2, 2, 0, 0, 0.002, 0.002, 0)
+    assert tuple(row.values()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "spacing", "tolerance_mm", "message"),
+    [
+        (((3, 3, 3), (3, 3, 1)), SPACING, 1, "mask_pred must be of mask_true's shape"),
+        (((3, 3, 3, 1), (3, 3, 3, 1)), (*SPACING, 1), 1, "must be 2-D or 3-D"),
+        (((3, 3, 3), (3, 3, 3)), (1, 2), 1, "spacing_mm must be"),
+        (((3, 3, 3), (3, 3, 3)), SPACING, -1, "tolerance_mm must be"),
+    ],
+)
+def test_a_case_that_cannot_be_scored_is_refused(shapes, spacing, tolerance_mm, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.score_case(*map(np.ones, shapes), spacing, [1], tolerance_mm=tolerance_mm)
