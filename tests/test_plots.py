@@ -1,4 +1,7 @@
+import base64
 import io
+import re
+from html import unescape
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -214,44 +217,257 @@ def test_learning_curves_have_training_dashed_and_validation_solid(n_folds):
     }
 
 
-def scores_of(dice, distance):
-    """A table of label 1 with the numbers given, and of label 4 with 0.5 and 3 mm."""
-    rows = []
-    for k, numbers in enumerate(zip(dice, distance, strict=True)):
-        for label, (d, mm) in ((1, numbers), (4, (0.5, 3.0))):
-            rows.append({"case": f"case {k}", "label": label, "dice": d, "hausdorff_mm": mm})
-    return pd.DataFrame(rows).assign(hd95_mm=lambda table: table["hausdorff_mm"])
+TRUE, PRED = np.zeros((4, 3, 3), np.uint8), np.zeros((4, 3, 3), np.uint8)
+# Slice z 1, by x: agreed, missed, added, another label; every place holds 3 voxels along y.
+TRUE[:, :, 1] = np.array([1, 1, 0, 4])[:, None]
+PRED[:, :, 1] = np.array([1, 0, 4, 1])[:, None]
 
 
-def test_score_boxes_show_every_case_and_their_units():
-    figure = render(plots.score_boxes(scores_of([0.7, 0.8, 0.9], [1.0, 2.0, 4.0]), LABELS))
-    names = ("Dice", "Hausdorff distance", "HD95")
-    assert titles_of(figure) == [f"{name} (n = 3 cases)" for name in names]
-    assert [ax.get_ylabel() for ax in figure.axes] == ["Dice, 0 to 1", "mm", "mm"]
-    for ax in figure.axes:
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["front", "back"]
-        colours = [to_hex(points.get_facecolor()[0]) for points in ax.collections]
-        assert colours == [to_hex(plots.colour_of(label, LABELS)) for label in LABELS]
-    points = np.asarray(figure.axes[1].collections[0].get_offsets())
-    np.testing.assert_array_equal(points[:, 1], [1, 2, 4])
-    assert (np.abs(points[:, 0]) < 0.25).all()
+def test_differences_are_shown_below_every_case_as_missed_added_or_other_label():
+    image = np.random.default_rng(0).normal(size=TRUE.shape)
+    rows = [(title, image, [TRUE, PRED]) for title in "ab"]
+    names = ("truth", "prediction")
+    figure = render(plots.show_cases(rows, SPACING, LABELS, names=names, differences=True))
+    first = [ax.get_ylabel() for ax in figure.axes[::3]]
+    assert first == ["a", "where they disagree", "b", "where they disagree"]
+    drawn = [len(ax.images) for ax in figure.axes]
+    assert drawn == [1, 1, 1, 2, 2, 2] * 2
+    assert titles_of(figure)[2] == titles_of(figure)[5] == "axial, slice 1"
+    assert contours_of(figure.axes[2]) != []
+    assert contours_of(figure.axes[5]) == []
+    scan, differences = figure.axes[5].images
+    assert scan.get_extent() == differences.get_extent()
+    shown = differences.get_array()
+    np.testing.assert_array_equal(shown.mask, [[True, False, False, False]] * 3)
+    colours = [to_hex(colour).upper() for colour in differences.to_rgba(shown)[0, 1:]]
+    assert colours == [plots.DIFFERENCES[kind] for kind in ("missed", "added", "other label")]
+    lines = legend_of(figure)
+    assert list(lines) == ["front", "back", *names, "missed", "added", "other label"]
+    assert {n: lines[n].get_color() for n in plots.DIFFERENCES} == plots.DIFFERENCES
+
+
+def test_masks_that_agree_show_no_difference(case):
+    image, mask = case
+    rows = [("a", image, [mask, mask])]
+    figure = render(plots.show_cases(rows, SPACING, LABELS, names="tp", differences=True))
+    assert all(ax.images[1].get_array().mask.all() for ax in figure.axes[3:])
+
+
+# What a page would fetch. Of a frame a browser fetches no icon.
+FETCHED = re.compile(
+    r"""<(?!link[^>]*rel="icon")[a-z]+\b[^>]*\s(?:src|href|data)=["']?(?:https?:)?//|@import"""
+    r"""|url\(["']?(?:https?:)?//"""
+)
+
+
+def overlay_of(view):
+    """How many voxels of the overlay have a colour, and the numbers of slices in x, y, z.
+
+    The slices stand in a square, which 4 of them fill.
+    """
+    page = unescape(view._repr_html_())
+    (data,) = re.findall(r'id="overlayImg[^>]*src="data:image/png;base64,([^"]+)"', page)
+    pixels = plt.imread(io.BytesIO(base64.b64decode(data))).reshape(-1, 4)
+    colours, counts = np.unique(pixels[pixels[:, 3] > 0], axis=0, return_counts=True)
+    found = {to_hex(c[:3]).upper(): int(n) for c, n in zip(colours, counts, strict=True)}
+    (slices,) = set(re.findall(r'"nbSlice": {"X": (\d+), "Y": (\d+), "Z": (\d+)}', page))
+    return found, [int(number) for number in slices]
+
+
+def test_the_viewer_colours_every_voxel_by_what_became_of_it():
+    pred = PRED.copy()
+    pred[0, 0, 1] = 0  # 2 voxels of the front remain
+    true = TRUE.copy()
+    true[:, :, 2] = pred[:, :, 2] = 4  # and 12 of the back agree
+    image = np.random.default_rng(0).normal(size=TRUE.shape)
+    colours, slices = overlay_of(plots.view_case(image, np.eye(4), true, pred, LABELS))
+    front, back = (plots.colour_of(label, LABELS) for label in LABELS)
+    missed, added, other = plots.DIFFERENCES.values()
+    assert colours == {front: 2, back: 12, missed: 4, added: 3, other: 3}
+    assert slices == [4, 3, 3]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_viewer_is_one_page_that_fetches_nothing_and_keeps_proportions(
+    channels, case, affine, tmp_path
+):
+    image, mask = (array[2:6] for array in case)
+    image = image if channels == 1 else np.stack([image, 0 * image], axis=-1)
+    view = plots.view_case(image, affine, mask, np.roll(mask, 1, axis=1), LABELS)
+    view.save_as_html(tmp_path / "case.html")
+    page = (tmp_path / "case.html").read_text(encoding="utf-8")
+    page = unescape(page)  # of the frame in it
+    assert "<canvas" in page
+    assert FETCHED.findall(page) == []
+    # From the first to the last centre of 4 x 10 x 6 voxels are 3 x 18 x 15 mm: 1 mm per slice.
+    colours, slices = overlay_of(view)
+    assert slices == [4, 19, 16]
+    assert len(colours) == 4  # of two labels, missed and added
 
 
 @pytest.mark.parametrize(
-    ("dice", "distance", "dice_title", "distance_title"),
+    "change",
     [
-        ([NAN, 0.0, 0.9], [NAN, INF, 2.0], ", 1 without a number", ", 2 without a number"),
-        ([0.0, 0.0, 0.9], [INF, INF, 2.0], "", ", 2 without a number"),
-        ([NAN, NAN, NAN], [NAN, NAN, NAN], ", 3 without a number", ", 3 without a number"),
+        lambda image, mask: (image, mask, mask),
+        lambda image, mask: (image, 0 * mask, mask),
+        lambda image, mask: (0 * image + 7, mask, 0 * mask),
+        lambda image, mask: (image, 0 * mask, 0 * mask),
+    ],
+    ids=["all agree", "all added", "constant image", "no label"],
+)
+def test_odd_cases_are_viewed_too(change, case, affine):
+    image, *masks = change(*case)
+    assert "overlayImg" in plots.view_case(image, affine, *masks, LABELS).get_standalone()
+
+
+def scores_of(dice, distance, volumes=None):
+    """A table of label 1 with the numbers given, and of label 4 with 0.5 and 3 mm.
+
+    Even cases are of fold 0. The volumes are true and predicted, of label 1.
+    """
+    rows = []
+    volumes = volumes or [(10.0, 10.0)] * len(dice)
+    for k, numbers in enumerate(zip(dice, distance, volumes, strict=True)):
+        for label, (d, mm, (true, pred)) in ((1, numbers), (4, (0.5, 3.0, (100.0, 100.0)))):
+            row = {"case": f"case {k}", "fold": k % 2, "label": label, "dice": d}
+            row |= {"hausdorff_mm": mm, "volume_true_ml": true, "volume_pred_ml": pred}
+            rows.append(row)
+    table = pd.DataFrame(rows).assign(hd95_mm=lambda table: table["hausdorff_mm"])
+    table["volume_difference_ml"] = table["volume_pred_ml"] - table["volume_true_ml"]
+    return table
+
+
+def offsets_of(points):
+    return np.asarray(points.get_offsets())
+
+
+def test_score_boxes_show_every_case_by_label_and_fold_with_units():
+    figure = render(plots.score_boxes(scores_of([0.7, 0.8, 0.9], [1.0, 2.0, 4.0]), LABELS))
+    names = ("Dice", "Hausdorff distance", "HD95")
+    assert titles_of(figure) == [f"{name} (n = 3 cases)" for name in names]
+    units = ["Dice, 0 to 1", "Hausdorff distance, mm", "HD95, mm"]
+    assert [ax.get_ylabel() for ax in figure.axes] == units
+    assert figure.axes[0].get_ylim()[1] == 1
+    assert [ax.get_ylim()[0] for ax in figure.axes[1:]] == [0, 0]
+    for ax in figure.axes:
+        # Label by label, with a gap between them: cases 0 and 2, then case 1.
+        assert ax.get_xticks().tolist() == [0, 1, 3, 4]
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["fold 0", "fold 1"] * 2
+        (above,) = ax.child_axes
+        assert above.get_xticks().tolist() == [0.5, 3.5]
+        assert [tick.get_text() for tick in above.get_xticklabels()] == ["front", "back"]
+        for place, points in zip(ax.get_xticks(), ax.collections, strict=True):
+            assert (np.abs(offsets_of(points)[:, 0] - place) < 0.25).all()
+    distances = [offsets_of(points)[:, 1].tolist() for points in figure.axes[1].collections]
+    assert distances == [[1, 4], [2], [3, 3], [3]]
+    dice = [offsets_of(points)[:, 1].tolist() for points in figure.axes[0].collections]
+    assert dice == [[0.7, 0.9], [0.8], [0.5, 0.5], [0.5]]
+
+
+def test_score_boxes_have_the_median_of_their_fold():
+    distances = [1.0, 5.0, 2.0, 7.0, 4.0, 9.0]  # 1, 2, 4 of fold 0; 5, 7, 9 of fold 1
+    figure = render(plots.score_boxes(scores_of([0.5] * 6, distances), LABELS))
+    medians = {line.get_ydata()[0] for line in figure.axes[1].lines if line.get_color() == "k"}
+    assert medians == {2, 7, 3}  # 3 of the other label
+
+
+@pytest.mark.parametrize(
+    ("dice", "distance", "lost"),
+    [
+        ([NAN, 0.0, 0.9], [NAN, INF, 2.0], (1, 2)),
+        ([0.0, 0.0, 0.9], [INF, INF, 2.0], (0, 2)),
+        ([NAN, NAN, NAN], [NAN, NAN, NAN], (3, 3)),
     ],
 )
-def test_score_boxes_count_what_cannot_be_drawn(dice, distance, dice_title, distance_title):
+def test_score_boxes_count_what_cannot_be_drawn(dice, distance, lost):
     figure = render(plots.score_boxes(scores_of(dice, distance), LABELS))
-    expected = [
-        f"Dice (n = 3 cases{dice_title})",
-        f"Hausdorff distance (n = 3 cases{distance_title})",
-        f"HD95 (n = 3 cases{distance_title})",
-    ]
-    assert titles_of(figure) == expected
-    drawn = [len(ax.collections[0].get_offsets()) for ax in figure.axes]
-    assert drawn == [np.isfinite(dice).sum(), *[np.isfinite(distance).sum()] * 2]
+    names = {"Dice": lost[0], "Hausdorff distance": lost[1], "HD95": lost[1]}
+    texts = {0: "", **{n: f"; {n} values are NaN or inf and not drawn" for n in (1, 2, 3)}}
+    assert titles_of(figure) == [f"{name} (n = 3 cases{texts[n]})" for name, n in names.items()]
+    drawn = [sum(len(points.get_offsets()) for points in ax.collections) for ax in figure.axes]
+    assert drawn == [6 - n for n in names.values()]
+
+
+def test_volumes_agree_with_a_mean_and_limits_by_hand():
+    # Differences 2, -1, 2 ml: mean 1, variance (1 + 4 + 1) / 2 = 3, so 1 +- 1.96 * 1.732.
+    scores = scores_of([0.5] * 3, [1.0] * 3, [(10.0, 12.0), (20.0, 19.0), (30.0, 32.0)])
+    figure = render(plots.volume_agreement(scores, LABELS))
+    assert titles_of(figure) == ["front (n = 3)", "back (n = 3)"]
+    front, back = figure.axes
+    (points,) = front.collections
+    np.testing.assert_allclose(offsets_of(points), [(11, 2), (19.5, -1), (31, 2)])
+    heights = {line.get_ydata()[0]: line.get_linestyle() for line in front.lines}
+    assert sorted(heights) == pytest.approx([1 - 3.3948, 1, 1 + 3.3948], abs=1e-3)
+    assert [heights[height] for height in sorted(heights)] == ["--", "-", "--"]
+    assert [line.get_ydata()[0] for line in back.lines] == [0, 0, 0]
+    mean, limits = (text.get_text() for text in front.get_legend().get_texts())
+    assert mean == "mean +1 ml"
+    told = [float(number) for number in re.findall(r"[+-][\d.]+", limits)]
+    assert told == pytest.approx([-2.3948, 4.3948], abs=0.01)
+    units = ("mean of true and predicted volume, ml", "predicted - true, ml")
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes] == [units] * 2
+
+
+def test_dice_is_drawn_against_the_true_volume_where_it_is_defined():
+    volumes = [(10.0, 12.0), (20.0, 19.0), (0.0, 0.0)]
+    figure = render(plots.dice_by_size(scores_of([0.7, 0.0, NAN], [1.0] * 3, volumes), LABELS))
+    (ax,) = figure.axes
+    front, back = (offsets_of(points).tolist() for points in ax.collections)
+    assert front[:2] == [[10, 0.7], [20, 0]]
+    assert back == [[100, 0.5]] * 3
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["front", "back"]
+    assert ax.get_ylim()[1] == pytest.approx(1.01)  # a point at 1 is drawn whole
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("true volume, ml", "Dice, 0 to 1")
+    assert ax.get_title() == "Dice and size (n = 3 cases; 1 values are NaN and not drawn)"
+
+
+def test_confusion_gives_the_share_of_every_true_label():
+    names = ["background", "front", "back"]
+    counts = pd.DataFrame([[9000, 1000, 0], [5, 15, 0], [0, 0, 0]], names, names)
+    figure = render(plots.confusion(counts, n_cases=2))
+    (ax,) = figure.axes
+    shares = [[0.9, 0.1, 0], [0.25, 0.75, 0], [0, 0, 0]]  # of no voxel nothing is a share
+    np.testing.assert_allclose(ax.images[0].get_array(), shares)
+    assert ax.images[0].get_clim() == (0, 1)
+    texts = {text.get_position(): text.get_text() for text in ax.texts}  # by column and row
+    assert texts[1, 0] == "10.0 %\n1,000"
+    assert texts[0, 1] == "25.0 %\n5"
+    assert texts[2, 2] == "0.0 %\n0"
+    assert len(texts) == 9
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == names
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == names
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "true")
+    assert ax.get_title() == "Voxels (n = 2 cases)"
+
+
+@pytest.mark.parametrize("n_cases", [1, 2])
+def test_figures_of_one_or_two_cases_are_drawn_too(n_cases):
+    scores = scores_of([0.5] * n_cases, [1.0] * n_cases)
+    for draw in (plots.score_boxes, plots.volume_agreement, plots.dice_by_size):
+        render(draw(scores, LABELS))
+
+
+def test_a_label_keeps_its_colour_in_all_figures(case, affine):
+    image, mask = case
+    scores = scores_of([0.7, 0.8], [1.0, 2.0])
+    expected = [plots.colour_of(label, LABELS) for label in LABELS]
+    boxes = render(plots.score_boxes(scores, LABELS))
+    for ax in boxes.axes:
+        colours = [to_hex(points.get_facecolor()[0]).upper() for points in ax.collections]
+        assert colours == [expected[0]] * 2 + [expected[1]] * 2
+    for draw in (plots.volume_agreement, plots.dice_by_size):
+        axes = render(draw(scores, LABELS)).axes
+        drawn = [points for ax in axes for points in ax.collections]
+        assert [to_hex(points.get_facecolor()[0]).upper() for points in drawn] == expected
+    view = plots.view_case(image[2:6], affine, mask[2:6], mask[2:6], LABELS)
+    assert set(overlay_of(view)[0]) == set(expected)
+
+
+def test_the_colours_of_differences_are_no_label_s():
+    assert not set(plots.COLOURS) & set(plots.DIFFERENCES.values())
+
+
+def test_differences_need_two_masks(case):
+    image, mask = case[:2]
+    with pytest.raises(ValueError, match="rows of two masks"):
+        plots.show_cases([("a", image, [mask])], (1, 1, 1), LABELS, differences=True)

@@ -3,7 +3,16 @@ import pandas as pd
 import pytest
 
 from unetseg.cases import Case
-from unetseg.scores import METRICS, rank_cases, score_predictions, summarise
+from unetseg.scores import (
+    METRICS,
+    compare,
+    count_confusion,
+    load_scores,
+    rank_cases,
+    read_pairs,
+    score_predictions,
+    summarise,
+)
 
 LABELS = {1: "front", 4: "back"}
 SHAPE = (6, 5, 4)
@@ -48,7 +57,7 @@ def cohort(tmp_path, write_nifti, affine):
         stored = flipped(pred[case_id], affine) if case_id == "c" else (pred[case_id], affine)
         write_nifti(tmp_path / "predictions" / f"{case_id}.nii.gz", *stored)
         group = None if case_id == "c" else f"patient {case_id}"
-        found.append(Case(case_id, tmp_path / "no scan is read", mask, group))
+        found.append(Case(case_id, None, mask, group))
     folds = [{"train": ["a"], "val": ["c", "b"]}, {"train": ["b", "c"], "val": ["a"]}]
     return found, tmp_path / "predictions", folds
 
@@ -56,19 +65,63 @@ def cohort(tmp_path, write_nifti, affine):
 def test_scores_are_those_worked_out_by_hand(cohort):
     scores = score_predictions(*cohort, LABELS)
     # Voxels of 1 x 2 x 3 mm = 0.006 ml. In a, half of 8 voxels overlap; of either box, the layer
-    # that the other one lacks lies 1 mm away.
+    # that the other one lacks lies 1 mm away, which is within the tolerance of 1 mm. Columns: Dice,
+    # surface Dice, Hausdorff, HD95, ASSD, sensitivity, precision, true, predicted, difference.
     expected = [
-        ("a", "patient a", 1, 1, "front", 0.5, 1, 1, 0.048, 0.048),
-        ("a", "patient a", 1, 4, "back", NAN, NAN, NAN, 0, 0),
-        ("b", "patient b", 0, 1, "front", 0, INF, INF, 0.036, 0),
-        ("b", "patient b", 0, 4, "back", 1, 0, 0, 0.144, 0.144),
-        ("c", None, 0, 1, "front", 0, 7, 7, 0.006, 0.006),
-        ("c", None, 0, 4, "back", 0, INF, INF, 0, 0.006),
+        ("a", "patient a", 1, 1, "front", 0.5, 1, 1, 1, 0.5, 0.5, 0.5, 0.048, 0.048, 0),
+        ("a", "patient a", 1, 4, "back", NAN, NAN, NAN, NAN, NAN, NAN, NAN, 0, 0, 0),
+        ("b", "patient b", 0, 1, "front", 0, 0, INF, INF, INF, 0, NAN, 0.036, 0, -0.036),
+        ("b", "patient b", 0, 4, "back", 1, 1, 0, 0, 0, 1, 1, 0.144, 0.144, 0),
+        ("c", None, 0, 1, "front", 0, 0, 7, 7, 7, 0, 0, 0.006, 0.006, 0),
+        ("c", None, 0, 4, "back", 0, 0, INF, INF, INF, NAN, 0, 0, 0.006, 0.006),
     ]
     columns = ["case", "group", "fold", "label", "name", *METRICS]
     expected = pd.DataFrame(expected, columns=columns)
     pd.testing.assert_frame_equal(scores[columns], expected, check_dtype=False)
-    assert set(scores.columns) == set(columns)
+    assert set(scores.columns) == {*columns, "tolerance_mm"}
+
+
+def test_the_tolerance_of_the_surface_dice_is_passed_on_and_told(cohort):
+    scores = score_predictions(*cohort, LABELS, tolerance_mm=0.9).set_index(["case", "label"])
+    # All 8 voxels of a box are border; 4 of them coincide, the other 4 lie 1 mm away.
+    assert scores.loc[("a", 1), "surface_dice"] == 0.5
+    assert (scores["tolerance_mm"] == 0.9).all()
+
+
+def test_pairs_are_read_in_order_and_in_the_orientation_of_the_mask(cohort):
+    pairs = list(read_pairs(*cohort))
+    assert [(case.id, fold) for case, fold, *_ in pairs] == [("a", 1), ("b", 0), ("c", 0)]
+    _, _, true, pred, spacing = pairs[2]
+    np.testing.assert_array_equal(true, box(1, (1, 2), (1, 2), (1, 2)))
+    np.testing.assert_array_equal(
+        pred, box(1, (3, 4), (4, 5), (2, 3)) + box(4, (0, 1), (0, 1), (0, 1))
+    )
+    np.testing.assert_allclose(spacing, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        # Of 3 x 120 voxels: front overlaps in 4 (of a), is missed in 4 + 6 + 1 and invented in
+        # 4 + 0 + 1; back overlaps in 24 (of b), is never missed and invented in 1 (of c).
+        (LABELS, [[315, 5, 1], [11, 4, 0], [0, 0, 24]]),
+        ({4: "back", 1: "front"}, [[315, 1, 5], [0, 24, 0], [11, 0, 4]]),
+        ({1: "front"}, [[315 + 1 + 24, 5], [11, 4]]),
+    ],
+)
+def test_voxels_are_counted_by_true_and_predicted_label(labels, expected, cohort):
+    names = ["background", *labels.values()]
+    counts = count_confusion(*cohort, labels)
+    assert counts.to_numpy().tolist() == expected
+    assert counts.index.tolist() == counts.columns.tolist() == names
+    assert (counts.index.name, counts.columns.name) == ("true", "predicted")
+
+
+def test_a_label_taken_for_another_stands_in_the_row_of_the_true_one(cohort, write_nifti, affine):
+    write_nifti(cohort[1] / "a.nii.gz", box(4, (2, 4), (1, 3), (1, 3)), affine)
+    counts = count_confusion(*cohort, LABELS)
+    # As above, but a's 4 overlapping voxels are back now, and so are its 4 invented ones.
+    assert counts.to_numpy().tolist() == [[315, 1, 5], [11, 0, 4], [0, 0, 24]]
 
 
 def test_a_case_that_no_fold_validates_is_left_out(cohort):
@@ -110,20 +163,81 @@ def test_a_prediction_on_another_grid_is_refused_by_name(
 def table_of(**columns):
     """Scores of one label and case per number; metrics that are not given are 1."""
     n = len(next(iter(columns.values())))
-    table = {"case": [f"case {k}" for k in range(n)], "label": 1, "name": "front"}
-    return pd.DataFrame({**table, **dict.fromkeys(METRICS, 1.0), **columns})
+    table = {"case": [f"case {k}" for k in range(n)], "group": None, "label": 1, "name": "front"}
+    table |= {"tolerance_mm": 1.0, **dict.fromkeys(METRICS, 1.0)}
+    return pd.DataFrame({**table, **columns})
+
+
+@pytest.fixture
+def from_csv(tmp_path):
+    """Return a function that writes scores to a file, as 03_evaluate does, and loads them."""
+
+    def reload(scores):
+        scores.to_csv(tmp_path / "scores.csv", index=False)
+        return load_scores(tmp_path / "scores.csv")
+
+    return reload
+
+
+def test_scores_are_loaded_as_they_were_written(cohort, from_csv):
+    scores = score_predictions(*cohort, LABELS, tolerance_mm=0.75)
+    loaded = from_csv(scores)
+    pair = (table.fillna({"group": "nobody"}) for table in (loaded, scores))
+    pd.testing.assert_frame_equal(*pair, check_dtype=False, rtol=1e-14)
+    for name in (*METRICS, "tolerance_mm"):
+        assert loaded[name].dtype.kind == "f"
+
+
+def test_ids_groups_and_names_of_digits_keep_their_zeros(from_csv):
+    about = {"case": ["001", "010", "1"], "group": "01", "name": "02"}
+    loaded = from_csv(table_of(dice=[0.0, 0.5, 0.7], **about))
+    assert loaded["case"].tolist() == ["001", "010", "1"]
+    assert loaded["group"].tolist() == ["01"] * 3
+    assert loaded["name"].tolist() == ["02"] * 3
+    assert (summarise(loaded)["failures"] == "001").all()
+
+
+@pytest.mark.parametrize("text", ["NA", "None", "null", "N/A", "NaN", "<NA>"])
+def test_words_that_pandas_takes_for_missing_stay_text(text, from_csv):
+    loaded = from_csv(table_of(dice=[0.4, 0.8], name=text, case=[text, "b"], group=[text, None]))
+    assert loaded["name"].tolist() == [text] * 2
+    assert loaded["case"].tolist() == [text, "b"]
+    assert loaded.loc[0, "group"] == text
+    assert loaded["group"].isna().tolist() == [False, True]
+    assert (summarise(loaded)["name"] == text).all()
+
+
+def test_numbers_that_are_none_or_infinite_are_loaded_as_such(from_csv):
+    values = [NAN, INF, -INF, 0.1 + 0.2, 1e-9]
+    loaded = from_csv(table_of(volume_difference_ml=values, dice=[NAN] * 5))
+    np.testing.assert_allclose(loaded["volume_difference_ml"], values, rtol=1e-14)
+    np.testing.assert_array_equal(loaded["dice"], [NAN] * 5)
+
+
+def test_scores_of_an_earlier_version_are_refused_with_what_they_lack(from_csv):
+    columns = ["case", "group", "fold", "name", "label", "dice", "hausdorff_mm", "hd95_mm"]
+    columns += ["volume_true_ml", "volume_pred_ml"]
+    old = table_of(dice=[0.5, 0.6], fold=0)[columns]
+    words = r"scores\.csv: \d columns are missing: surface_dice, assd_mm, sensitivity, precision, "
+    words += r"volume_difference_ml.*\. Run 03_evaluate"
+    with pytest.raises(ValueError, match=words):
+        from_csv(old)
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        # 0.5, 0.7, 0.9: squares of the deviations 0.04 + 0 + 0.04 over 2 is 0.2 squared.
-        ([0.9, NAN, 0.5, 0.7], (4, 0.7, 0.2, 0.7, 0.6, 0.8, 1, 0)),
-        ([INF, 2.0, NAN, INF], (4, 2, NAN, 2, 2, 2, 1, 2)),
-        # Quartiles of 4 numbers stand at 0.75 and 2.25; the deviations are -3, -2, 0, 5.
-        ([1, 2, 4, 9], (4, 4, (38 / 3) ** 0.5, 3, 1.75, 5.25, 0, 0)),
-        ([NAN, NAN], (2, NAN, NAN, NAN, NAN, NAN, 2, 0)),
-        ([INF], (1, NAN, NAN, NAN, NAN, NAN, 0, 1)),
+        # 0.5, 0.7, 0.9: squares of the deviations 0.04 + 0 + 0.04 over 2 is 0.2 squared. Of 3
+        # drawn with replacement, all are the lowest in 1 of 27, that is more than 2.5 %: the
+        # interval runs from the lowest to the highest.
+        ([0.9, NAN, 0.5, 0.7], (4, 0.7, 0.2, 0.5, 0.9, 0.7, 0.6, 0.8, 1, 0)),
+        ([INF, 2.0, NAN, INF], (4, 2, NAN, NAN, NAN, 2, 2, 2, 1, 2)),
+        # Quartiles of 4 numbers stand at 0.75 and 2.25; the deviations are -3, -2, 0, 5. Of the
+        # 256 draws of 4, the sums 4 and 5 come in 1 + 4 (2.0 %) and 6 (1, 1, 2, 2) in 6 more; 36
+        # and 31 come in 1 + 4 and 29 (9, 9, 9, 2) in 4 more (3.5 %): from 6 / 4 to 29 / 4.
+        ([1, 2, 4, 9], (4, 4, (38 / 3) ** 0.5, 1.5, 7.25, 3, 1.75, 5.25, 0, 0)),
+        ([NAN, NAN], (2, NAN, NAN, NAN, NAN, NAN, NAN, NAN, 2, 0)),
+        ([INF], (1, NAN, NAN, NAN, NAN, NAN, NAN, NAN, 0, 1)),
     ],
 )
 @pytest.mark.parametrize("metric", ["dice", "hausdorff_mm"])
@@ -131,13 +245,44 @@ def test_a_summary_counts_what_has_no_number(metric, values, expected):
     scores = table_of(**{metric: values})
     before = scores.copy()
     summary = summarise(scores).set_index("metric")
-    statistics = ["n", "mean", "sd", "median", "q1", "q3", "nan", "inf"]
+    statistics = ["n", "mean", "sd", "ci_low", "ci_high", "median", "q1", "q3", "nan", "inf"]
     np.testing.assert_allclose(summary.loc[metric, statistics].astype(float), expected)
     others = summary.drop(metric)
     assert set(others.index) == set(METRICS) - {metric}
     assert (others[["mean", "median"]] == 1).all(axis=None)
     assert (others[["nan", "inf"]] == 0).all(axis=None)
     pd.testing.assert_frame_equal(scores, before)
+
+
+@pytest.mark.parametrize("copies", [1, 10])
+def test_many_scans_of_one_patient_do_not_narrow_the_interval(copies):
+    patients = {"anna": 0.2, "ben": 0.5, "cleo": 0.9}
+    scores = table_of(dice=[*patients.values()] * copies, group=[*patients] * copies)
+    # Three patients: from the lowest to the highest, as above.
+    interval = summarise(scores).loc[0, ["ci_low", "ci_high"]]
+    np.testing.assert_allclose(interval.astype(float), [0.2, 0.9])
+
+
+def test_the_interval_agrees_with_a_plain_bootstrap_of_patients_and_is_the_same_again():
+    patients = [[0.3, 0.32, 0.35, 0.31, 0.3], [0.9], [0.8, 0.82], [0.7], [0.95, 0.9, 0.92], [0.5]]
+    rng = np.random.default_rng(1)
+    drawn = [rng.integers(len(patients), size=len(patients)) for _ in range(5000)]
+    means = [np.concatenate([patients[k] for k in draw]).mean() for draw in drawn]
+    group = np.repeat([f"patient {k}" for k in range(6)], [len(p) for p in patients])
+    scores = table_of(dice=np.concatenate(patients), group=group)
+    summary = summarise(scores)
+    interval = summary.loc[0, ["ci_low", "ci_high"]].astype(float)
+    # The percentiles of 5,000 differ by 0.005 from seed to seed. Drawn case by case, or with each
+    # patient's mean as one number, the lower end is 0.08 or 0.11 higher.
+    np.testing.assert_allclose(interval, np.percentile(means, [2.5, 97.5]), atol=0.015)
+    pd.testing.assert_frame_equal(summarise(scores), summary)
+
+
+def test_one_patient_has_no_interval_and_equal_values_one_of_no_width():
+    one = summarise(table_of(dice=[0.4, 0.8], group="anna"))
+    assert one[["ci_low", "ci_high"]].isna().all(axis=None)
+    same = summarise(table_of(dice=[0.7] * 5, group=["anna", "anna", "ben", None, None]))
+    np.testing.assert_allclose(same.loc[0, ["ci_low", "ci_high"]].astype(float), [0.7, 0.7])
 
 
 def test_a_summary_keeps_the_labels_apart(cohort):
@@ -155,6 +300,135 @@ def test_a_summary_keeps_the_labels_apart(cohort):
     }
     for row, numbers in expected.items():
         np.testing.assert_allclose(summary.loc[row, columns].astype(float), numbers)
+    # Missed in b, elsewhere in c; label 4 is invented in c, and in neither mask of a.
+    for label, failures in ((1, "b; c"), (4, "c")):
+        assert (summary.xs(label, level="label")["failures"] == failures).all()
+
+
+@pytest.mark.parametrize("name", [None, NAN, "NA", ""])
+def test_a_label_without_a_proper_name_is_summarised_and_compared_all_the_same(name):
+    # Means of label 1: 0.3 and 0.5; of label 4, the unnamed one: 0.6 and 0.9.
+    first, second = (
+        pd.concat([table_of(dice=front), table_of(dice=back, label=4, name=name)])
+        for front, back in (([0.2, 0.4], [0.5, 0.7]), ([0.4, 0.6], [0.8, 1.0]))
+    )
+    summary = summarise(first).query("metric == 'dice'").set_index("label")
+    np.testing.assert_allclose(summary["mean"], [0.3, 0.6])
+    table = compare(first, second).query("metric == 'dice'").set_index("label")
+    np.testing.assert_allclose(table["difference"], [0.2, 0.3])
+    for found in (summary, table):
+        assert found.index.tolist() == [1, 4]
+        assert found.loc[1, "name"] == "front"
+        assert found.loc[4, "name"] == name or (pd.isna(name) and pd.isna(found.loc[4, "name"]))
+
+
+def test_without_a_failure_none_is_named():
+    assert (summarise(table_of(dice=[0.1, NAN]))["failures"] == "").all()
+
+
+def test_a_comparison_takes_the_second_less_the_first_case_by_case():
+    first = table_of(dice=[0.5, 0.6, 0.7], hd95_mm=[1.0, INF, 4.0], assd_mm=[INF, NAN, 1.0])
+    second = table_of(dice=[0.7, 0.6, 0.8], hd95_mm=[3.0, 2.0, 2.0], assd_mm=[1.0, 1.0, INF])
+    table = compare(first, second[::-1])
+    assert table["metric"].tolist() == [m for m in METRICS if m != "volume_true_ml"]
+    assert table[["label", "name", "n"]].drop_duplicates().to_numpy().tolist() == [[1, "front", 3]]
+    columns = ["first", "second", "difference", "ci_low", "ci_high", "p", "left_out"]
+    expected = {
+        # Differences 0.2, 0, 0.1; three patients, so from the lowest to the highest. Of the two
+        # that differ both are positive: p is 2 of 4.
+        "dice": (0.6, 0.7, 0.1, 0, 0.2, 0.5, 0),
+        # 1 to 3 and 4 to 2; the infinite pair counts in neither mean. The means of two drawn
+        # are -2, 0, 0, 2; the two ranks tie.
+        "hd95_mm": (2.5, 2.5, 0, -2, 2, 1, 1),
+        "assd_mm": (NAN, NAN, NAN, NAN, NAN, NAN, 3),
+        "precision": (1, 1, 0, 0, 0, 1, 0),
+    }
+    for metric, numbers in expected.items():
+        row = table.set_index("metric").loc[metric, columns]
+        np.testing.assert_allclose(row.astype(float), numbers, atol=1e-12, err_msg=metric)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        # Of the 2^n signs, as extreme: all positive or all negative; or, with the smallest one
+        # negative, a sum of negative (or positive) ranks of 0 or 1.
+        ([0.01, 0.02, 0.03, 0.04, 0.05, 0.06], 2 / 64),
+        ([-0.01, 0.02, 0.03, 0.04, 0.05], 4 / 32),
+    ],
+)
+def test_the_p_value_is_that_of_patients_not_of_their_scans(differences, p):
+    # Two scans a patient, 0.4 above and below the difference of the patient.
+    second = 0.5 + np.array([[d - 0.4, d + 0.4] for d in differences]).ravel()
+    group = np.repeat([f"patient {k}" for k in range(len(differences))], 2)
+    first = table_of(dice=[0.5] * len(second), group=group)
+    table = compare(first, table_of(dice=second, group=group))
+    assert table.loc[0, "p"] == pytest.approx(p)
+    assert table.loc[0, "difference"] == pytest.approx(np.mean(differences))
+
+
+def test_the_interval_of_a_difference_is_that_of_patients():
+    group = ["anna", "ben", "cleo"] * 10
+    second = table_of(dice=[0.4, 0.6, 0.9] * 10, group=group)
+    table = compare(table_of(dice=[0.5] * 30, group=group), second)
+    interval = table.loc[0, ["ci_low", "ci_high"]].astype(float)
+    np.testing.assert_allclose(interval, [-0.1, 0.4])  # lowest and highest patient, as above
+
+
+def test_labels_are_compared_apart():
+    first, second = (
+        pd.concat([table_of(dice=dice), table_of(dice=dice[::-1], label=4, name="back")])
+        for dice in ([0.2, 0.4, 0.6], [0.3, 0.4, 0.9])
+    )
+    table = compare(first, second).query("metric == 'dice'").set_index("name")
+    # Label 1: 0.1, 0, 0.3 in the order of the cases; label 4 the other way round.
+    np.testing.assert_allclose(table["difference"], [0.4 / 3] * 2)
+    assert table["label"].to_dict() == {"front": 1, "back": 4}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[2:], "do not share 2 cases: case 0, case 1"),
+        (lambda t: t.assign(label=[1, 4, 1, 1]), "do not share 1 cases: case 1"),
+        (lambda t: t.assign(volume_true_ml=[1, 1, 1.01, 0]), "changed in 2 cases: case 2, case 3"),
+    ],
+)
+def test_experiments_on_other_cases_labels_or_masks_are_refused_by_name(change, words, swapped):
+    scores = table_of(dice=[0.5, 0.6, 0.7, 0.8])
+    pair = [scores, change(scores)]
+    with pytest.raises(ValueError, match=words):
+        compare(*pair[:: -1 if swapped else 1])
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_experiments_scored_with_other_tolerances_are_refused(swapped):
+    pair = [table_of(dice=[0.5, 0.6], tolerance_mm=mm) for mm in (1.0, 2.0)]
+    words = r"tolerance_mm must be the same in both experiments.*\[1\.0, 2\.0\]"
+    with pytest.raises(ValueError, match=words):
+        compare(*pair[:: -1 if swapped else 1])
+    compare(pair[1], pair[1])  # one tolerance, whichever it is
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"group": None},
+        {"group": ["1", "1", "2", None]},
+        {"group": ["anna", None, "ben", "ben"]},
+        {"group": ["1", "1", "2", "3"], "case": ["10", "11", "12", "13"]},
+        {"group": ["01", "1", "1", None], "case": ["001", "01", "1", "NA"]},
+    ],
+    ids=["no groups", "numbers and none", "names and none", "numbers as ids too", "zeros in front"],
+)
+def test_a_table_read_back_from_csv_gives_the_same(columns, from_csv):
+    first = table_of(dice=[0.0, 0.5, 0.7, NAN], hd95_mm=[INF, 1.0, 2.0, 3.0], **columns)
+    second = first.assign(dice=[0.2, 0.6, 0.5, 0.9])
+    pd.testing.assert_frame_equal(summarise(from_csv(first)), summarise(first))
+    expected = compare(first, second)
+    for pair in ((from_csv(first), second), (from_csv(first), from_csv(second))):
+        pd.testing.assert_frame_equal(compare(*pair), expected)
 
 
 def test_cases_are_ranked_by_their_mean_dice_with_ties_in_order_and_nan_last():

@@ -1,13 +1,19 @@
 """Figures from arrays and tables. Every function returns a Figure; a label keeps its colour."""
 
 import matplotlib.pyplot as plt
+import nibabel as nib
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
+
+from unetseg.workspace import require
 
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 PLANES = (("sagittal", 0, "A", "S"), ("coronal", 1, "R", "S"), ("axial", 2, "R", "A"))
+GREY = plt.get_cmap("gray", 64)  # levels: more are not seen, and double the file
 STYLES = ("solid", "dashed")
+DIFFERENCES = {"missed": "#0000FF", "added": "#FFFF00", "other label": "#FF00FF"}  # no label's
 
 
 def _figure(rows, columns, width, height):
@@ -19,14 +25,15 @@ def _figure(rows, columns, width, height):
 
 def _add_legend(figure, entries):
     lines = [Line2D([], [], label=name, **style) for name, style in entries]
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+    columns = min(len(lines), int(figure.get_figwidth() / 1.6))  # inches an entry
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns)
 
 
 def _jitter(n):
     return np.random.default_rng(0).uniform(-0.2, 0.2, n)
 
 
-def show_cases(rows, spacing_mm, labels, *, names=("mask",)):
+def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False):
     """Show cases in three planes with the contours of their masks.
 
     Parameters
@@ -41,23 +48,33 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",)):
         Value and name of every label.
     names : sequence of str
         What the masks are.
+    differences : bool, default False
+        Whether to show every case twice: with its contours, and with the voxels where the second
+        mask disagrees with the first: missed, added, or of another label.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure, axes = _figure(len(rows), 3, 9, 3 * len(rows))
+    pairs = all(len(masks) == 2 for *_, masks in rows)
+    require(
+        "differences", differences, pairs or not differences, "False, but for rows of two masks"
+    )
+    repeats = 1 + differences
+    side = 2.1 if differences else 3  # inches
+    figure, axes = _figure(repeats * len(rows), 3, 3 * side, side * repeats * len(rows))
     spacings = np.broadcast_to(spacing_mm, (len(rows), 3))
-    for line, (title, image, masks), spacing in zip(axes, rows, spacings, strict=True):
-        line[0].set_ylabel(title)
+    for number, ((title, image, masks), spacing) in enumerate(zip(rows, spacings, strict=True)):
         image = image if image.ndim == 3 else image[..., 0]
-        for ax, plane in zip(line, PLANES, strict=True):
-            _show_plane(ax, plane, image, masks, spacing, labels)
+        for line, drawn in zip(axes[repeats * number :], (labels, {})[:repeats], strict=False):
+            line[0].set_ylabel(title if drawn else "where they disagree")
+            for ax, plane in zip(line, PLANES, strict=True):
+                _show_plane(ax, plane, image, masks, spacing, drawn)
     legend = [(name, {"color": colour_of(label, labels)}) for label, name in labels.items()]
     if len(names) > 1:
         styles = zip(names, STYLES, strict=True)
         legend += [(name, {"color": "k", "linestyle": style}) for name, style in styles]
-    _add_legend(figure, legend)
+    _add_legend(figure, legend + [(n, {"color": c}) for n, c in DIFFERENCES.items()] * differences)
     return figure
 
 
@@ -73,7 +90,13 @@ def _show_plane(ax, plane, image, masks, spacing, labels):
     size = np.delete(spacing * image.shape, axis)
     low, high = np.percentile(image, (0.5, 99.5))
     place = {"origin": "lower", "extent": (0, size[0], 0, size[1])}
-    ax.imshow(np.take(image, at, axis).T, cmap="gray", vmin=low, vmax=high, **place)
+    grey = {"cmap": GREY, "vmin": low, "vmax": high, "interpolation": "nearest"}
+    ax.imshow(np.take(image, at, axis).T, **grey, **place)
+    if not labels:
+        colours = ListedColormap(list(DIFFERENCES.values()))
+        places = np.take(_differences(*masks), at, axis).T
+        shown = np.ma.masked_equal(places, 0)
+        ax.imshow(shown, cmap=colours, vmin=1, vmax=3, interpolation="nearest", **place)
     for mask, style in zip(masks, STYLES, strict=False):
         flat = np.take(mask, at, axis).T
         for label in labels:
@@ -85,6 +108,55 @@ def _show_plane(ax, plane, image, masks, spacing, labels):
     box = {"color": "w", "transform": ax.transAxes, "bbox": {"fc": "k", "pad": 1}}
     ax.text(0.99, 0.5, right, ha="right", va="center", **box)
     ax.text(0.5, 0.99, up, ha="center", va="top", **box)
+
+
+def _differences(true, pred):
+    # 1 missed, 2 added, 3 other label, as in DIFFERENCES; 0 where they agree
+    return np.select([true == pred, pred == 0, true == 0], [0, 1, 2], 3)
+
+
+def view_case(image, affine, mask_true, mask_pred, labels):
+    """Look through a case slice by slice, in a browser or a notebook, without widgets.
+
+    Parameters
+    ----------
+    image : (x, y, z) or (x, y, z, channel) ndarray
+        In RAS+; of several channels the first is shown.
+    affine : (4, 4) ndarray
+        From indices to mm.
+    mask_true, mask_pred : (x, y, z) ndarray of integers
+        Where they agree a label has its colour; elsewhere "missed", "added" and "other label"
+        have theirs, as in `show_cases`.
+    labels : dict of int to str
+        Value and name of every label.
+
+    Returns
+    -------
+    nilearn.plotting.html_stat_map.StatMapView
+        Shows itself in a notebook; ``save_as_html(path)`` writes one self-contained file.
+    """
+    from nilearn import plotting  # here, as it takes seconds
+    from nilearn.image import resample_img
+
+    kinds = _differences(mask_true, mask_pred)
+    for place, label in enumerate(labels, start=4):
+        kinds[(mask_true == label) & (mask_pred == label)] = place
+    colours = [*DIFFERENCES.values(), *(colour_of(label, labels) for label in labels)]
+    image = image if image.ndim == 3 else image[..., 0]
+    low, high = np.percentile(image, (0.5, 99.5))
+    images = [(np.clip(image, low, high), "linear"), (kinds, "nearest")]
+    grid = {"target_affine": np.eye(3) * nib.affines.voxel_sizes(affine).min()}  # else squeezed
+    scan, overlay = (
+        resample_img(nib.Nifti1Image(a.astype(np.float32), affine), interpolation=how, **grid)
+        for a, how in images
+    )
+    look = {"cmap": ListedColormap(colours), "vmin": 0.5, "vmax": len(colours) + 0.5}
+    look |= {"symmetric_cmap": False, "colorbar": False, "threshold": 0, "opacity": 0.6}
+    look |= {"resampling_interpolation": "nearest", "black_bg": True, "dim": 0, "width_view": 800}
+    look["draw_cross"] = False  # a voxel wide, it hides small structures
+    if not kinds.any():  # then nilearn finds no place to cut
+        look["cut_coords"] = nib.affines.apply_affine(affine, np.array(kinds.shape) // 2)
+    return plotting.view_img(overlay, bg_img=scan, **look)
 
 
 def cases_overview(table):
@@ -146,7 +218,7 @@ def learning_curves(histories):
 
 
 def score_boxes(scores, labels):
-    """Show Dice, Hausdorff distance and HD95 per label: box plots with a point per case.
+    """Show Dice, Hausdorff distance and HD95 per label and fold: boxes with a point per case.
 
     Parameters
     ----------
@@ -160,20 +232,114 @@ def score_boxes(scores, labels):
     matplotlib.figure.Figure
         What is NaN or inf cannot be drawn; the titles count it.
     """
-    figure, axes = _figure(1, 3, 12, 4)
+    folds = sorted(scores["fold"].unique())
+    figure, axes = _figure(3, 1, 3 + 0.6 * len(labels) * (len(folds) + 1), 9)
     titles = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
-    for ax, (metric, title) in zip(axes[0], titles.items(), strict=True):
-        lost = 0
-        for place, label in enumerate(labels):
-            values = scores.loc[scores["label"] == label, metric].to_numpy(float)
-            drawn = values[np.isfinite(values)]
-            lost += values.size - drawn.size
-            points = {"s": 10, "color": colour_of(label, labels), "alpha": 0.6, "linewidths": 0}
-            ax.scatter(place + _jitter(drawn.size), drawn, **points)
-            ax.boxplot(drawn, positions=[place], widths=0.5, sym="", medianprops={"color": "k"})
-        ax.set(xticks=range(len(labels)), xticklabels=labels.values())
+    starts = np.arange(len(labels)) * (len(folds) + 1)
+    for ax, (metric, title) in zip(axes[:, 0], titles.items(), strict=True):
+        lost = int((~np.isfinite(scores[metric].astype(float))).sum())
+        for (label, fold), part in scores.groupby(["label", "fold"]):
+            drawn = part[metric].to_numpy(float)
+            drawn = drawn[np.isfinite(drawn)]
+            place = starts[list(labels).index(label)] + folds.index(fold)
+            points = {"s": 18, "color": colour_of(label, labels), "alpha": 0.9, "linewidths": 0}
+            ax.scatter(place + _jitter(drawn.size), drawn, zorder=3, **points)
+            lines = {name: {"color": "0.6"} for name in ("boxprops", "whiskerprops", "capprops")}
+            lines["medianprops"] = {"color": "k", "zorder": 4}
+            ax.boxplot(drawn, positions=[place], widths=0.6, sym="", **lines)
+        places = starts[:, None] + range(len(folds))
+        ax.set_xticks(places.ravel(), [f"fold {fold}" for fold in folds] * len(labels))
+        above = ax.secondary_xaxis("top")
+        above.set_xticks(places.mean(axis=1), labels.values())
+        above.tick_params(length=0)
         share = metric == "dice"
-        ax.set(ylabel="Dice, 0 to 1" if share else "mm", ylim=(None, 1) if share else (0, None))
-        without = f", {lost} without a number" if lost else ""
+        ax.set(ylabel="Dice, 0 to 1" if share else f"{title}, mm")
+        ax.set_ylim((None, 1) if share else (0, None))
+        without = f"; {lost} values are NaN or inf and not drawn" if lost else ""
         ax.set_title(f"{title} (n = {scores['case'].nunique()} cases{without})")
+    return figure
+
+
+def volume_agreement(scores, labels):
+    """Bland-Altman plot of the volumes: a panel per label.
+
+    Parameters
+    ----------
+    scores, labels
+        As for `score_boxes`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The mean difference (predicted - true, solid) and the limits of agreement, 1.96 SD around
+        it (dashed), over all cases (Bland and Altman 1986).
+    """
+    figure, axes = _figure(1, len(labels), max(5, 4 * len(labels)), 4)
+    for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
+        part = scores[scores["label"] == label]
+        difference = part["volume_difference_ml"]
+        mean, sd = difference.mean(), difference.std()
+        middle = (part["volume_true_ml"] + part["volume_pred_ml"]) / 2
+        ax.scatter(middle, difference, s=12, color=colour_of(label, labels), alpha=0.7)
+        ax.axhline(mean, color="k", label=f"mean {mean:+.4g} ml")
+        if len(part) > 1:
+            low, high = mean - 1.96 * sd, mean + 1.96 * sd
+            ax.axhline(low, color="k", ls="dashed", label=f"limits {low:+.4g} to {high:+.4g} ml")
+            ax.axhline(high, color="k", ls="dashed")
+        ax.set(xlabel="mean of true and predicted volume, ml", ylabel="predicted - true, ml")
+        ax.set_title(f"{name} (n = {len(part)})")
+        ax.legend(loc="best", fontsize="small")
+    return figure
+
+
+def dice_by_size(scores, labels):
+    """Show Dice against the true volume: small structures score lower for the same contour error.
+
+    Parameters
+    ----------
+    scores, labels
+        As for `score_boxes`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _figure(1, 1, 6, 4)
+    for label, name in labels.items():
+        part = scores[scores["label"] == label]
+        look = {"s": 12, "color": colour_of(label, labels), "alpha": 0.7}
+        axes[0, 0].scatter(part["volume_true_ml"], part["dice"], label=name, **look)
+    axes[0, 0].set(xlabel="true volume, ml", ylabel="Dice, 0 to 1", ylim=(None, 1.01))
+    lost = int(scores["dice"].isna().sum())
+    without = f"; {lost} values are NaN and not drawn" if lost else ""
+    axes[0, 0].set_title(f"Dice and size (n = {scores['case'].nunique()} cases{without})")
+    axes[0, 0].legend()
+    return figure
+
+
+def confusion(counts, n_cases):
+    """Show what was predicted where a label is: shares of the voxels of each true label.
+
+    Parameters
+    ----------
+    counts : pandas.DataFrame
+        As `unetseg.scores.count_confusion` returns it.
+    n_cases : int
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    shares = counts.div(counts.sum(axis=1).replace(0, 1), axis=0)
+    side = 2.5 + 0.8 * len(counts)
+    figure, axes = _figure(1, 1, side, 0.9 * side)
+    axes[0, 0].imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares.to_numpy()):
+        text = f"{100 * share:.1f} %\n{counts.iloc[row, column]:,}"
+        colour = "w" if share > 0.5 else "k"
+        axes[0, 0].text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    ticks = range(len(counts))
+    axes[0, 0].set_xticks(ticks, counts.columns)
+    axes[0, 0].set_yticks(ticks, counts.index)
+    axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"Voxels (n = {n_cases} cases)")
     return figure
