@@ -1,10 +1,20 @@
 import json
+import re
+from unicodedata import normalize
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from unetseg.cases import Case, check_cases, find_cases, read_label_names, refuse_problems
+from unetseg.cases import (
+    Case,
+    check_cases,
+    find_cases,
+    find_scored,
+    read_label_names,
+    refuse_problems,
+)
 
 COLUMNS = {
     *("case", "group", "shape", "spacing_mm", "orientation", "channels", "labels", "volume_ml"),
@@ -55,14 +65,6 @@ def test_decathlon_pairs_are_those_that_the_description_lists(touch):
         "c": ("imagesTr/c.nii.gz", None),
     }
     assert [case.id for case in found] == ["a", "b", "c"]
-
-
-def test_a_listed_scan_that_is_missing_is_named(touch):
-    folder = touch("imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
-    listed = [{"image": f"./imagesTr/{i}.nii.gz", "label": f"./labelsTr/{i}.nii.gz"} for i in "abc"]
-    describe(folder, training=listed)
-    with pytest.raises(FileNotFoundError, match=r"imagesTr/b\.nii\.gz"):
-        find_cases(folder)
 
 
 def test_nnunet_scans_with_one_channel_lose_the_number(touch):
@@ -117,30 +119,175 @@ def test_scans_without_masks_that_are_numbered_from_one_are_not_joined_as_channe
     assert [case.id for case in find_cases(folder)] == ["case_0001", "case_0002"]
 
 
+ZOE = "Zo\u00eb"
+FOLDERS = ("images", "labels")
+REFUSED_NAMES = {
+    "orphan masks": (
+        ["images/a.nii", "labels/a.nii", "labels/b.nii", "labels/c.nii"],
+        ["labels/b.nii: no scan is named b; rename", "labels/c.nii: no scan is named c; rename"],
+    ),
+    "as many masks as scans, of other names": (
+        ["images/a_T1.nii", "images/b_T1.nii", "labels/a_seg.nii", "labels/b_seg.nii"],
+        [
+            *(f"labels/{i}_seg.nii: no scan is named {i}_seg; rename or remove one" for i in "ab"),
+            *(f"{i}_T1: this scan has no mask; rename or remove one" for i in "ab"),
+        ],
+    ),
+    "mask numbered like a channel": (
+        ["images/a_0000.nii", "labels/a_0000x.nii"],
+        ["labels/a_0000x.nii: no scan is named a_0000x", "a: this scan has no mask"],
+    ),
+    "some scans numbered, some not": (
+        ["images/a_0000.nii", "images/b.nii", "labels/a.nii", "labels/b.nii"],
+        ["labels/a.nii: no scan is named a", "a_0000: this scan has no mask"],
+    ),
+    "channel numbers with a gap": (
+        ["images/a_0000.nii", "images/a_0002.nii", "labels/a.nii"],
+        ["labels/a.nii: no scan is named a", "a_0000: this scan", "a_0002: this scan"],
+    ),
+    "two suffixes": (
+        ["images/s.nii", "images/s.nii.gz", "labels/s.nii.gz", "labels/s.NII"],
+        [
+            "images/s.nii.gz: of the same id as s.nii; rename",
+            "labels/s.nii.gz: of the same id as s",
+        ],
+    ),
+    "two cases of letters": (
+        ["images/Scan.nii", "images/scan.nii"],
+        ["images/scan.nii: of the same id as Scan.nii; rename or remove one"],
+    ),
+    "two spellings of letters": (
+        [f"images/{normalize(form, ZOE)}.nii" for form in ("NFC", "NFD")],
+        [f"of the same id as {ZOE}.nii; rename or remove one"],
+    ),
+    "copies by Drive": (
+        [f"{f}/a{n}.nii.gz" for f in FOLDERS for n in ("", " (1)", "(2)")],
+        [f"{f}/a{n}.nii.gz: of the same id as a" for f in FOLDERS for n in (" (1)", "(2)")],
+    ),
+    "other formats": (
+        ["images/a.nii", "images/b.hdr", "images/b.img", "images/c.NRRD", "labels/a.nii.zip"],
+        [f"{n}: convert it to .nii.gz" for n in ("b.hdr", "b.img", "c.NRRD", "labels/a.nii.zip")],
+    ),
+    "pairs of files alone": (
+        ["imagesTr/b.hdr", "imagesTr/b.img.gz"],
+        ["b.hdr: c", "b.img.gz: con"],
+    ),
+}
+
+
+def problems_of(error, folder):
+    lines = str(error.value).removesuffix(".").split("\n  ")
+    assert lines[0] == f"{folder}: {len(lines) - 1} problems: "
+    assert "Expected imagesTr and labelsTr, or images" in lines[-1]
+    return lines[1:]
+
+
+@pytest.mark.parametrize("case", REFUSED_NAMES)
+def test_names_that_leave_a_doubt_are_refused_together(case, touch):
+    names, expected = REFUSED_NAMES[case]
+    folder = touch(*names)
+    with pytest.raises(ValueError) as error:
+        find_cases(folder)
+    found = problems_of(error, folder)
+    assert len(found) == len(expected)
+    for words in expected:
+        assert sum(words in line for line in found) == 1, (words, found)
+
+
+def test_problems_of_every_kind_are_told_at_once(touch):
+    folder = touch("imagesTr/a.nii", "imagesTr/A.nii", "imagesTr/c.mha", "labelsTr/b.nii")
+    with pytest.raises(ValueError) as error:
+        find_cases(folder, group_by={"a": "anna"})
+    found = "".join(f"\n  {line}" for line in problems_of(error, folder))
+    words = (
+        "c.mha: con",
+        "imagesTr/a.nii: of the",
+        "b.nii: no scan",
+        "a: this scan",
+        "A: this scan",
+    )
+    for line in (*words, "A: no patient by group_by; add it"):
+        assert line in found
+    assert "  a: no patient" not in found
+
+
+LISTED = {
+    "missing": ({"image": "imagesTr/b.nii", "label": "labelsTr/b.nii"}, "imagesTr/b.nii: listed"),
+    "twice": ({"image": "imagesTr/a.nii", "label": "labelsTr/a.nii"}, "a.nii: of the same id as a"),
+    "above": ({"image": "../x.nii", "label": "labelsTr/a.nii"}, "'../x.nii'.*no pair of files in"),
+    "above, later": (
+        {"image": "imagesTr/a.nii", "label": "labelsTr/../../x.nii"},
+        "no pair of files",
+    ),
+    "absolute": ({"image": "/etc/passwd", "label": "labelsTr/a.nii"}, "no pair of files.*correct"),
+    "on a drive": ({"image": "C:\\x.nii", "label": "labelsTr/a.nii"}, "no pair of files.*correct"),
+    "upwards in Windows": ({"image": "i\\..\\..\\x.nii", "label": "a.nii"}, "no pair of files"),
+    "no mask": ({"image": "imagesTr/a.nii"}, "no pair of files in the folder; correct"),
+    "a name": ("imagesTr/a.nii", "imagesTr/a.nii is no pair of files"),
+    "a number": (7, "7 is no pair of files"),
+    "channels": ({"image": ["a.nii", "b.nii"], "label": "a.nii"}, "no pair of files"),
+}
+
+
+@pytest.mark.parametrize("case", LISTED)
+def test_a_listed_pair_that_is_not_there_or_outside_is_refused(case, touch):
+    folder = touch("imagesTr/a.nii", "labelsTr/a.nii", "imagesTr/c.nii")
+    entry, words = LISTED[case]
+    sound = {"image": "./imagesTr/a.nii", "label": "./labelsTr/a.nii"}
+    describe(folder, training=[sound, entry, {"image": "imagesTr/gone.nii", "label": "x.nii"}])
+    with pytest.raises(ValueError) as error:
+        find_cases(folder)
+    found = problems_of(error, folder)
+    assert len(found) == 2
+    assert re.search(words, "\n".join(found))
+    assert "imagesTr/gone.nii: listed in dataset.json, not there; copy it" in "\n".join(found)
+
+
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("content", "words"),
     [
-        (["images/a.nii", "labels/a.nii", "labels/b.nii", "labels/c.nii"], "2 masks.*b, c"),
-        (["images/a_0000.nii", "labels/a_0000x.nii"], "1 masks.*a_0000x"),
+        ([1, 2], "not in braces"),
+        ({"training": 5}, "'training' is no list"),
+        ({"training": {"a": 1}}, "'training' is no list"),
+        ({"labels": {"whole": [1, 2]}}, "one whole number"),
+        ({"labels": {"a": "b"}}, "one whole number"),
+        ({"labels": [0, "b"]}, "one whole number"),
+        ({"labels": 3}, "one whole number"),
     ],
 )
-def test_a_mask_without_a_scan_is_refused(names, words, touch):
-    with pytest.raises(ValueError, match=words):
-        find_cases(touch(*names))
+def test_a_description_of_another_form_is_named(content, words, touch):
+    folder = touch("images/a.nii")
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"dataset\.json: .*{words}"):
+        read_label_names(folder)
 
 
-def test_two_files_of_one_id_are_refused(touch):
-    folder = touch("images/scan7.nii", "images/scan7.nii.gz", "labels/scan7.nii.gz")
-    with pytest.raises(ValueError, match="scan7"):
-        find_cases(folder)
+@pytest.mark.parametrize("case_id", ["", "a/b", "../a", "/etc/a", "a\\b", "a\n", "a\0"])
+def test_an_id_that_leads_elsewhere_is_refused(case_id, tmp_path):
+    with pytest.raises(ValueError, match=r"cannot be an id.*Rename"):
+        Case(case_id, tmp_path / "a.nii")
 
 
-def test_two_listed_scans_of_one_id_are_refused(touch):
-    folder = touch("one/scan7.nii.gz", "two/scan7.nii.gz")
-    listed = [{"image": f"{f}/scan7.nii.gz", "label": f"{f}/mask.nii.gz"} for f in ("one", "two")]
-    describe(folder, training=listed)
-    with pytest.raises(ValueError, match="scan7"):
-        find_cases(folder)
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("scan", "mask"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_letters_may_be_spelt_in_both_ways(scan, mask, listed, touch):
+    names = {form: normalize(form, f"{ZOE} 1.nii") for form in ("NFC", "NFD")}
+    folder = touch(f"imagesTr/{names[scan]}", f"labelsTr/{names[mask]}")
+    if listed:
+        name = names["NFC" if scan == "NFD" else "NFD"]
+        describe(folder, training=[{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"}])
+    (case,) = find_cases(folder, group_by={names["NFD"][:-4]: "zoe"})
+    assert (case.id, case.group) == (names["NFC"][:-4], "zoe")
+    assert (case.image, case.mask) == (
+        folder / "imagesTr" / names[scan],
+        folder / "labelsTr" / names[mask],
+    )
+
+
+def test_ids_with_spaces_brackets_and_dots_are_no_copies(touch):
+    names = ("scan (1)", "scan (2)", "scan (10)", "a.b c")
+    folder = touch(*(f"{f}/{i}.nii.gz" for f in ("images", "labels") for i in names))
+    assert {case.id for case in find_cases(folder)} == set(names)
 
 
 @pytest.mark.parametrize("names", [[], ["images/notes.txt"], ["labels/.DS_Store"], ["a.nii.gz"]])
@@ -295,6 +442,7 @@ def shifted(affine):
     return moved
 
 
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 PROBLEMS = {
     "other shape": (
         lambda i, m, a: (i, m[:-1], a, a),
@@ -302,7 +450,31 @@ PROBLEMS = {
     ),
     "other place": (lambda i, m, a: (i, m, a, shifted(a)), r"mask\.nii\.gz.*1\.5 mm"),
     "undeclared label": (lambda i, m, a: (i, m + (m == 2), a, a), r"mask\.nii\.gz holds label 3;"),
-    "empty mask": (lambda i, m, a: (i, 0 * m, a, a), r"mask\.nii\.gz is empty"),
+    "empty mask": (lambda i, m, a: (i, 0 * m, a, a), r"mask\.nii\.gz is empty.*Draw it, or take"),
+    "0 and 255": (
+        lambda i, m, a: (i, np.uint8(255) * (m > 0), a, a),
+        r"mask\.nii\.gz holds label 255; declared: \[1, 2\]\. Correct or declare",
+    ),
+    "negative": (lambda i, m, a: (i, m - np.int16(1), a, a), r"mask\.nii\.gz holds label -1; decl"),
+    "many labels": (
+        lambda i, m, a: (i, np.arange(480, dtype="i2").reshape(8, 10, 6), a, a),
+        r"mask\.nii\.gz holds 479 labels, 255 at most\. Is it a scan\?",
+    ),
+    "labels far apart": (
+        lambda i, m, a: (i, m.astype("i4") * 10**6, a, a),
+        r"mask\.nii\.gz holds label 1000000, 2000000; declared",
+    ),
+    "scan as its mask": (
+        lambda i, m, a: (i, i, a, a),
+        r"mask\.nii\.gz holds the values of the scan; put",
+    ),
+    "nan in the mask": (lambda i, m, a: (i, np.where(m, np.nan, m), a, a), r"mask.*holds nan\. Is"),
+    "rgb": (lambda i, m, a: (i.astype(RGB), m, a, a), r"scan\.nii\.gz: voxels of type.*Convert"),
+    "complex": (lambda i, m, a: (i.astype("c8"), m, a, a), r"scan\.nii\.gz: voxels of type"),
+    "both": (
+        lambda i, m, a: (0 * i, 0 * m, a, shifted(a)),
+        r"scan\.nii\.gz has the same value.*mask\.nii\.gz is empty.*mask\.nii\.gz: its affine",
+    ),
     "fractions": (lambda i, m, a: (i, m / np.float32(2), a, a), r"mask\.nii\.gz.*0\.5"),
     "constant": (lambda i, m, a: (0 * i + 7, m, a, a), r"scan\.nii\.gz has the same value"),
     "nan": (lambda i, m, a: (np.where(m, np.nan, i), m, a, a), r"scan\.nii\.gz holds NaN"),
@@ -324,6 +496,66 @@ def test_a_problem_is_found_and_names_the_file(problem, make_arrays, write_nifti
     assert table["problem"].str.contains(words, regex=True).all(), table.loc[0, "problem"]
     with pytest.raises(ValueError, match=words):
         refuse_problems(table)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", ">i4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("labels", [(1, 2), (1, 4), (255, 128), (7, 120), (1, 2 - 5e-10)])
+def test_whole_labels_of_any_type_and_with_gaps_are_no_problem(
+    labels, dtype, make_arrays, write_nifti, affine, tmp_path
+):
+    image, shape = make_arrays()
+    mask = np.select([shape == 1, shape == 2], labels, 0)
+    mask = (mask if dtype[0] == "f" else mask.round()).astype(dtype)
+    nib.save(nib.Nifti1Image(mask, affine, dtype=mask.dtype), tmp_path / "mask.nii.gz")
+    scan = write_nifti(tmp_path / "scan.nii.gz", image, affine)
+    (row,) = check_cases([Case("a", scan, tmp_path / "mask.nii.gz")]).to_dict("records")
+    assert row["problem"] == ""
+    assert row["labels"] == tuple(sorted(round(label) for label in labels))
+    assert row["volume_ml"] == pytest.approx(0.36)  # 60 voxels of 6 mm3
+
+
+def test_a_mask_of_one_voxel_and_a_scan_of_one_slice_are_no_problem(write_nifti, affine, tmp_path):
+    image = np.arange(20, dtype=np.int16).reshape(4, 5, 1)
+    scan = write_nifti(tmp_path / "scan.nii", image, affine)
+    mask = write_nifti(tmp_path / "mask.nii", (image == 7).astype(np.uint8), affine)
+    (row,) = check_cases([Case("a", scan, mask)]).to_dict("records")
+    assert (row["problem"], row["volume_ml"], row["shape"]) == ("", 0.006, (4, 5, 1))
+
+
+def test_one_file_as_scan_and_mask_is_found(make_arrays, write_nifti, affine, tmp_path):
+    scan = write_nifti(tmp_path / "images" / "a.nii", make_arrays()[1], affine)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.nii").symlink_to(scan)
+    (problem,) = check_cases(find_cases(tmp_path))["problem"]
+    assert problem == "a.nii holds the values of the scan; put the mask there."
+
+
+def test_every_channel_is_looked_at(make_arrays, write_nifti, affine, tmp_path):
+    image, mask = make_arrays()
+    channels = (image, np.where(mask, np.nan, image), 0 * image, image)
+    files = [write_nifti(tmp_path / f"a_000{k}.nii", c, affine) for k, c in enumerate(channels)]
+    mask = write_nifti(tmp_path / "mask.nii", mask, affine)
+    (problem,) = check_cases([Case("a", tuple(files), mask)])["problem"]
+    assert problem == (
+        "a_0001.nii holds NaN or infinite voxels; replace them. "
+        "a_0002.nii has the same value everywhere; export it again."
+    )
+    for k in (0, 3):
+        files[k].write_bytes(files[k].read_bytes()[:-9])
+    mask.write_bytes(b"<html>")
+    (problem,) = check_cases([Case("a", tuple(files), mask)])["problem"]
+    for name in ("a_0000.nii", "a_0003.nii", "mask.nii"):
+        assert problem.count(f"{name}: cannot be read as NIfTI") == 1
+
+
+def test_percentiles_of_a_large_scan_are_close(write_nifti, affine, tmp_path):
+    values = np.random.default_rng(0).normal(1000, 100, (150, 150, 150)).astype(np.int16)
+    scan = write_nifti(tmp_path / "scan.nii", values, affine)
+    row = check_cases([Case("a", scan)]).iloc[0]
+    expected = np.percentile(values, (1, 50, 99))  # one step is a hundredth of the spread
+    found = row[["intensity_p1", "intensity_median", "intensity_p99"]].astype(float)
+    np.testing.assert_allclose(found, expected, atol=2)
+    assert row["problem"] == "no mask for scan.nii; add it, or take the scan out."
 
 
 def test_a_negative_label_is_a_problem_also_if_none_is_declared(
@@ -348,6 +580,7 @@ def test_every_case_has_its_row_and_every_problem_is_told_at_once(make_data):
     found = find_cases(folder)
     gone = found[4].mask
     gone.unlink()
+    gone.symlink_to(folder / "nowhere.nii.gz")
     table = check_cases([*found, found[5]])
     assert table["case"].tolist() == [*names, "case_05"]
     problems = table["problem"]
@@ -356,7 +589,7 @@ def test_every_case_has_its_row_and_every_problem_is_told_at_once(make_data):
         "imagesTr/case_01.nii.gz: cannot be read",
         "imagesTr/case_02.nii.gz: cannot be read",
         "labelsTr/case_03.nii.gz: cannot be read",
-        f"{gone}: no such file",
+        f"{gone}: no such file. Fetch what the link leads to, or remove the case.",
         "this id stands for more than one case",
         "",
         "this id stands for more than one case",
@@ -386,3 +619,54 @@ def test_a_pattern_without_a_bracket_and_an_unknown_column_are_refused(make_data
     (folder / "patients.csv").write_text("id,patient\n")
     with pytest.raises(ValueError, match=r"patients.csv: no column 'person'; it has .*'patient'"):
         find_cases(folder, group_by="patients.csv:person")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Folder of an experiment on three cases, whose order and patients its table tells."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "cases.csv").write_text("case,group,shape\nb,01,x\na,,x\nc,NA,x\n")
+    return folder
+
+
+def test_cases_are_scored_with_their_scans_where_there_are_any(touch, results):
+    folder = touch("imagesTr/a.nii", "imagesTr/b.nii", "labelsTr/a.nii", "imagesTr/new.nii")
+    touch("results/masks/a.nii.gz")
+    found = find_scored(folder, results)
+    expected = [("a", "labelsTr/a.nii", None), ("b", None, "01"), ("new", None, None)]
+    masks = names_of(found, folder)
+    assert [(case.id, masks[case.id][1], case.group) for case in found] == expected
+    assert [masks[case.id][0] for case in found] == [f"imagesTr/{i}.nii" for i in ("a", "b", "new")]
+
+
+def test_cases_are_scored_with_the_scans_that_the_description_lists_elsewhere(touch, results):
+    folder = touch("t1/a.nii", "t1/b.nii", "truth/a.nii", "truth/b.nii", "t1/unlisted.nii")
+    touch(*(f"{place}/{i}.nii.gz" for place in ("labelsTr", "results/masks") for i in "abc"))
+    listed = [{"image": f"./t1/{i}.nii", "label": f"./truth/{i}.nii"} for i in "ba"]
+    describe(folder, training=listed)
+    found = find_scored(folder, results)
+    assert names_of(found, folder) == {i: (f"t1/{i}.nii", f"truth/{i}.nii") for i in "ab"}
+    assert [(case.id, case.group) for case in found] == [("a", None), ("b", "01")]
+
+
+@pytest.mark.parametrize("place", ["labelsTr", "labels", "results/masks"])
+def test_cases_are_scored_without_scans_by_masks_alone(place, touch, results, tmp_path):
+    touch(*(f"{place}/{i}.nii.gz" for i in ("a", "b", "c", "other")))
+    folder = tmp_path / "nowhere" if place == "results/masks" else tmp_path
+    touch(*(f"results/masks/{i}.nii.gz" for i in "abc"))
+    listed = [{"image": f"./t1/{i}.nii.gz", "label": f"./labelsTr/{i}.nii.gz"} for i in "abc"]
+    describe(tmp_path, training=listed)  # scans that were not copied
+    found = find_scored(folder, results)
+    expected = {i: (None, f"{place}/{i}.nii.gz") for i in "abc"}
+    assert names_of(found, tmp_path) == expected
+    assert [(case.id, case.group) for case in found] == [("a", None), ("b", "01"), ("c", "NA")]
+
+
+def test_masks_that_are_nowhere_are_listed_and_so_is_a_missing_table(touch, results, tmp_path):
+    touch("labels/b.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"no mask for 2 cases: a, c\..*results.masks"):
+        find_scored(tmp_path, results)
+    (results / "cases.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cases\.csv"):
+        find_scored(tmp_path, results)

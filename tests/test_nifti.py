@@ -1,9 +1,12 @@
 import gzip
+import tracemalloc
 from itertools import permutations, product
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
+from scipy.spatial.transform import Rotation
 
 from unetseg import nifti
 
@@ -13,12 +16,26 @@ AXIS_CODES = ["".join(c) for ends in product("LR", "PA", "IS") for c in permutat
 
 
 def tilted_affine():
-    """RAS+, voxels of 1.5 x 2 x 3 mm, turned by 10 degrees about z."""
-    c, s = np.cos(np.radians(10)), np.sin(np.radians(10))
+    """RAS+, voxels of 1.5 x 2 x 3 mm, doubly oblique: turned about all three axes."""
     affine = np.diag([1.5, 2, 3, 1])
-    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ affine[:3, :3]
+    turn = Rotation.from_euler("xyz", (12, -7, 10), degrees=True).as_matrix()
+    affine[:3, :3] = turn @ affine[:3, :3]
     affine[:3, 3] = (-4, 12, -30)
     return affine
+
+
+def raw_nifti(array, *, sform=None, qform=None, **fields):
+    """Bytes of a NIfTI-1 file with the given forms, and header fields as a bad writer sets them."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    for form, setter in ((qform, header.set_qform), (sform, header.set_sform)):
+        if form is not None:
+            header.set_zooms((*nib.affines.voxel_sizes(form), *[1] * 4)[: array.ndim])
+            setter(form, 1)
+    for name, value in {"vox_offset": 352, "scl_slope": 1, "scl_inter": 0, **fields}.items():
+        header[name] = value
+    return header.binaryblock + bytes(4) + array.tobytes(order="F")
 
 
 def stored_as(codes, array, affine):
@@ -243,6 +260,38 @@ def test_a_mask_on_a_scan_of_scaled_integers_is_not_scaled(affine, tmp_path):
     np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii").get_fdata(), mask)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fields", "expected"),
+    [
+        ("<i2", {}, 5),
+        (">i2", {}, 5),
+        ("<i8", {}, 5),
+        ("<f8", {}, 5),
+        ("<i2", {"scl_slope": 0, "scl_inter": 7}, 5),  # slope 0: not scaled, says the standard
+        ("<u2", {"scl_slope": 2.5, "scl_inter": -1}, 11.5),
+    ],
+)
+def test_voxels_are_read_as_stored_and_scaled(dtype, fields, expected, affine, tmp_path):
+    header = nib.Nifti1Header(endianness=dtype[0])
+    header.set_data_dtype(dtype)
+    header.set_data_shape(SHAPE)
+    header.set_sform(affine, 1)
+    header.set_zooms((1, 2, 3))
+    header["vox_offset"] = 352
+    for name, value in {"scl_slope": 1, "scl_inter": 0, **fields}.items():
+        header[name] = value
+    array = np.full(SHAPE, 5, dtype)
+    (tmp_path / "scan.nii").write_bytes(header.binaryblock + bytes(4) + array.tobytes())
+    image, loaded_affine = nifti.load_image(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(image, np.full(SHAPE, expected))
+    np.testing.assert_array_equal(loaded_affine, affine)
+
+
+def test_voxels_too_large_for_float32_become_infinite_without_a_warning(affine, tmp_path):
+    path = save(tmp_path / "scan.nii", np.full(SHAPE, -1e300), affine)
+    np.testing.assert_array_equal(nifti.load_image(path)[0], np.full(SHAPE, -np.inf))
+
+
 def test_a_mask_with_channels_is_refused(affine, tmp_path):
     path = save(tmp_path / "mask.nii.gz", np.zeros((4, 5, 6, 2), np.uint8), affine)
     with pytest.raises(ValueError, match=r"mask\.nii\.gz.*\(4, 5, 6, 2\)"):
@@ -251,8 +300,10 @@ def test_a_mask_with_channels_is_refused(affine, tmp_path):
 
 def test_a_scan_that_is_not_grey_scale_is_refused(affine, tmp_path):
     rgb = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    with pytest.raises(ValueError, match="grey-scale"):
-        nifti.load_image(save(tmp_path / "rgb.nii", rgb, affine))
+    for name, array in (("rgb.nii", rgb), ("complex.nii", np.zeros(SHAPE, np.complex64))):
+        for reader in (nifti.load_image, nifti.load_mask):
+            with pytest.raises(ValueError, match=rf"{name}: voxels of type.*grey-scale"):
+                reader(save(tmp_path / name, array, affine))
     with pytest.raises(ValueError, match=r"six.nii.*\(4, 5, 6, 2, 2\)"):
         nifti.load_image(save(tmp_path / "six.nii", np.zeros((*SHAPE, 2, 2), np.uint8), affine))
 
@@ -263,20 +314,54 @@ def flip_bit(data, position):
     return bytes(data)
 
 
+def with_fields(raw, **fields):
+    header = nib.Nifti1Header(raw[:348], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    return header.binaryblock + raw[348:]
+
+
+PROMISES = "its header promises shape"
 BROKEN = {
-    "cut_in_the_header.nii.gz": lambda raw: gzip.compress(raw)[:60],
-    "cut_near_the_end.nii.gz": lambda raw: gzip.compress(raw)[:-20],
-    "cut_near_the_end.nii": lambda raw: raw[:-20],
-    "cut_before_it_was_compressed.nii.gz": lambda raw: gzip.compress(raw[:-20]),
-    "cut_in_the_header.nii": lambda raw: raw[:200],
+    "cut_in_the_header.nii.gz": (lambda raw: gzip.compress(raw)[:60], "end-of-stream"),
+    "cut_near_the_end.nii.gz": (lambda raw: gzip.compress(raw)[:-20], "end-of-stream"),
+    "cut_near_the_end.nii": (lambda raw: raw[:-20], "592 bytes; the file can hold 572"),
+    "cut_before_it_was_compressed.nii.gz": (
+        lambda raw: gzip.compress(raw[:-20]),
+        "572 bytes or more, not the 592",
+    ),
+    "cut_in_the_header.nii": (lambda raw: raw[:200], "it begins with"),
     # Stored without compression, so that a voxel changes and nothing else.
-    "bit_of_a_voxel_flipped.nii.gz": lambda raw: flip_bit(gzip.compress(raw, 0), -20),
-    "bit_of_the_stream_flipped.nii.gz": lambda raw: flip_bit(gzip.compress(raw), 150),
-    "web_page.nii.gz": lambda raw: b"<!DOCTYPE html><title>Quota exceeded</title>" * 30,
-    "short_web_page.nii.gz": lambda raw: b"<!DOCTYPE html><title>Quota exceeded</title>",
-    "empty.nii.gz": lambda raw: b"",
-    "empty_inside.nii.gz": lambda raw: gzip.compress(b""),
-    "zeros.nii": lambda raw: bytes(len(raw)),
+    "bit_of_a_voxel_flipped.nii.gz": (lambda raw: flip_bit(gzip.compress(raw, 0), -20), "CRC"),
+    "bit_of_the_stream_flipped.nii.gz": (lambda raw: flip_bit(gzip.compress(raw), 150), ""),
+    "web_page.nii.gz": (lambda raw: b"<!DOCTYPE html><title>Quota</title>" * 30, "DOCTYPE html"),
+    "short_web_page.nii.gz": (lambda raw: b"<!DOCTYPE html><title>Quota", "DOCTYPE html"),
+    "git_lfs.nii.gz": (lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
+    "git_annex.nii.gz": (lambda raw: b"/annex/objects/MD5E-s1--2.nii.gz\n", "annex/objects"),
+    "empty.nii.gz": (lambda raw: b"", "it begins with b''"),
+    "empty_inside.nii.gz": (lambda raw: gzip.compress(b""), "it begins with b''"),
+    "zeros.nii": (lambda raw: bytes(len(raw)), "it begins with"),
+    "bad_magic.nii": (lambda raw: with_fields(raw, magic=b"n?1"), "it begins with"),
+    "half_of_a_pair.nii": (lambda raw: with_fields(raw, magic=b"ni1"), "it begins with"),
+    "unknown_type.nii": (lambda raw: with_fields(raw, datatype=9999), "9999"),
+    "no_axis.nii": (lambda raw: with_fields(raw, dim=[0] * 8), PROMISES),
+    "one_axis.nii": (lambda raw: with_fields(raw, dim=[1, 120, 1, 1, 1, 1, 1, 1]), PROMISES),
+    "an_axis_of_0.nii": (lambda raw: with_fields(raw, dim=[3, 4, 0, 6, 1, 1, 1, 1]), PROMISES),
+    "a_negative_axis.nii": (lambda raw: with_fields(raw, dim=[3, 4, -5, -6, 1, 1, 1, 1]), PROMISES),
+    "larger_than_the_file.nii.gz": (
+        lambda raw: gzip.compress(with_fields(raw, dim=[3, 512, 512, 512, 1, 1, 1, 1])),
+        "shape .512, 512, 512. in 268435808 bytes; the file can hold",
+    ),
+    "larger_than_memory.nii": (
+        lambda raw: with_fields(raw, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]),
+        f"and {2**30} voxels are allowed",
+    ),
+    "late_start.nii": (lambda raw: with_fields(raw, vox_offset=4000), PROMISES),
+    "early_start.nii": (lambda raw: with_fields(raw, vox_offset=16), "offset"),
+    "start_nowhere.nii": (lambda raw: with_fields(raw, vox_offset=np.nan), "NaN"),
+    "bytes_after_the_end.nii": (lambda raw: raw + b"\0", "593 bytes or more, not the 592"),
+    "bytes_after_the_end.nii.gz": (lambda raw: gzip.compress(raw + b"\0"), "not the 592"),
+    "garbage_after_the_end.nii.gz": (lambda raw: gzip.compress(raw) + b"Jane", "gzip"),
 }
 
 
@@ -284,20 +369,46 @@ BROKEN = {
 def test_a_broken_file_is_refused_by_name_by_every_reader(name, truth, tmp_path):
     stored, affine = truth
     path = tmp_path / name
-    path.write_bytes(BROKEN[name](nib.Nifti1Image(stored, affine).to_bytes()))
+    damage, finding = BROKEN[name]
+    path.write_bytes(damage(nib.Nifti1Image(stored, affine).to_bytes()))
+    words = f"{name}: cannot be read as NIfTI: .*{finding}.*or remove the case"
     for reader in (nifti.read, nifti.load_image, nifti.load_mask):
-        with pytest.raises(ValueError, match=f"{name}: cannot be read as NIfTI"):
+        with pytest.raises(ValueError, match=words):
             reader(path)
-    with pytest.raises(ValueError, match=f"{name}: cannot be read as NIfTI"):
+    with pytest.raises(ValueError, match=words):
         nifti.save_mask(tmp_path / "mask.nii.gz", stored, path)
     assert not (tmp_path / "mask.nii.gz").exists()
 
 
+def test_no_more_is_decompressed_than_the_header_promises(truth, tmp_path):
+    raw = nib.Nifti1Image(*truth).to_bytes()
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(raw + bytes(2**27)))  # 128 MiB
+    promise = with_fields(raw, dim=[3, 512, 512, 512, 1, 1, 1, 1])
+    (tmp_path / "promise.nii.gz").write_bytes(gzip.compress(promise))
+    tracemalloc.start()
+    for name in ("bomb.nii.gz", "promise.nii.gz"):
+        with pytest.raises(ValueError, match=name):
+            nifti.read(tmp_path / name)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+
+
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.nii\.gz"):
-        nifti.load_image(tmp_path / "nowhere.nii.gz")
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        nifti.load_mask(tmp_path)
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    for path, advice in (
+        (tmp_path / "nowhere.nii.gz", "Check the spelling"),
+        (tmp_path / "link.nii.gz", "Fetch what the link leads to"),
+        (tmp_path, "Check the spelling"),
+    ):
+        for reader in (nifti.load_image, nifti.load_mask):
+            with pytest.raises(FileNotFoundError, match=f"{path}: no such file. {advice}"):
+                reader(path)
+
+
+def test_a_link_is_followed(truth, tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "scan.nii.gz").symlink_to(save(tmp_path / "far" / "away.nii", *truth))
+    np.testing.assert_array_equal(nifti.load_image(tmp_path / "scan.nii.gz")[0], truth[0])
 
 
 @pytest.mark.parametrize(
@@ -316,9 +427,107 @@ def test_an_affine_that_places_no_voxels_is_refused(rows, tmp_path):
     for name, row in zip(("srow_x", "srow_y", "srow_z"), rows, strict=True):
         image.header[name] = row
     path = tmp_path / "scan.nii"
+    image.header["pixdim"][1:4] = 1
     path.write_bytes(image.to_bytes())
-    with pytest.raises(ValueError, match=r"scan\.nii"):
+    with pytest.raises(ValueError, match=r"scan\.nii.*its affine.*right angles.*Export"):
         nifti.load_image(path)
+
+
+def turned(affine, **changes):
+    """Copy an affine with some entries changed: row and column as letters, xx, xt ..."""
+    affine = affine.copy()
+    for entry, value in changes.items():
+        affine["xyz".index(entry[0]), "xyzt".index(entry[1])] = value
+    return affine
+
+
+GRID = np.array([[-1, 0, 0, 40], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]], float)
+IN_DOUBT = {
+    "neither form": ({}, "neither qform nor sform tells left from right; set both"),
+    "forms apart": (
+        {"sform": GRID, "qform": turned(GRID, xt=41)},
+        "in conflict.* 1 mm.*set both",
+    ),
+    "forms flipped": ({"sform": GRID, "qform": turned(GRID, xx=1)}, "in conflict.* 12 mm"),
+    "forms of other sizes": (
+        {"sform": turned(GRID, xx=-1.1), "qform": GRID, "pixdim": [-1, 1, 2, 3, 1, 1, 1, 1]},
+        "voxel size.*1.1",
+    ),
+    "sheared": ({"sform": turned(GRID, xy=0.01)}, "right angles"),
+    "infinite": ({"sform": turned(GRID, xx=np.inf)}, "right angles"),
+    "origin infinite": ({"sform": turned(GRID, yt=np.inf)}, "right angles"),
+    "origin NaN": ({"qform": turned(GRID, yt=np.nan)}, "right angles"),
+    "quaternion": ({"qform": GRID, "quatern_b": 0.9, "quatern_c": 0.9}, "w2 should be positive"),
+    "quaternion NaN": ({"qform": GRID, "quatern_b": np.nan}, ""),
+    "pixdim 0": ({"qform": GRID, "pixdim": [1, 0, 2, 3, 1, 1, 1, 1]}, r"voxel size \[0.*correct"),
+    "pixdim below 0": ({"qform": GRID, "pixdim": [1, 1, -2, 3, 1, 1, 1, 1]}, "voxel size.*-2"),
+    "pixdim NaN": ({"sform": GRID, "pixdim": [1, 1, np.nan, 3, 1, 1, 1, 1]}, "voxel size.*nan"),
+    "pixdim infinite": ({"qform": GRID, "pixdim": [1, 1, np.inf, 3, 1, 1, 1, 1]}, ""),
+    "pixdim of another grid": ({"sform": GRID, "pixdim": [1] * 8}, "voxel size.*by pixdim.*by aff"),
+    "slope NaN": ({"sform": GRID, "scl_slope": np.nan}, "scl_slope': nan.*correct the scaling"),
+    "intercept infinite": ({"sform": GRID, "scl_inter": np.inf}, "scl_inter': inf"),
+    "unit 5": ({"sform": GRID, "xyzt_units": 5}, "xyzt_units': 5.*correct"),
+}
+
+
+@pytest.mark.parametrize("case", IN_DOUBT)
+def test_a_header_that_leaves_a_doubt_is_refused(case, tmp_path):
+    fields, words = IN_DOUBT[case]
+    path = tmp_path / "scan.nii"
+    with np.errstate(invalid="ignore"):
+        path.write_bytes(raw_nifti(np.arange(7 * 120, dtype="i2").reshape(7, 20, 6), **fields))
+    for kwargs in ({}, {"voxels": False}):
+        with pytest.raises(ValueError, match=rf"scan\.nii: .*{words}.*or remove the case"):
+            nifti.read(path, **kwargs)
+
+
+@pytest.mark.parametrize("unit", [0, 1, 2, 3])
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_one_form_is_enough_and_every_unit_becomes_mm(form, unit, tmp_path):
+    per_mm = {0: 1, 1: 0.001, 2: 1, 3: 1000}[unit]
+    stored = np.diag([per_mm, per_mm, per_mm, 1]) @ tilted_affine()
+    array = np.arange(120, dtype=np.int16).reshape(SHAPE)
+    path = tmp_path / "scan.nii"
+    path.write_bytes(raw_nifti(array, **{form: stored}, xyzt_units=unit + 8))  # 8: seconds
+    image, affine = nifti.load_image(path)
+    np.testing.assert_array_equal(image, array)
+    np.testing.assert_allclose(affine, tilted_affine(), atol=1e-4)
+
+
+def test_the_third_size_of_a_2d_file_may_be_missing(affine, tmp_path):
+    array = np.arange(20, dtype=np.int16).reshape(4, 5)
+    path = tmp_path / "scan.nii"
+    path.write_bytes(raw_nifti(array, sform=affine, pixdim=[1, 1, 2, 0, 0, 0, 0, 0]))
+    image, loaded_affine = nifti.load_image(path)
+    np.testing.assert_array_equal(image, array[..., None])
+    np.testing.assert_array_equal(loaded_affine, affine)
+
+
+ITK_STORAGE = [*product(["RAS", "LPS", "ASL", "PIR"], ["sform"], [2]), ("LIP", "qform", 2)]
+ITK_STORAGE += [("RAS", "qform", 3), ("SLP", "sform", 3), ("LPS", "qform", 1), ("RAS", "both", 2)]
+
+
+@pytest.mark.parametrize(("codes", "form", "unit"), ITK_STORAGE)
+def test_itk_finds_a_saved_mask_on_the_grid_of_its_scan(codes, form, unit, truth, tmp_path):
+    stored, affine = stored_as(codes, *truth)
+    forms = {name: affine for name in ("sform", "qform") if form in (name, "both")}
+    scan, mask = tmp_path / "scan.nii", tmp_path / "mask.nii.gz"
+    scan.write_bytes(raw_nifti(stored, **forms, xyzt_units=unit))
+    nifti.save_mask(mask, truth[0], scan)
+    itk = [SimpleITK.ReadImage(path) for path in (scan, mask)]
+    for read in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        assert getattr(itk[0], read)() == getattr(itk[1], read)()
+    np.testing.assert_array_equal(*map(SimpleITK.GetArrayFromImage, itk))
+    per_mm = {1: 1000, 2: 1, 3: 0.001}[unit]
+    sizes = nib.affines.voxel_sizes(affine) * per_mm
+    np.testing.assert_allclose(itk[1].GetSpacing(), sizes, rtol=1e-5)
+    # ITK counts towards the left and the back; NIfTI towards the right and the front.
+    index = (1, 2, 3)
+    place = (affine[:3] @ [*index, 1] * per_mm) * [-1, -1, 1]
+    np.testing.assert_allclose(itk[1].TransformIndexToPhysicalPoint(index), place, atol=1e-3)
+    headers = [nib.load(path).header for path in (scan, mask)]
+    for field in ("dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "quatern_b"):
+        np.testing.assert_array_equal(headers[0][field], headers[1][field])
 
 
 @pytest.mark.parametrize(
@@ -328,12 +537,12 @@ def test_a_saved_mask_keeps_both_forms_codes_and_units(
     qform_code, sform_code, best, affine, tmp_path
 ):
     moved = affine.copy()
-    moved[0, 3] += 40  # qform and sform may well disagree
+    moved[0, 3] += 0 if qform_code and sform_code else 40  # a form without a code does not count
     image = nib.Nifti1Image(np.zeros(SHAPE, np.float32), None)
     image.header.set_qform(affine, qform_code)
     image.header.set_sform(moved, sform_code)
     image.header.set_xyzt_units("mm", "sec")
-    image.header["cal_max"] = 900
+    image.header["cal_max"], image.header["intent_code"] = 900, 3
     (tmp_path / "scan.nii").write_bytes(image.to_bytes())
     scan = nib.load(tmp_path / "scan.nii")
     nifti.save_mask(tmp_path / "mask.nii.gz", np.ones(SHAPE, np.int64), tmp_path / "scan.nii")
@@ -345,16 +554,7 @@ def test_a_saved_mask_keeps_both_forms_codes_and_units(
         np.testing.assert_array_equal(getattr(header, form)(), getattr(scan.header, form)())
     assert header.get_xyzt_units() == ("mm", "sec")
     assert header["cal_max"] == 0  # the scan's display range would hide the labels
-
-
-def test_a_scan_without_any_form_gets_its_mask_on_the_same_grid(tmp_path):
-    image = nib.Nifti1Image(np.zeros(SHAPE, np.int16), None)
-    image.header.set_zooms((1, 2, 3))
-    (tmp_path / "scan.nii").write_bytes(image.to_bytes())
-    nifti.save_mask(tmp_path / "mask.nii", np.ones(SHAPE, np.int16), tmp_path / "scan.nii")
-    scan, saved = nib.load(tmp_path / "scan.nii"), nib.load(tmp_path / "mask.nii")
-    np.testing.assert_array_equal(saved.affine, scan.affine)
-    assert (int(saved.header["qform_code"]), int(saved.header["sform_code"])) == (0, 0)
+    assert header["intent_code"] == 0  # a mask is no map of t values
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,16 @@ from unetseg import nifti
 from unetseg.workspace import read_json, refuse_any
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+NOT_READ = re.compile(r"\.(hdr|img|mg[hz]|mh[ad]|nrrd|dcm|nii\.(zip|bz2))(\.gz)?$", re.IGNORECASE)
 CHANNEL = re.compile(r"_\d{4}$")
+COPY = re.compile(r" ?\(\d+\)$")  # as Drive and browsers name a second download
+OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
+MAX_LABELS = 255  # a byte tells them and the background apart
 BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
 PERCENTILES = {"intensity_p1": 1, "intensity_median": 50, "intensity_p99": 99}
 COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels", *PERCENTILES]
 COLUMNS += ["labels", "volume_ml", "problem"]
+IMAGES, MASKS = BOTH = ("imagesTr", "images"), ("labelsTr", "labels")
 LAYOUTS = "imagesTr and labelsTr, or images and labels, with .nii or .nii.gz files of one name"
 
 
@@ -30,7 +36,7 @@ class Case:
     id : str
         Unique in the data set; predictions are named after it.
     image : Path or tuple of Path
-        One file, or one per channel.
+        One file, or one per channel. None if the scan is not at hand, for evaluation alone.
     mask : Path, optional
         Label map on the grid of the image.
     group : str, optional
@@ -38,9 +44,14 @@ class Case:
     """
 
     id: str
-    image: Path | tuple[Path, ...]
+    image: Path | tuple[Path, ...] | None
     mask: Path | None = None
     group: str | None = None
+
+    def __post_init__(self):
+        """Refuse an id that leads out of the folder of the predictions."""
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+", str(self.id)):
+            raise ValueError(f"{self.id!r} cannot be an id: files are named after it. Rename it.")
 
     @property
     def files(self):
@@ -75,16 +86,57 @@ def find_cases(folder, *, group_by=None):
     FileNotFoundError
         If the folder or its scans are missing.
     ValueError
-        If a mask has no scan, an id is not unique, or a case has no patient.
+        With every problem of the names in one list: a mask without a scan, two files of one id
+        (``x.nii`` and ``x.nii.gz``, ``X`` and ``x``, Drive's ``x (1)``), channel numbers with a
+        gap, files of another format, listed files that are missing or outside the folder, a
+        case without a patient.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the data.")
-    pairs = _listed_pairs(folder) or _named_pairs(folder)
+    problems = []
+    pairs = _listed_pairs(folder, problems) or _named_pairs(folder, problems)
+    group_of = _group_function(folder, group_by, [*pairs], problems)
+    refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
     if not pairs:
         raise FileNotFoundError(f"{folder}: no case found. Expected {LAYOUTS}.")
-    group_of = _group_function(folder, group_by, [*pairs])
     return [Case(case_id, *pairs[case_id], group_of(case_id)) for case_id in sorted(pairs)]
+
+
+def find_scored(folder, results_dir):
+    """Find the cases of an experiment for its evaluation, with or without their scans.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The data set as for `find_cases`. If it holds no scans, or is not there, the masks are
+        taken from its ``labelsTr`` or ``labels`` or else from the experiment's own copies.
+    results_dir : str or Path
+        Holds ``cases.csv``, which tells the patients, and ``masks``.
+
+    Returns
+    -------
+    list of Case
+        Sorted by id; without scans every ``image`` is None.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``cases.csv`` or the masks are missing.
+    """
+    folder, results_dir = Path(folder), Path(results_dir)
+    table = pd.read_csv(results_dir / "cases.csv", dtype=str, keep_default_na=False)
+    groups = dict(zip(table["case"], table["group"], strict=True))
+    if _listed_pairs(folder, []) or any(_files(folder / name, []) for name in IMAGES):
+        return find_cases(folder, group_by=groups.get)
+    masks, problems = {}, []
+    for path in (results_dir / "masks", *(folder / name for name in reversed(MASKS))):
+        masks |= _files(path, problems)
+    refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
+    missing = sorted(set(groups) - set(masks))
+    advice = f"Point DATA to the data set, or copy its masks to {results_dir / 'masks'}."
+    refuse_any(missing, f"{folder}: no mask for", "cases", advice, FileNotFoundError)
+    return [Case(i, None, masks[i], groups[i] or None) for i in sorted(groups)]
 
 
 def read_label_names(folder):
@@ -102,9 +154,12 @@ def read_label_names(folder):
         Without the background; empty if nothing is declared.
     """
     described = _read_description(Path(folder)).get("labels", {})
-    if not all(str(key).isdecimal() for key in described):
-        described = {value: name for name, value in described.items()}
-    return {int(value): str(name) for value, name in described.items() if int(value)}
+    try:
+        if not all(str(key).isdecimal() for key in described):
+            described = {value: name for name, value in described.items()}
+        return {int(value): str(name) for value, name in described.items() if int(value)}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/dataset.json: {described}; one whole number each.") from error
 
 
 def check_cases(cases, *, labels=None):
@@ -122,8 +177,9 @@ def check_cases(cases, *, labels=None):
     pandas.DataFrame
         A row per case, in order: ``case``, ``group``, ``shape`` (x, y, z), ``spacing_mm``,
         ``orientation`` as stored, ``channels``, ``intensity_p1``, ``intensity_median``,
-        ``intensity_p99``, ``labels`` (the values present, without the background),
-        ``volume_ml`` (all labels together) and ``problem`` (empty if none was found).
+        ``intensity_p99`` (of every n-th voxel in scans of over two million), ``labels`` (the
+        values present, without the background), ``volume_ml`` (all labels together) and
+        ``problem`` (empty if none was found).
 
     See Also
     --------
@@ -131,7 +187,7 @@ def check_cases(cases, *, labels=None):
     """
     table = pd.DataFrame([_check_case(case, labels) for case in cases], columns=COLUMNS)
     repeated = table["case"].duplicated(keep=False)
-    table.loc[repeated, "problem"] += "this id stands for more than one case. "
+    table.loc[repeated, "problem"] += "this id stands for more than one case; rename one. "
     for usual in table["channels"].mode().head(1):
         odd = table["channels"].notna() & (table["channels"] != usual)
         table.loc[odd, "problem"] += f"not {usual:.0f} channels, as most cases have. "
@@ -160,92 +216,134 @@ def refuse_problems(table):
 
 
 def _check_case(case, labels):
-    row = {"case": case.id, "group": case.group, "problem": ""}
+    row, problems = {"case": case.id, "group": case.group}, []
+    header = _attempt(problems, nifti.read, case.files[0], voxels=False)
+    scan = _attempt(problems, nifti.load_image, case.image)
+    if scan:
+        row["orientation"] = "".join(aff2axcodes(header.get_best_affine()))
+        row |= _check_scan(problems, case.files, *scan)
+    for path in case.files[1:] if not scan else ():
+        _attempt(problems, nifti.load_image, path)
+    if case.mask is None:
+        problems.append(f"no mask for {case.files[0].name}; add it, or take the scan out.")
+    elif mask := _attempt(problems, nifti.load_mask, case.mask):
+        row |= _check_mask(problems, case.mask.name, *mask, labels, scan)
+    return row | {"problem": "".join(f"{problem} " for problem in dict.fromkeys(problems))}
+
+
+def _attempt(problems, load, *args, **kwargs):
     try:
-        row["orientation"] = "".join(aff2axcodes(nifti.read(case.files[0]).affine))
-        image, affine = nifti.load_image(case.image)
-        row |= _describe_image(image, affine)
-        if not np.isfinite(image).all():
-            row["problem"] += f"{case.files[0].name} holds NaN or infinite voxels. "
-        elif image.min() == image.max():
-            row["problem"] += f"{case.files[0].name} has the same value everywhere. "
-        if case.mask is None:
-            row["problem"] += f"no mask for {case.files[0].name}. "
-        else:
-            mask, mask_affine = nifti.load_mask(case.mask)
-            volume = np.count_nonzero(mask) * abs(np.linalg.det(mask_affine[:3, :3])) / 1000
-            row["labels"] = tuple(int(value) for value in np.unique(mask) if value)
-            row["volume_ml"] = round(volume, 3)
-            mismatch = nifti.describe_grid_mismatch(image.shape, affine, mask.shape, mask_affine)
-            row["problem"] += _mask_problem(case.mask.name, mismatch, row["labels"], labels)
-    except (ValueError, OSError) as error:
-        row["problem"] += f"{error} "
-    return row
+        return load(*args, **kwargs)
+    except (ValueError, OSError, MemoryError) as error:
+        return problems.append(str(error))
 
 
-def _describe_image(image, affine):
-    with np.errstate(invalid="ignore"):  # infinite voxels; check_cases tells of them
-        values = np.percentile(image, [*PERCENTILES.values()]).round(3)
+def _check_scan(problems, files, image, affine):
+    channels = np.moveaxis(image.reshape(*image.shape[:3], -1), 3, 0)
+    for k, channel in enumerate(channels):
+        name, low, high = files[k % len(files)].name, channel.min(), channel.max()
+        if not np.isfinite([low, high]).all():
+            problems.append(f"{name} holds NaN or infinite voxels; replace them.")
+        elif low == high:
+            problems.append(f"{name} has the same value everywhere; export it again.")
+    # Every n-th voxel of scans above 2 million; n is odd, as most sides are not.
+    sample = [channel.ravel(order="K")[:: image.size // 10**6 | 1] for channel in channels]
+    with np.errstate(invalid="ignore"):  # infinite voxels
+        values = np.percentile(sample, [*PERCENTILES.values()]).round(3)
     spacing = tuple(voxel_sizes(affine).round(3).tolist())
-    row = {"shape": image.shape[:3], "spacing_mm": spacing, "channels": (*image.shape, 1)[3]}
+    row = {"shape": image.shape[:3], "spacing_mm": spacing, "channels": len(channels)}
     return row | dict(zip(PERCENTILES, values, strict=True))
 
 
-def _mask_problem(name, mismatch, present, labels):
-    if mismatch:
-        return f"{name}: its {mismatch} of the scan; resample it to the scan's grid. "
+def _check_mask(problems, name, mask, affine, labels, scan):
+    present = tuple(value for value in _values(mask) if value)
+    odd = [str(v) for v in present if (v not in labels if labels else v < 0)]
     if not present:
-        return f"{name} is empty: it labels no voxel. "
-    undeclared = [str(v) for v in present if (v not in labels if labels else v < 0)]
-    if not undeclared:
-        return ""
-    allowed = sorted(labels) if labels else "values of zero or more"
-    advice = f"declared: {allowed}. Correct the mask or declare the label. "
-    return f"{name} holds label {', '.join(undeclared)}; {advice}"
+        problems.append(f"{name} is empty: it labels no voxel. Draw it, or take the case out.")
+    elif len(present) > MAX_LABELS:
+        problems.append(f"{name} holds {len(present)} labels, {MAX_LABELS} at most. Is it a scan?")
+    elif odd:
+        known = f"declared: {sorted(labels)}" if labels else "allowed: values of zero or more"
+        problems.append(f"{name} holds label {', '.join(odd)}; {known}. Correct or declare it.")
+    if scan:
+        if mismatch := nifti.describe_grid_mismatch(scan[0].shape, scan[1], mask.shape, affine):
+            problems.append(f"{name}: its {mismatch} of the scan; resample it to the scan's grid.")
+        elif scan[0].max() == mask.max() and np.array_equal(np.squeeze(scan[0]), np.squeeze(mask)):
+            problems.append(f"{name} holds the values of the scan; put the mask there.")
+    volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
+    return {"labels": present, "volume_ml": round(volume, 3)}
 
 
-def _by_name(folder, files, values):
-    names = pd.Series([SUFFIX.sub("", path.name) for path in files], dtype=str)
-    repeated, advice = names[names.duplicated()].tolist(), "Rename or remove one."
-    refuse_any(repeated, f"{folder}:", "names stand for more than one scan", advice)
-    return dict(zip(names, values, strict=True))
+def _values(mask):
+    low = int(mask.min())
+    if int(mask.max()) - low >= 2**16:
+        return np.unique(mask).tolist()
+    return (np.flatnonzero(np.bincount(mask.ravel(order="K") - low)) + low).tolist()  # no sorting
 
 
-def _files(folder):
-    found = [path for path in sorted(folder.glob("[!.]*")) if SUFFIX.search(path.name)]
-    return _by_name(folder, found, found)
+def _id(path):
+    return normalize("NFC", SUFFIX.sub("", path.name))  # a Mac may spell letters in another way
+
+
+def _by_id(pairs, problems):
+    found, first = {}, {}
+    for path, value in sorted(pairs, key=lambda pair: (len(pair[0].name), pair[0])):
+        key = _id(path).casefold()
+        if twin := first.get(key) or first.get(COPY.sub("", key)):
+            problems.append(f"{path}: of the same id as {twin.name}; rename or remove one")
+        found[_id(path)], first[key] = value, path
+    return found
+
+
+def _files(folder, problems):
+    found = [(path, path) for path in folder.glob("[!.]*")]
+    problems += [f"{p}: convert it to .nii.gz" for p, _ in sorted(found) if NOT_READ.search(p.name)]
+    return _by_id([pair for pair in found if SUFFIX.search(pair[0].name)], problems)
 
 
 def _read_description(folder):
     path = folder / "dataset.json"
-    return read_json(path) if path.exists() else {}
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict) or not isinstance(content.get("training", []), list):
+        raise ValueError(f"{path}: not in braces, or 'training' is no list. Correct or remove it.")
+    return content
 
 
-def _listed_pairs(folder):
-    listed = _read_description(folder).get("training", [])
-    pairs = [(folder / entry["image"], folder / entry["label"]) for entry in listed]
-    missing = [str(image) for image, _ in pairs if not image.exists()]
+def _listed_pairs(folder, problems):
+    pairs = []
+    for entry in _read_description(folder).get("training", []):
+        names = [isinstance(entry, dict) and entry.get(key) for key in ("image", "label")]
+        if all(isinstance(name, str) and not OUTSIDE.search(name) for name in names):
+            pairs.append([_locate(folder / name) for name in names])
+        else:
+            problems.append(f"dataset.json: {entry} is no pair of files in the folder; correct it")
+    missing = [image for image, _ in pairs if not image.exists()]
     if len(missing) == len(pairs):
         return {}  # nnU-Net lists the scans without their channel numbers
-    subject, advice = f"{folder}/dataset.json:", "Copy them or remove them from the list."
-    refuse_any(missing, subject, "listed scans are not there", advice, FileNotFoundError)
-    pairs = [(image, mask if mask.exists() else None) for image, mask in pairs]
-    return _by_name(folder, [image for image, _ in pairs], pairs)
+    problems += [f"{i}: listed in dataset.json, not there; copy it or correct it" for i in missing]
+    found = [(image, (image, mask if mask.exists() else None)) for image, mask in pairs]
+    return _by_id(found, problems)
 
 
-def _named_pairs(folder):
-    images = _files(folder / "imagesTr") or _files(folder / "images")
-    masks = _files(folder / "labelsTr") or _files(folder / "labels")
-    numbered = [CHANNEL.search(i) and CHANNEL.sub("_0000", i) in images for i in images]
-    if images and all(numbered) and not set(images) & set(masks):
-        channels = pd.Series(images).groupby(lambda name: CHANNEL.sub("", name))
-        images = channels.agg(tuple).to_dict()
-    orphans = sorted(set(masks) - set(images))
-    refuse_any(orphans, f"{folder}:", "masks have no scan of this name", f"Expected {LAYOUTS}.")
-    return {name: (image, masks.get(name)) for name, image in images.items()}
+def _locate(path):
+    twins = [] if path.exists() or path.name.isascii() else path.parent.glob("*")
+    return next((p for p in twins if normalize("NFC", p.name) == normalize("NFC", path.name)), path)
 
 
-def _group_function(folder, group_by, ids):
+def _named_pairs(folder, problems):
+    scans, masks = (_files(folder / a, problems) or _files(folder / b, problems) for a, b in BOTH)
+    lower = [re.sub(r"\d{4}$", lambda k: f"{max(1, int(k[0])) - 1:04d}", i) for i in scans]
+    numbered = all(CHANNEL.search(i) and i in scans for i in lower)  # 0000, 0001 ... no gap
+    if scans and numbered and not set(scans) & set(masks):
+        channels = pd.Series(scans).sort_index().groupby(lambda name: CHANNEL.sub("", name))
+        scans = channels.agg(tuple).to_dict()
+    orphans, alone = sorted(set(masks) - set(scans)), sorted(set(scans) - set(masks))
+    problems += [f"{masks[i]}: no scan is named {i}; rename or remove one" for i in orphans]
+    problems += [f"{i}: this scan has no mask; rename or remove one" for i in alone if orphans]
+    return {name: (scan, masks.get(name)) for name, scan in scans.items()}
+
+
+def _group_function(folder, group_by, ids, problems):
     if group_by is None or (isinstance(group_by, str) and not group_by):
         bids = all(re.search(BIDS_SUBJECT, case_id) for case_id in ids)
         group_by = BIDS_SUBJECT if bids else "()"  # which finds the empty group: no patient
@@ -261,8 +359,7 @@ def _group_function(folder, group_by, ids):
             raise ValueError(f"group_by needs a bracket around the patient. Received: {group_by!r}")
         group_by = {i: found.group(1) for i in ids if (found := pattern.search(i))}
     if not callable(group_by):
-        missing = [case_id for case_id in ids if pd.isna(group_by.get(case_id))]
-        advice = "Extend the table or correct the pattern."
-        refuse_any(missing, "group_by tells no patient for", "cases", advice)
-        group_by = group_by.__getitem__
+        groups = {normalize("NFC", str(case_id)): group for case_id, group in group_by.items()}
+        problems += [f"{i}: no patient by group_by; add it" for i in ids if pd.isna(groups.get(i))]
+        group_by = groups.get
     return lambda case_id: None if (group := group_by(case_id)) in (None, "") else str(group)

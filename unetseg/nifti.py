@@ -1,6 +1,7 @@
 """NIfTI files in and out: read, orient, save; each transform beside its inverse."""
 
 import gzip
+import math
 from pathlib import Path
 
 import nibabel as nib
@@ -10,48 +11,117 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from unetseg.workspace import write_file
 
 LABEL_TOLERANCE = 1e-3  # float32 arithmetic on a scaled integer stays well within this
+SHEAR_TOLERANCE = 1e-3  # largest cosine between two axes
+MAX_VOXELS = 2**30  # 4 GiB as float32
+MM = {0: 1, 1: 1000, 2: 1, 3: 0.001}  # of NIfTI's unit codes: not told, m, mm, micron
+COPY_AGAIN = "Export or download it again (git lfs pull, git annex get), or remove the case."
+SET_FORMS = "set both to the right affine (nibabel: set_sform(affine, 1), set_qform(affine, 1))"
 
 
-def read(path):
+def read(path, *, voxels=True):
     """Read one NIfTI file whole, the checksum of its compression included.
 
     Parameters
     ----------
     path : str or Path
-        A ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2.
+        A ``.nii`` or ``.nii.gz`` file, NIfTI-1 or NIfTI-2. The content counts, not the suffix.
+    voxels : bool, default True
+        If False, read and check the header alone.
 
     Returns
     -------
-    nibabel.Nifti1Image or nibabel.Nifti2Image
-        In the file's own storage order; its data are in memory.
+    nibabel.Nifti1Image or nibabel.Nifti2Image, or its header
+        In the file's own storage order and units; the data are in memory.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file cannot be read to its end, or its affine does not place the voxels in space.
+        If the file does not hold exactly the voxels that its header promises, or the header
+        leaves in doubt where they lie: neither qform nor sform, two that differ, axes that are
+        not at right angles, or voxel sizes that are not positive or not those of the affine.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Check the folder and the spelling.")
+        advice = "Fetch what the link leads to" if path.is_symlink() else "Check the spelling"
+        raise FileNotFoundError(f"{path}: no such file. {advice}, or remove the case.")
     try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)  # unlike nibabel, checks the CRC
-        nifti2 = raw[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # header size 540
-        image = (nib.Nifti2Image if nifti2 else nib.Nifti1Image).from_bytes(raw)
-        array = np.asanyarray(image.dataobj)
-        oriented = np.isfinite(io_orientation(image.affine)).all()
-        volume = np.prod(nib.affines.voxel_sizes(image.affine))
-        oriented &= abs(np.linalg.det(image.affine[:3, :3])) > 1e-4 * volume
+        with open(path, "rb") as file:
+            packed = file.peek(2)[:2] == b"\x1f\x8b"
+            stream = gzip.GzipFile(fileobj=file) if packed else file  # unlike nibabel, checks CRC
+            # No deflated byte stands for more than 1032 others.
+            header = _read_header(stream, path.stat().st_size * (1032 if packed else 1))
+            return _read_image(stream, header) if voxels else header
     except Exception as error:  # gzip, zlib, NumPy and nibabel each have their own for bad bytes
-        advice = "Copy or export the file again, or remove the case."
-        raise ValueError(f"{path}: cannot be read as NIfTI ({error!r}). {advice}") from error
-    if not oriented:
-        problem = f"its affine does not place the voxels in space ({image.affine[:3].tolist()})"
-        raise ValueError(f"{path}: {problem}. Export the scan again with its orientation.")
-    return type(image)(array, image.affine, image.header)
+        problem = f"cannot be read as NIfTI: {str(error) or repr(error)}"
+        raise ValueError(f"{path}: {problem}. {COPY_AGAIN}") from error
+
+
+def _read_header(stream, most_bytes):
+    head = stream.read(544)
+    kind = nib.Nifti2Header if head[4:7] == b"n+2" else nib.Nifti1Header
+    if head[4:7] != b"n+2" and head[344:347] != b"n+1":
+        raise ValueError(f"it begins with {head[:24]!r}; one file in NIfTI-1 or -2 is read")
+    header = kind(head[: kind.sizeof_hdr], check=False)
+    shape, size = header.get_data_shape(), _count_bytes(header)
+    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VOXELS or size > most_bytes:
+        limits = f"the file can hold {most_bytes}, and {MAX_VOXELS} voxels are allowed"
+        raise ValueError(f"its header promises shape {shape} in {size} bytes; {limits}")
+    codes = {name: header[name].item() for name in ("scl_slope", "scl_inter", "xyzt_units")}
+    if not np.isfinite([*codes.values()]).all() or codes["xyzt_units"] & 7 not in MM:
+        raise ValueError(f"its header holds {codes}; correct the scaling (1, 0: none) or unit")
+    sizes = header["pixdim"][1 : len(shape[:3]) + 1].astype(float)
+    header.check_fix()  # what is wrong beyond this is an error or of no importance
+    _check_affines(header, (*shape, 1)[:3], sizes)
+    return header
+
+
+def _count_bytes(header):
+    voxel = header.get_data_dtype().itemsize
+    return header.get_data_offset() + math.prod(header.get_data_shape()) * voxel
+
+
+def _check_affines(header, shape, sizes):
+    forms = header.get_sform(coded=True), header.get_qform(coded=True)
+    if not (affines := [affine for affine, code in forms if code]):
+        raise ValueError(f"neither qform nor sform tells left from right; {SET_FORMS}")
+    for affine in affines:
+        found = nib.affines.voxel_sizes(affine)
+        axes = np.nan_to_num(affine[:3, :3], posinf=0, neginf=0) / np.maximum(found, 1e-12)
+        cosines = np.abs(axes.T @ axes - np.eye(3))
+        if not (np.isfinite(affine).all() and cosines.max() < SHEAR_TOLERANCE):
+            raise ValueError(f"its affine {affine[:3].tolist()} sets no voxels at right angles")
+        if not np.allclose(found[: len(sizes)], sizes, rtol=1e-3, atol=0):
+            raise ValueError(f"voxel size {sizes} by pixdim, {found} by affine; correct the wrong")
+    if mismatch := describe_grid_mismatch(shape, affines[0], shape, affines[-1]):
+        raise ValueError(f"sform and qform are in conflict, the {mismatch}; {SET_FORMS}")
+
+
+def _read_image(stream, header):
+    stream.seek(0)
+    size = _count_bytes(header)
+    raw = stream.read(size + 1)
+    if len(raw) != size:
+        raise ValueError(f"it holds {len(raw)} bytes or more, not the {size} of its header")
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind.from_bytes(raw)
+    return kind(np.asanyarray(image.dataobj), image.affine, image.header)
+
+
+def affine_mm(header):
+    """Affine of a header in mm, whatever its units; those that are not told count as mm.
+
+    Parameters
+    ----------
+    header : nibabel.Nifti1Header
+
+    Returns
+    -------
+    (4, 4) ndarray of float64
+        From storage indices to mm.
+    """
+    return np.diag([MM[int(header["xyzt_units"]) & 7]] * 3 + [1]) @ header.get_best_affine()
 
 
 def spatial_shape(image):
@@ -175,9 +245,11 @@ def load_mask(path):
         problem = f"a mask has three axes, this file has shape {array.shape}"
         raise ValueError(f"{path}: {problem}. Save one label map, not one channel per label.")
     if array.dtype.kind == "f":
-        wrong = ~np.isclose(array, np.rint(array), rtol=0, atol=LABEL_TOLERANCE) | np.isinf(array)
+        with np.errstate(invalid="ignore"):
+            array, fractions = np.rint(array), array
+            wrong = ~(np.abs(array - fractions) <= LABEL_TOLERANCE)  # also NaN and infinity
         if wrong.any():
-            problem = f"a mask holds whole label values, this file holds {array[wrong][0]:.4g}"
+            problem = f"a mask holds whole label values, this file holds {fractions[wrong][0]:.4g}"
             raise ValueError(f"{path}: {problem}. Is it a scan, or was a mask interpolated?")
     return _to_int32(path, array), affine
 
@@ -186,7 +258,7 @@ def _to_int32(path, labels):
     low, high = labels.min(), labels.max()
     if low < -(2**31) or high >= 2**31:
         raise ValueError(f"{path}: labels from {low} to {high} do not fit int32. Renumber them.")
-    return labels.round().astype(np.int32)
+    return labels.astype(np.int32)
 
 
 def _load(path, dtype=None):
@@ -198,7 +270,9 @@ def _load(path, dtype=None):
     if len(channels) > 1:
         raise ValueError(f"{path}: shape {array.shape}; at most x, y, z and channel are read.")
     array = array.reshape(spatial_shape(image) + channels)
-    return to_canonical(array if dtype is None else array.astype(dtype), image.affine)
+    with np.errstate(over="ignore"):  # too large for float32: infinite, of which check_cases tells
+        array = array if dtype is None else array.astype(dtype)
+    return to_canonical(array, affine_mm(image.header))
 
 
 def describe_grid_mismatch(shape_a, affine_a, shape_b, affine_b):
@@ -255,7 +329,7 @@ def save_mask(path, mask, like):
     header.extensions.clear()  # these and the free text may name the patient
     for field in {"descrip", "aux_file", "intent_name", "db_name"} & set(header):
         header[field] = b""
-    header["cal_min"] = header["cal_max"] = 0
+    header["cal_min"] = header["cal_max"] = header["intent_code"] = 0
     stored = from_canonical(_to_int32(path, mask), scan.affine).reshape(scan.shape[:3])
     write(path, type(scan)(stored, scan.affine, header, dtype="smallest"))
 
