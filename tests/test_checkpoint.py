@@ -1,6 +1,8 @@
 import hashlib
+import io
 import json
 import os
+import time
 
 import h5py
 import keras
@@ -193,3 +195,142 @@ def test_a_setting_that_is_gone_is_listed(experiment):
     fewer = {key: value for key, value in SETTINGS.items() if key != "epochs"}
     with pytest.raises(ValueError, match="epochs: 15 there, None now"):
         checkpoint.record_settings(experiment, fewer, RUN)
+
+
+def net(seed=0):
+    """A model with random layers, whose weights are averaged while it is trained."""
+    keras.utils.set_random_seed(seed)
+    layers = [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dropout(0.5)]
+    model = keras.Sequential([*layers, keras.layers.Dense(2)])
+    optimizer = keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(0.1, 20), use_ema=True
+    )
+    model.compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def step(model, number=1):
+    for _ in range(number):
+        model.train_on_batch(X, np.ones((5, 2)))
+
+
+def values(model):
+    return [np.asarray(v) for v in [*model.variables, *model.optimizer.variables]]
+
+
+ABOUT = {"seed": 7, "train": ["a"]}
+
+
+def save(model, folder, epochs):
+    history = [{"epoch": k, "loss": 1 / 3 + k} for k in range(epochs)]
+    checkpoint.save_state(model, folder, {**ABOUT, "history": history, "minutes": 1.5})
+
+
+def test_a_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
+    whole = net()
+    step(whole, 3)
+    save(whole, tmp_path, 1)
+    step(whole, 4)
+    resumed = net(seed=1)
+    state = checkpoint.load_state(resumed, tmp_path, ABOUT)
+    assert state["history"] == [{"epoch": 0, "loss": 1 / 3}]
+    assert state["minutes"] == 1.5
+    step(resumed, 4)  # dropout, learning rate, momenta and averages included
+    for array, expected in zip(values(resumed), values(whole), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_two_states_take_turns_and_the_later_one_is_loaded(tmp_path):
+    model = net()
+    for epochs in range(1, 6):
+        step(model)
+        save(model, tmp_path, epochs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.state", "1.state"]
+    state = checkpoint.load_state(other := net(seed=1), tmp_path, ABOUT)
+    assert len(state["history"]) == 5
+    for array, expected in zip(values(other), values(model), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
+        lambda data: data[:20],
+        lambda data: b"",
+    ],
+    ids=["truncated", "one bit flipped", "cut in the hash", "empty"],
+)
+def test_of_a_damaged_state_is_warned_and_the_one_before_is_loaded(damage, tmp_path):
+    model = net()
+    save(model, tmp_path, 1)
+    before = values(model)
+    step(model)
+    save(model, tmp_path, 2)
+    path = tmp_path / "0.state"
+    path.write_bytes(damage(path.read_bytes()))
+    other = net(seed=1)
+    with pytest.warns(UserWarning, match=r"0\.state: damaged"):
+        state = checkpoint.load_state(other, tmp_path, ABOUT)
+    assert len(state["history"]) == 1
+    for array, expected in zip(values(other), before, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_without_a_state_a_training_begins(tmp_path):
+    model = net()
+    before = values(model)
+    state = checkpoint.load_state(model, tmp_path / "nowhere", ABOUT)
+    assert state == {**ABOUT, "history": [], "minutes": 0}
+    for array, expected in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_the_state_of_something_else_is_not_used(tmp_path):
+    save(net(), tmp_path, 3)
+    state = checkpoint.load_state(net(), tmp_path, ABOUT | {"train": ["b"]})
+    assert state["history"] == []
+
+
+def test_a_state_is_never_unpickled(tmp_path):
+    stream = io.BytesIO()
+    np.savez(stream, about=np.array([{"history": []}], dtype=object))
+    content = stream.getvalue()
+    (tmp_path / "0.state").write_bytes(hashlib.sha256(content).digest() + content)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        checkpoint.load_state(net(), tmp_path, ABOUT)
+
+
+def test_the_state_and_the_history_are_written_after_each_epoch(tmp_path):
+    model = net()
+    about = {**ABOUT, "history": [], "minutes": 0.0}
+    callback = checkpoint.SaveState(tmp_path, about, time.monotonic())
+    model.fit(X, np.ones((5, 2)), epochs=3, verbose=0, callbacks=[callback])
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert rows[0] == "epoch,loss"
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2"]
+    state = checkpoint.load_state(net(), tmp_path, ABOUT)
+    assert state["history"] == about["history"]
+    assert len(state["history"]) == 3
+    assert state["minutes"] > 0
+
+
+def test_an_epoch_that_diverged_is_not_kept(tmp_path):
+    callback = checkpoint.SaveState(tmp_path, {**ABOUT, "history": [], "minutes": 0}, 0)
+    callback.set_model(net())
+    callback.on_epoch_end(0, {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_are_backed_up_now_and_then_and_again_if_it_failed(monkeypatch):
+    clock, copies, works = [0.0], [], [True]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(checkpoint, "back_up", lambda *_: copies.append(clock[0]) or works[0])
+    callback = checkpoint.BackUp("local", "drive")
+    for minute in range(0, 60, 5):
+        clock[0] = 60.0 * minute
+        works[0] = minute != 20
+        callback.on_epoch_end(minute)
+    assert [second / 60 for second in copies] == [20, 25, 45]

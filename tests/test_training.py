@@ -1,8 +1,12 @@
+import contextlib
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
@@ -12,16 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from sklearn.model_selection import KFold
 
-from unetseg import sample, training
-from unetseg.augmentation import Patches
-from unetseg.cases import Case
+from unetseg import checkpoint, sample, splits, training, workspace
+from unetseg.augmentation import CachedCases, Patches
 from unetseg.inference import load_models, predict_case
 from unetseg.model import build_unet, dice_cross_entropy
 from unetseg.nifti import load_mask
-from unetseg.preprocessing import CachedCases, Preprocessor
-from unetseg.training import Recipe, check_folds, cross_validate, make_folds, train_fold
+from unetseg.preprocessing import Preprocessor
+from unetseg.training import Recipe, cross_validate, make_folds, train_fold
 
 # numpy's complaint about the variables of TensorFlow, which Keras hands to it
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -112,97 +114,8 @@ def weights(path):
     return found
 
 
-def plain_cases(ids, group_of=lambda case_id: None):
-    return [Case(case_id, None, group=group_of(case_id)) for case_id in ids]
-
-
-@pytest.mark.parametrize("n", [5, 23, 260])
-def test_without_groups_the_folds_are_nnunets(n):
-    ids = [f"hippocampus_{k:03d}" for k in np.random.default_rng(0).permutation(n)]
-    folds = make_folds(plain_cases(ids))
-    ordered = np.sort(ids)
-    split = KFold(n_splits=5, shuffle=True, random_state=12345).split(ordered)
-    for fold, (train, val) in zip(folds, split, strict=True):
-        assert fold == {"train": ordered[train].tolist(), "val": ordered[val].tolist()}
-
-
-@pytest.mark.parametrize("n_splits", [2, 5])
-def test_scans_of_a_patient_never_part_and_every_case_is_validated_once(n_splits):
-    ids = [f"p{k // 3}_scan{k % 3}" for k in range(20)]
-    cases = plain_cases(ids, lambda case_id: case_id.split("_")[0])
-    folds = make_folds(cases, n_splits)
-    assert len(folds) == n_splits
-    assert sorted(i for fold in folds for i in fold["val"]) == sorted(ids)
-    for fold in folds:
-        assert sorted(fold["train"] + fold["val"]) == sorted(ids)
-        patients = [{i.split("_")[0] for i in fold[part]} for part in ("train", "val")]
-        assert not patients[0] & patients[1]
-
-
-def test_the_order_of_the_cases_makes_no_difference():
-    cases = plain_cases([f"c{k}" for k in range(12)], lambda case_id: case_id[-1])
-    assert make_folds(cases[::-1], 3) == make_folds(cases, 3)
-
-
-def test_another_seed_gives_other_folds():
-    cases = plain_cases([f"c{k}" for k in range(12)])
-    assert make_folds(cases, 3, seed=1) != make_folds(cases, 3)
-
-
-@pytest.mark.parametrize("n_splits", [1, 5])
-def test_more_folds_than_patients_are_refused(n_splits):
-    cases = plain_cases([f"p{k // 2}_{k % 2}" for k in range(8)], lambda case_id: case_id[:2])
-    with pytest.raises(ValueError, match=f"number of patients, 4.*n_splits={n_splits}"):
-        make_folds(cases, n_splits)
-
-
-FOLDS = [{"train": ["c", "d"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]
-LABELS = {"a": (1,), "b": (4,), "c": (1, 4), "d": ()}
-
-
-def four_cases(**groups):
-    return plain_cases("abcd", groups.get)
-
-
-def test_sound_folds_pass():
-    check_folds(FOLDS, four_cases(a="x", b="x"), LABELS)
-
-
-@pytest.mark.parametrize(
-    ("folds", "groups", "labels", "message"),
-    [
-        (
-            [{"train": ["c", "z"], "val": ["a", "b"]}],
-            {},
-            {},
-            "1 cases are not in the data: z",
-        ),
-        (FOLDS, {"b": "x", "c": "x"}, {}, "Fold 0 .*patients are in both parts: x"),
-        (
-            [{"train": ["a", "c"], "val": ["a", "b"]}],
-            {},
-            {},
-            "patients are in both parts: a",
-        ),
-        (FOLDS, {}, {"c": (1,)}, "Fold 0 .*labels are in no case of its train part: 4"),
-        (FOLDS, {}, {"b": ()}, "Fold 0 .*labels are in no case of its val part: 4"),
-        (
-            [{"train": ["c", "d"], "val": []}],
-            {},
-            {},
-            "are in no case of its val part: 1, 4",
-        ),
-        (
-            [FOLDS[0], {"train": ["d", "b"], "val": ["c", "a"]}],
-            {},
-            {"d": (1, 4)},
-            "Fold 1 .*cases are validated again: a",
-        ),
-    ],
-)
-def test_folds_whose_score_would_mean_nothing_are_refused(folds, groups, labels, message):
-    with pytest.raises(ValueError, match=message):
-        check_folds(folds, four_cases(**groups), LABELS | labels)
+def test_folds_are_made_by_the_function_of_the_splits():
+    assert training.make_folds is splits.make_folds
 
 
 @pytest.mark.parametrize(
@@ -235,13 +148,13 @@ def test_a_misspelt_field_of_the_recipe_is_refused(cases, tmp_path):
 
 def test_a_run_leaves_the_files_of_the_design_and_no_others(run, cases):
     assert files(run.results) == {
-        *("experiment.json", "preprocessor.json", "cases.csv", "splits.json"),
+        *("experiment.json", "preprocessor.json", "cases.csv", "leaks.csv", "splits.json"),
         *(
             f"fold_{k}/{n}"
             for k in (0, 1)
             for n in ("model.weights.h5", "history.csv", "done.json")
         ),
-        *(f"predictions/{case.id}.nii.gz" for case in cases),
+        *(f"{folder}/{case.id}.nii.gz" for case in cases for folder in ("masks", "predictions")),
     }
 
 
@@ -415,9 +328,45 @@ def test_splits_edited_after_a_fold_was_trained_are_refused(copy, cases, trained
 def test_unsound_splits_edited_by_hand_stop_before_training(cases, tmp_path, trained):
     folds = [{"train": ["c0", "c1"], "val": ["c1", "c2"]}]
     (tmp_path / "splits.json").write_text(json.dumps(folds))
-    with pytest.raises(ValueError, match="patients are in both parts: c1"):
+    with pytest.raises(ValueError, match="cases are in both parts: c1"):
         cross_validate(cases, tmp_path, **SETTINGS)
     assert trained == []
+
+
+def test_a_leak_stops_before_any_training_unless_it_is_allowed(
+    cases, make_cases, tmp_path, trained, write_case
+):
+    image, mask = arrays(0)  # that of c0, stored otherwise and under another name
+    twice = [*cases, write_case(tmp_path, "again", image, mask, codes="LPS")]
+    folds = [{"train": ["c0", "c1", "c2"], "val": ["again", "c3"]}]
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "splits.json").write_text(json.dumps(folds))
+    with pytest.raises(ValueError, match="again and c0: identical scan"):
+        cross_validate(twice, results, **SETTINGS)
+    assert trained == []
+    assert files(results) == {"splits.json"}
+    cross_validate(twice, results, allow_leaks=True, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_0"]
+    [header, leak] = (results / "leaks.csv").read_text().splitlines()
+    assert header == "kind,case,other,fold,detail"
+    assert leak.startswith("identical scan,again,c0,0,")
+
+
+def test_a_patient_in_both_parts_stops_before_any_training(cases, tmp_path, trained):
+    grouped = [replace(case, group="x") for case in cases]
+    (tmp_path / "splits.json").write_text(json.dumps(EDITED))
+    with pytest.raises(ValueError, match="one patient, patient x"):
+        cross_validate(grouped, tmp_path, **SETTINGS)
+    assert trained == []
+
+
+def test_the_masks_are_kept_beside_the_predictions(run, cases):
+    for case in cases:
+        kept, kept_affine = load_mask(run.results / "masks" / f"{case.id}.nii.gz")
+        mask, affine = load_mask(case.mask)
+        np.testing.assert_array_equal(kept, mask)
+        np.testing.assert_allclose(kept_affine, affine)
 
 
 def test_a_bad_case_stops_before_any_training(cases, tmp_path, write_case, trained):
@@ -455,8 +404,8 @@ def test_settings_that_could_not_be_trained_can_be_corrected(cases, tmp_path, tr
     ("channels", "preprocessor", "precision", "input_shape"),
     [
         (2, Preprocessor(patch=PATCH), "float32", (8, 16, 8, 2)),
-        (1, Preprocessor(dimensions=2), "float32", (10, 20, 1)),
-        (2, Preprocessor(patch=(1, 16, 8)), "float32", (16, 8, 2)),
+        (1, Preprocessor(dimensions=2), "float32", (10, 20, 5)),  # 2 slices on each side
+        (2, Preprocessor(patch=(1, 16, 8)), "float32", (16, 8, 10)),
         (1, Preprocessor(patch=PATCH), "mixed_bfloat16", (8, 16, 8, 1)),
     ],
 )
@@ -678,3 +627,160 @@ def test_mirrored_copies_are_predicted_only_by_models_that_saw_mirrored_patches(
     monkeypatch.setattr(training, "predict_cases", lambda *_, mirror_axes: used.append(mirror_axes))
     train_one(cases, tmp_path, augment=augment)
     assert used == [axes]
+
+
+class StopAt(keras.callbacks.Callback):
+    """Stops as the stop button of a notebook does, in a batch of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.stop, self.epoch = epoch, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.epoch == self.stop:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_fold_goes_on_and_ends_as_if_it_had_not_been_stopped(cases, tmp_path):
+    settings = {"preprocessor": Preprocessor(patch=PATCH).fit(cases), "seed": 3}
+    settings["model_args"] = {"filters": 4, "depth": 1, "dropout": 0.3}
+    settings["recipe"] = Recipe(epochs=4, steps=2, batch_size=2, precision="float32")
+    train_fold(cases[:3], cases[3:], tmp_path / "whole" / "fold_0", **settings)
+    fold = tmp_path / "stopped" / "fold_0"
+    for epoch in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train_fold(cases[:3], cases[3:], fold, callbacks=[StopAt(epoch)], **settings)
+        assert len(pd.read_csv(fold / "history.csv")) == epoch
+        assert not (fold / "done.json").exists()
+    train_fold(cases[:3], cases[3:], fold, **settings)
+    assert_same_fold(fold, tmp_path / "whole" / "fold_0")
+    assert files(fold) == {"model.weights.h5", "history.csv", "done.json"}
+
+
+def assert_same_fold(fold, expected):
+    assert (fold / "history.csv").read_text() == (expected / "history.csv").read_text()
+    found, right = (weights(folder / "model.weights.h5") for folder in (fold, expected))
+    assert found.keys() == right.keys()
+    for key, array in right.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+def test_stopping_by_hand_says_how_to_go_on(cases, tmp_path, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train_fold", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(cases, tmp_path / "results", **SETTINGS)
+    assert "Stopped in fold 0. Run this again: it goes on from" in capsys.readouterr().out
+    assert not (tmp_path / "results" / "running.json").exists()
+
+
+def test_a_second_run_on_the_folder_is_refused(copy, cases, trained):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        lock = {"host": platform.node(), "pid": process.pid, "time": time.time()}
+        (copy / "running.json").write_text(json.dumps(lock))
+        with pytest.raises(RuntimeError, match="another run uses this folder"):
+            cross_validate(cases, copy, **SETTINGS)
+        process.communicate(b"\n")
+    assert trained == []
+
+
+def test_a_fold_trained_again_does_not_go_on_from_an_old_state(copy, cases, trained):
+    (copy / "fold_0" / "1.state").write_bytes(b"left")
+    cross_validate(cases, copy, retrain=True, **SETTINGS)
+    assert not (copy / "fold_0" / "1.state").exists()
+
+
+def test_a_finished_fold_whose_weights_are_damaged_is_trained_again(copy, cases, trained, capsys):
+    path = copy / "fold_1" / "model.weights.h5"
+    path.write_bytes(path.read_bytes()[:-1])
+    cross_validate(cases, copy, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_1"]
+    assert "fold_1: was finished, but files are missing or damaged" in capsys.readouterr().out
+
+
+def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
+    cases, tmp_path, monkeypatch, capsys
+):
+    results, drive = tmp_path / "results", tmp_path / "drive"
+    copy, broken = workspace.mirror, [True]
+
+    def mirror(*args):
+        if broken.pop() if broken else False:
+            raise OSError(107, "Transport endpoint is not connected")
+        return copy(*args)
+
+    monkeypatch.setattr(workspace, "mirror", mirror)
+    monkeypatch.setattr(checkpoint, "BACK_UP_SECONDS", -1)  # after every epoch
+    cross_validate(cases, results, backup_dir=drive, **SETTINGS)
+    assert "NOT SAFE ON DRIVE YET: [Errno 107]" in capsys.readouterr().out
+    assert files(drive) == files(results)
+    assert not list(drive.rglob("*.state"))
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from unetseg.cases import find_cases
+from unetseg.preprocessing import Preprocessor
+from unetseg.training import cross_validate
+
+found = find_cases(sys.argv[1])
+arguments = {"filters": 4, "depth": 1, "dropout": 0.3}
+settings = {"epochs": 4, "steps": 4, "batch_size": 2, "n_splits": 2, "model_args": arguments}
+print("ready", flush=True)
+results = Path(sys.argv[2])
+cross_validate(found, results, preprocessor=Preprocessor(patch=(8, 8, 8)), **settings)
+"""
+
+
+def start(data, results):
+    """Start a training in a process of its own; return it when its imports are done."""
+    command = [sys.executable, "-c", INTERRUPTED, str(data), str(results)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def finish(process, after=None):
+    """Wait for a process, or kill it after some seconds; return its exit status."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+    process.kill()  # SIGKILL
+    process.stdout.close()
+    return process.wait()
+
+
+def assert_same_run(results, expected):
+    for fold in ("fold_0", "fold_1"):
+        assert_same_fold(results / fold, expected / fold)
+    assert files(results) == files(expected)
+    for path in (expected / "predictions").iterdir():
+        assert (results / "predictions" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.long
+def test_trainings_killed_at_20_random_moments_end_as_if_they_had_not_been(make_data, tmp_path):
+    data, expected = make_data(4), tmp_path / "expected"
+    process = start(data, expected)
+    began = time.monotonic()
+    assert finish(process) == 0
+    lasts = time.monotonic() - began
+    rng, kills, runs, epochs = np.random.default_rng(0), 0, 0, 0
+    while kills < 20 or process.returncode != 0:
+        results = tmp_path / f"run {runs}"
+        process = start(data, results)
+        finish(process, after=rng.uniform(0, 0.8 * lasts) if kills < 20 else None)
+        trained = sum(len(pd.read_csv(path)) for path in results.glob("fold_*/history.csv"))
+        assert trained >= epochs  # what was trained stays
+        kills, epochs = kills + (process.returncode != 0), trained
+        if process.returncode == 0:
+            assert_same_run(results, expected)
+            runs, epochs = runs + 1, 0
+    assert runs >= 1

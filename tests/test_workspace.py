@@ -1,13 +1,19 @@
 import hashlib
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
+import time
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient.exceptions import CellExecutionError
 
 from unetseg import workspace
 
@@ -199,6 +205,21 @@ def test_a_missing_data_folder_is_named_with_what_to_do(machine, request, tmp_pa
         workspace.prepare("data/typo", "x")
     assert str(tmp_path) in str(error.value)
     assert not (tmp_path / "content" / "data").exists()
+
+
+def test_a_missing_data_folder_is_no_error_where_it_is_not_needed(local):
+    place = workspace.prepare("data/typo", "x", need_data=False)
+    assert place == (local / "data/typo", local / "results/x", None)
+    assert not local.exists()
+
+
+def test_in_colab_results_are_fetched_also_without_the_data(colab):
+    drive, disk = colab
+    fill(drive / "results" / "x", splits_json=b"[]")
+    place = workspace.prepare("data/typo", "x", need_data=False)
+    assert content_of(place.results) == {"splits.json": b"[]"}
+    assert disk in place.data.parents
+    assert not place.data.exists()
 
 
 @pytest.mark.parametrize(
@@ -408,3 +429,254 @@ def test_in_colab_splits_edited_on_drive_are_taken_and_other_newer_files_stay(co
     place = workspace.prepare("sample", "x")
     assert (place.results / "splits.json").read_bytes() == b"edited"
     assert (place.results / "scores.csv").read_bytes() == b"new"
+
+
+def tagged(source, *tags):
+    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+
+
+def make_project(folder, *cells):
+    """A project with one notebook, x, beside the package."""
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "unetseg").symlink_to(Path(workspace.__file__).parent)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / "x.ipynb")
+    return folder
+
+
+FIGURE = """import matplotlib.pyplot as plt
+figure, axes = plt.subplots()
+plt.close(figure)
+figure"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A small notebook as it was before and after, its report, and what was logged meanwhile."""
+    project = make_project(
+        tmp_path_factory.mktemp("report") / "it's a project",
+        nbformat.v4.new_markdown_cell("# A title\n\nA sentence with `code` and $x^2$."),
+        tagged("raise RuntimeError('the set-up was executed')", "set-up"),
+        nbformat.v4.new_markdown_cell("How to set it", metadata={"tags": ["no-report"]}),
+        tagged("COUNT = 1  # @param\nNAME, KEPT = 'default', 'kept'", "parameters"),
+        tagged("print('count', COUNT + 1, NAME, KEPT, workspace.__name__)"),
+        tagged("from pathlib import Path\nprint('in', Path.cwd().name)"),
+        tagged("import pandas as pd\npd.DataFrame({'column': [1, 2]})"),
+        tagged(FIGURE),
+        tagged("print('not shown')", "no-report"),
+    )
+    notebook = (project / "notebooks" / "x.ipynb").read_bytes()
+    path, errors = project / "results" / "new" / "report.html", project / "errors.txt"
+    call = "from pathlib import Path; from unetseg import workspace; "
+    call += f"workspace.project_dir = lambda: Path({str(project)!r}); "
+    call += f"workspace.write_report('x', {str(path)!r}, COUNT=41, NAME='it\\'s \\\\given')"
+    paths = {"PYTHONPATH": str(project)}
+    with open(errors, "w", encoding="utf-8") as file:
+        subprocess.run(
+            [sys.executable, "-c", call], stderr=file, check=True, env=os.environ | paths
+        )
+    after = (project / "notebooks" / "x.ipynb").read_bytes()
+    logged = errors.read_text(encoding="utf-8")
+    return notebook == after, path, unescape(path.read_text(encoding="utf-8")), logged
+
+
+def test_a_report_shows_the_results_of_the_given_settings(report):
+    unchanged, path, page, _ = report
+    assert unchanged
+    assert "count 42 it's \\given kept unetseg.workspace" in page
+    assert "in notebooks" in page
+    assert "<title>report</title>" in page
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_report_shows_text_tables_and_figures_but_no_code(report):
+    page = report[2]
+    assert ">A title" in page
+    assert "<code>code</code>" in page
+    assert re.search(r"<th>column</th>", page)
+    assert len(re.findall(r'<img\b[^>]*src="data:image/png;base64,[\w+/=\s]{1000,}"', page)) == 1
+    for code in ("COUNT", "RuntimeError", "import", "print(", "subplots"):
+        assert code not in re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL)
+
+
+def test_a_report_leaves_out_the_cells_tagged_so(report):
+    assert "not shown" not in report[2]
+    assert "How to set it" not in report[2]
+
+
+def test_a_report_fetches_nothing_and_runs_no_script(report):
+    tags = r"""<[a-z]+\b[^>]*\s(?:src|href|data)=["']?(?:https?:)?//|@import|<script"""
+    assert re.findall(tags + r"""|url\(["']?(?:https?:)?//""", report[2]) == []
+
+
+def test_a_report_is_written_without_noise(report):
+    logged = report[3]
+    assert "IPKernelApp" not in logged
+    assert "WARNING" not in logged
+
+
+def test_an_error_in_a_notebook_is_raised_and_leaves_the_old_report(tmp_path, monkeypatch):
+    project = make_project(tmp_path, tagged("1 / 0"))
+    monkeypatch.setattr(workspace, "project_dir", lambda: project)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_bytes(b"old")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        workspace.write_report("x", tmp_path / "out" / "report.html")
+    assert content_of(tmp_path / "out") == {"report.html": b"old"}
+
+
+def test_a_notebook_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"y\.ipynb"):
+        workspace.write_report("y", tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+TRAINED = {"fold_0__model.weights_h5": b"w" * 100, "fold_0__done_json": b"{}"}
+
+
+class Drive:
+    """A folder that fails as Google Drive does: for every file, or for those of some name."""
+
+    def __init__(self, monkeypatch, fault, name=""):
+        self.write, self.fault, self.name = workspace.write_file, fault, name
+        monkeypatch.setattr(workspace, "write_file", self.write_file)
+
+    def write_file(self, path, data):
+        path = Path(path)
+        if not self.fault or "drive" not in path.parts or self.name not in path.name:
+            return self.write(path, data)
+        if self.fault == "truncates":
+            part = path.with_name(path.name + ".part")
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data[: len(data) // 2])
+            raise OSError(f"{part}: reads back differently from what was written.")
+        raise OSError(self.fault, os.strerror(self.fault), str(path))
+
+
+@pytest.mark.parametrize("fault", [5, 28, 30, 107, "truncates"])  # EIO, ENOSPC, EROFS, ENOTCONN
+def test_a_drive_that_fails_stops_nothing_and_gets_the_files_later(
+    fault, tmp_path, monkeypatch, capsys
+):
+    local, drive = tmp_path / "local", tmp_path / "drive"
+    fill(local, **TRAINED, scores_csv=b"1")
+    failing = Drive(monkeypatch, fault, "weights")
+    assert workspace.back_up(local, drive) is False
+    said = capsys.readouterr().out
+    assert "NOT SAFE ON DRIVE YET" in said
+    assert "1 files are not there yet: fold_0/model.weights.h5" in said
+    assert f"on the local disk, in {local}" in said
+    assert set(content_of(drive)) - {"fold_0/model.weights.h5.part"} == {"scores.csv"}
+    failing.fault = None
+    assert workspace.back_up(local, drive) is True
+    assert not capsys.readouterr().out
+    assert content_of(drive) == content_of(local)
+
+
+def test_what_drive_lost_after_it_was_written_is_copied_again(tmp_path):
+    local, drive = tmp_path / "local", tmp_path / "drive"
+    fill(local, **TRAINED)
+    assert workspace.back_up(local, drive)
+    (drive / "fold_0" / "model.weights.h5").write_bytes(b"w" * 50)
+    (drive / "fold_0" / "done.json").unlink()
+    assert workspace.back_up(local, drive)
+    assert content_of(drive) == content_of(local)
+
+
+def lock_of(folder, **about):
+    known = {"host": "elsewhere", "pid": 1, "time": time.time()}
+    (folder / "running.json").write_text(json.dumps(known | about))
+
+
+def test_a_run_locks_its_folders_and_gives_them_back(tmp_path):
+    (tmp_path / "a").mkdir()
+    with workspace.only_run(tmp_path / "a", tmp_path / "b", None):
+        for name in "ab":
+            lock = json.loads((tmp_path / name / "running.json").read_text())
+            assert lock["pid"] == os.getpid()
+            assert lock["host"] == platform.node()
+            assert abs(lock["time"] - time.time()) < 60
+    assert not list(tmp_path.rglob("running.json"))
+
+
+def test_a_run_that_fails_gives_its_folder_back(tmp_path):
+    with pytest.raises(ZeroDivisionError), workspace.only_run(tmp_path):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_is_renewed(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "STALE", 0.03)
+    with workspace.only_run(tmp_path):
+        first = (tmp_path / "running.json").read_text()
+        for _ in range(1000):
+            time.sleep(0.01)
+            if (tmp_path / "running.json").read_text() != first:
+                break
+        else:
+            pytest.fail("not renewed")
+
+
+def test_a_second_run_elsewhere_is_refused_if_the_first_shows_a_sign_of_life(tmp_path, monkeypatch):
+    lock_of(tmp_path, pid=77)
+    monkeypatch.setattr(workspace.time, "sleep", lambda seconds: lock_of(tmp_path, pid=77))
+    with (
+        pytest.raises(RuntimeError, match=r"running.json: another run .*process 77 on elsewhere"),
+        workspace.only_run(tmp_path),
+    ):
+        pytest.fail("ran")
+    assert json.loads((tmp_path / "running.json").read_text())["pid"] == 77
+
+
+def test_a_lock_of_a_machine_that_was_cut_off_just_now_is_waited_for(tmp_path, monkeypatch):
+    waited = []
+    lock_of(tmp_path)
+    monkeypatch.setattr(workspace.time, "sleep", waited.append)
+    with workspace.only_run(tmp_path):
+        assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
+    assert waited == [180]
+
+
+def test_fetching_results_takes_no_marker_and_no_state_to_a_finished_fold(tmp_path):
+    local, drive = tmp_path / "local", tmp_path / "drive"
+    fill(local, **TRAINED)
+    fill(drive, fold_0__1_state=b"s", fold_0__history_csv=b"h")
+    workspace.mirror(drive, local, overwrite=False)
+    assert set(content_of(local)) == {
+        *("fold_0/model.weights.h5", "fold_0/done.json", "fold_0/history.csv")
+    }
+
+
+def test_a_back_up_removes_the_states_of_finished_folds_there(tmp_path):
+    local, drive = tmp_path / "local", tmp_path / "drive"
+    fill(local, **TRAINED, fold_1__0_state=b"s")
+    fill(drive, fold_0__1_state=b"s")
+    assert workspace.back_up(local, drive)
+    assert set(content_of(drive)) == set(content_of(local))
+
+
+def test_a_lock_without_a_sign_of_life_is_taken_over(tmp_path, capsys):
+    lock_of(tmp_path, time=time.time() - 181)
+    with workspace.only_run(tmp_path):
+        assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
+    assert "taken over from process 1 on elsewhere" in capsys.readouterr().out
+
+
+def test_on_this_machine_a_lock_holds_as_long_as_its_process_lives(tmp_path, capsys):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        lock_of(tmp_path, host=platform.node(), pid=process.pid)
+        with pytest.raises(RuntimeError, match="another run"), workspace.only_run(tmp_path):
+            pytest.fail("ran")
+        process.communicate(b"\n")
+    with workspace.only_run(tmp_path):
+        assert "taken over" in capsys.readouterr().out
+
+
+def test_an_earlier_run_of_this_process_holds_no_lock(tmp_path):
+    lock_of(tmp_path, host=platform.node(), pid=os.getpid())
+    with workspace.only_run(tmp_path):
+        pass
+
+
+def test_locks_are_not_mirrored(tmp_path):
+    fill(tmp_path / "local", a_csv=b"1", running_json=b"{}")
+    assert workspace.mirror(tmp_path / "local", tmp_path / "drive") == 1

@@ -1,13 +1,21 @@
-"""Weights and settings on disk and back: written in one step, verified."""
+"""Weights, settings and the state of a training on disk and back: in one step, verified."""
 
+import hashlib
+import io
 import json
 import os
+import time
+import warnings
 from pathlib import Path
 
 import h5py
+import keras
+import numpy as np
 import pandas as pd
 
-from unetseg.workspace import read_json, sha256, write_json
+from unetseg.workspace import back_up, read_json, sha256, write_file, write_json
+
+BACK_UP_SECONDS = 900
 
 
 def save_weights(model, path):
@@ -72,6 +80,120 @@ def load_weights(model, path, digest=None):
     except Exception as error:
         advice = "Build the model with the arguments in experiment.json."
         raise ValueError(f"{path}: does not fit the model ({error}). {advice}") from error
+
+
+def save_state(model, folder, about):
+    """Save all that a training needs to go on after an epoch.
+
+    Of two files, ``0.state`` and ``1.state``, the older one is replaced: one is whole at any
+    moment.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled. Its weights, random state and optimizer, the averages of the weights included,
+        are kept.
+    folder : str or Path
+    about : dict
+        In JSON's types; what is trained, the ``history`` with an entry per epoch, and the
+        ``minutes`` taken so far.
+    """
+    arrays = {str(n): np.asarray(value) for n, value in enumerate(_variables(model))}
+    stream = io.BytesIO()
+    np.savez(stream, about=json.dumps(about), **arrays)
+    content = stream.getvalue()
+    path = Path(folder) / f"{len(about['history']) % 2}.state"
+    write_file(path, hashlib.sha256(content).digest() + content)
+
+
+def load_state(model, folder, about):
+    """Bring a model to where `save_state` left it.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Of the same architecture, compiled, its optimizer built.
+    folder : str or Path
+    about : dict
+        What is trained now. States that tell of something else are not used.
+
+    Returns
+    -------
+    dict
+        ``about`` of the last state that is whole; without one ``about`` with an empty history
+        and 0 minutes. A damaged file is warned of and not used.
+    """
+    states = []
+    for path in sorted(Path(folder).glob("?.state")):
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            arrays = np.load(io.BytesIO(content[32:]), allow_pickle=False)
+            states.append((json.loads(str(arrays["about"])), arrays))
+        else:
+            problem = "damaged, so not used; training goes on from the epoch before"
+            warnings.warn(f"{path}: {problem}.", stacklevel=2)
+    states = [pair for pair in states if pair[0] | about == pair[0]]
+    if not states:
+        return {**about, "history": [], "minutes": 0.0}
+    stored, arrays = max(states, key=lambda pair: len(pair[0]["history"]))
+    for n, variable in enumerate(_variables(model)):
+        variable.assign(arrays[str(n)])
+    return stored
+
+
+class SaveState(keras.callbacks.Callback):
+    """Write ``history.csv`` and the state of the training after each epoch.
+
+    Parameters
+    ----------
+    folder : str or Path
+    about : dict
+        As for `save_state`; its history and minutes are continued. An epoch whose loss is not
+        finite is not kept.
+    since : float
+        `time.monotonic` at the start.
+    """
+
+    def __init__(self, folder, about, since):
+        super().__init__()
+        self.folder, self.about, self.last = Path(folder), about, since
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Save."""
+        if np.isfinite(logs["loss"]):
+            row = {name: float(logs[name]) for name in sorted(logs)}
+            self.about["history"].append({"epoch": epoch, **row})
+            self.last, before = time.monotonic(), self.last
+            self.about["minutes"] += (self.last - before) / 60
+            save_state(self.model, self.folder, self.about)
+            table = pd.DataFrame(self.about["history"])
+            write_file(self.folder / "history.csv", table.to_csv(index=False).encode())
+
+
+class BackUp(keras.callbacks.Callback):
+    """Copy the results to Drive now and then, at the end of an epoch.
+
+    Not after each: Drive's trash keeps what is overwritten, and counts it.
+
+    Parameters
+    ----------
+    source, target : Path
+        As for `unetseg.workspace.back_up`. A copy that failed is tried again after each epoch.
+    """
+
+    def __init__(self, source, target):
+        super().__init__()
+        self.source, self.target, self.last = source, target, time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Copy if it is time."""
+        due = time.monotonic() - self.last > BACK_UP_SECONDS
+        if due and back_up(self.source, self.target):
+            self.last = time.monotonic()
+
+
+def _variables(model):
+    return [*model.variables, *model.optimizer.variables]
 
 
 def record_settings(path, settings, run):

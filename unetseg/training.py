@@ -1,5 +1,6 @@
-"""Folds: how cases are split, how one fold is trained, how all are."""
+"""Training: of one fold, of all folds."""
 
+import json
 import math
 import tempfile
 import time
@@ -7,16 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
-import numpy as np
-from keras.callbacks import CSVLogger, SwapEMAWeights, TerminateOnNaN
-from sklearn.model_selection import KFold
+from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, model, workspace
-from unetseg.augmentation import Patches
+from unetseg import checkpoint, model, nifti, workspace
+from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_cases
-from unetseg.preprocessing import CachedCases, Preprocessor, patch_budget
-from unetseg.workspace import DONE, read_json, refuse_any, require, write_json
+from unetseg.preprocessing import Preprocessor, patch_budget
+from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks
+from unetseg.workspace import DONE, read_json, require, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
@@ -99,77 +99,6 @@ def plan_model(build_model, preprocessor, model_args):
     return model.plan_unet(preprocessor, **given) if build_model is model.build_unet else given
 
 
-def make_folds(cases, n_splits=5, seed=12345):
-    """Split cases into folds, the cases of one patient always together.
-
-    Parameters
-    ----------
-    cases : sequence of Case
-    n_splits : int, default 5
-    seed : int, default 12345
-        With this seed and no groups these are nnU-Net's own folds.
-
-    Returns
-    -------
-    list of dict
-        Per fold ``train`` and ``val``, sorted lists of case ids.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer patients than folds.
-    """
-    patient = {case.id: case.group or case.id for case in cases}
-    patients = np.array(sorted(set(patient.values())))
-    allowed = f"at least 2 and at most the number of patients, {len(patients)}"
-    require("n_splits", n_splits, 2 <= n_splits <= len(patients), allowed)
-    folds = []
-    for train, _ in KFold(n_splits, shuffle=True, random_state=seed).split(patients):
-        chosen = set(patients[train])
-        parts = {"train": [], "val": []}
-        for case_id in sorted(patient):
-            parts["train" if patient[case_id] in chosen else "val"].append(case_id)
-        folds.append(parts)
-    return folds
-
-
-def check_folds(folds, cases, labels_of):
-    """Stop if the folds would give a score that means nothing.
-
-    Parameters
-    ----------
-    folds : list of dict
-        As `make_folds` returns it, perhaps edited by hand.
-    cases : sequence of Case
-    labels_of : mapping of str to iterable of int
-        The label values in the mask of each case.
-
-    Raises
-    ------
-    ValueError
-        If a fold names an unknown case, has a patient in both parts or lacks a label in one of
-        them, or if two folds validate the same case.
-    """
-    patient = {case.id: case.group or case.id for case in cases}
-    every_label, validated = set().union(*labels_of.values()), set()
-    for number, fold in enumerate(folds):
-        ids = {part: set(fold[part]) for part in ("train", "val")}
-        subject = f"Fold {number} of splits.json:"
-        unknown = (ids["train"] | ids["val"]) - set(patient)
-        refuse_any(sorted(unknown), subject, "cases are not in the data", "Remove them.")
-        both = {patient[i] for i in ids["train"]} & {patient[i] for i in ids["val"]}
-        advice = "Move all scans of a patient to one of them."
-        refuse_any(sorted(both), subject, "patients are in both parts", advice)
-        for part, chosen in ids.items():
-            missing = every_label.difference(*(labels_of[i] for i in chosen))
-            problem = f"labels are in no case of its {part} part"
-            advice = "Use fewer folds, another seed, or edit splits.json."
-            refuse_any([str(v) for v in sorted(missing)], subject, problem, advice)
-        twice = sorted(validated & ids["val"])
-        refuse_any(twice, subject, "cases are validated again", "A case is scored once.")
-        validated |= ids["val"]
-
-
 class Progress(keras.callbacks.Callback):
     """One line of text per epoch, with the time that is left for all folds.
 
@@ -187,16 +116,16 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Start the clock."""
-        self.started = time.monotonic()
+        self.started, self.done = time.monotonic(), 0
 
     def on_epoch_end(self, epoch, logs=None):
         """Print the line."""
-        epochs, done = self.params["epochs"], epoch + 1
-        left = (epochs - done + self.folds_left * epochs) / done
+        epochs, self.done = self.params["epochs"], self.done + 1
+        left = (epochs - epoch - 1 + self.folds_left * epochs) / self.done
         minutes, seconds = divmod(round(left * (time.monotonic() - self.started)), 60)
         names = {"loss": "loss", "accuracy": "accuracy", "Dice": "dice"}
         values = [f"{n} {logs[k]:.3f} (val {logs[f'val_{k}']:.3f})" for n, k in names.items()]
-        title = f"{self.title} epoch {done}/{epochs}"
+        title = f"{self.title} epoch {epoch + 1}/{epochs}"
         print(title, *values, f"{minutes}:{seconds:02d} min left", sep="  ", flush=True)
 
 
@@ -215,6 +144,9 @@ def train_fold(
 ):
     """Train one fold, predict its validation cases, and mark it as done.
 
+    Its state is saved after each epoch: called again after an interruption, the fold goes on from
+    there and ends with the weights that it would have had.
+
     The validation cases choose nothing: their loss and Dice are written down, and the weights
     after the last epoch, averaged over the last steps, are kept.
 
@@ -222,8 +154,9 @@ def train_fold(
     ----------
     train_cases, val_cases : sequence of Case
     fold_dir : str or Path
-        Gets ``history.csv`` while training, then ``model.weights.h5`` and ``done.json``. The
-        predictions go to the folder ``predictions`` beside it.
+        Gets ``history.csv`` and ``*.state`` while training, then ``model.weights.h5`` and
+        ``done.json`` in the place of the states. The
+        predictions and the masks go to the folders ``predictions`` and ``masks`` beside it.
     preprocessor : Preprocessor
         Fitted.
     build_model : callable, default build_unet
@@ -253,18 +186,30 @@ def train_fold(
         keras.utils.set_random_seed(seed)
         net = model.build_for(preprocessor, build_model, model_args, recipe.precision)
         sampling = {"patch": preprocessor.patch, "batch_size": batch_size, "seed": seed}
+        neighbours, planes = preprocessor.neighbours or 0, preprocessor.planes or ()
+        sampling |= {"neighbours": neighbours, "planes": planes}
         changes = {"spacing_mm": preprocessor.spacing_mm, "flat_axis": preprocessor.flat_axis}
         changes |= {"mirror_axes": preprocessor.mirror_axes, "augment": recipe.augment}
         val_steps = min(MAX_VAL_STEPS, math.ceil(len(val) / batch_size))
         cover = sum(y.size for _, y, _ in train) / math.prod(preprocessor.patch) / batch_size
+        cover *= max(1, len(planes)) / (2 * neighbours + 1)  # a slice is seen as a neighbour too
         steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
         recipe = replace(recipe, steps=recipe.steps or steps)
         _compile(net, preprocessor.num_classes, recipe)
-        own = [CSVLogger(fold_dir / "history.csv"), TerminateOnNaN()]
+        net.optimizer.build(net.trainable_variables)
+        about = {"recipe": asdict(recipe), "batch_size": batch_size, "seed": seed}
+        about |= {"precision": net.dtype_policy.name}
+        about |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
+        whole = about | {"preprocessor": asdict(preprocessor), "model_args": model_args}
+        state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
+        past = len(state["history"])
+        own = [checkpoint.SaveState(fold_dir, state, started), TerminateOnNaN()]
         if recipe.averaging:  # swapped in before each validation, so first in the list
             own.insert(0, SwapEMAWeights())
-        history = net.fit(
-            Patches(train, **sampling, foreground=recipe.foreground, **changes),
+        sampling_now = {"start": past * recipe.steps, "foreground": recipe.foreground}
+        net.fit(
+            Patches(train, **sampling, **sampling_now, **changes),
+            initial_epoch=past,
             epochs=recipe.epochs,
             steps_per_epoch=recipe.steps,
             validation_data=Patches(val, **sampling, **VALIDATION, repeat_after=val_steps),
@@ -273,17 +218,22 @@ def train_fold(
             shuffle=False,
             verbose=0,
         )
-    if not np.isfinite(history.history["loss"]).all():
+    if len(state["history"]) < recipe.epochs:
         remedy = "Lower learning_rate, or set precision='float32'."
         raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
+    trained = time.monotonic()
     digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
     predict_cases(net, val_cases, preprocessor, fold_dir.parent / "predictions", mirror_axes=axes)
-    done = {"weights_sha256": digest, "steps": recipe.steps * recipe.epochs}
-    done |= {"batch_size": batch_size, "precision": net.dtype_policy.name}
-    done["minutes"] = round((time.monotonic() - started) / 60, 2)
-    done |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
+    for case in val_cases:  # for an evaluation without the data set
+        path = fold_dir.parent / "masks" / f"{case.id}.nii.gz"
+        nifti.save_mask(path, nifti.load_mask(case.mask)[0], like=case.mask)
+    minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
+    steps = recipe.steps * recipe.epochs
+    done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
     write_json(fold_dir / DONE, done)
+    for file in fold_dir.glob("?.state*"):
+        file.unlink()
 
 
 def _compile(net, num_classes, recipe):
@@ -310,6 +260,7 @@ def cross_validate(
     n_splits=5,
     seed=12345,
     retrain=False,
+    allow_leaks=False,
     backup_dir=None,
     **recipe,
 ):
@@ -320,8 +271,8 @@ def cross_validate(
     cases : sequence of Case
     results_dir : str or Path
         Gets ``experiment.json``, ``preprocessor.json``, ``cases.csv``, ``splits.json``, the
-        folders of the folds and ``predictions``. A ``splits.json`` that is already there is
-        respected.
+        folders of the folds, ``leaks.csv``, ``predictions`` and ``masks``. A ``splits.json`` that
+        is already there is respected.
     build_model, model_args
         As for `train_fold`.
     preprocessor : Preprocessor, optional
@@ -330,6 +281,8 @@ def cross_validate(
         As for `make_folds`.
     retrain : bool, default False
         Whether finished folds are trained again.
+    allow_leaks : bool, default False
+        Whether to train although `unetseg.splits.find_leaks` found something; ``leaks.csv`` tells.
     backup_dir : str or Path, optional
         Folder on Google Drive that gets a copy of all files after every fold.
     **recipe
@@ -343,8 +296,8 @@ def cross_validate(
     Raises
     ------
     ValueError
-        Before any training: if a case has a problem, the folds are unsound, or the folder holds
-        an experiment with other settings.
+        Before any training: if a case has a problem, the folds are unsound, a leak is found, or
+        the folder holds an experiment with other settings.
     """
     results_dir, recipe = Path(results_dir), Recipe(**recipe)
     by_id = {case.id: case for case in sorted(cases, key=lambda case: case.id)}
@@ -358,6 +311,9 @@ def cross_validate(
     splits = results_dir / "splits.json"
     folds = read_json(splits) if splits.exists() else make_folds(cases, n_splits, seed)
     check_folds(folds, cases, labels_of)
+    leaks = find_leaks(list(by_id.values()), folds)
+    if not allow_leaks:
+        refuse_leaks(leaks)
     name = getattr(build_model, "__qualname__", type(build_model).__qualname__)
     settings = {"builder": f"{build_model.__module__}.{name}", "model_args": model_args}
     settings |= {"preprocessor": asdict(preprocessor), "recipe": asdict(recipe), "seed": seed}
@@ -365,49 +321,64 @@ def cross_validate(
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     run = {"precision": net.dtype_policy.name, "batch_size": batch_size}
     run |= workspace.describe_machine()
-    run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
-    recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever that was
-    preprocessor.save(results_dir / "preprocessor.json")
-    write_json(splits, folds)
-    workspace.write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
-    pending = [n for n, fold in enumerate(folds) if retrain or not _is_done(results_dir, n, fold)]
-    print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
-    validated = sum(len(fold["val"]) for fold in folds)
-    print(f"{validated} of {len(cases)} cases are validated by one of them.")
-    shared = {"preprocessor": preprocessor, "build_model": build_model}
-    shared |= {"model_args": model_args, "recipe": recipe}
-    with tempfile.TemporaryDirectory() as temporary:
-        for left, number in zip(range(len(pending) - 1, -1, -1), pending, strict=True):
-            marker = results_dir / f"fold_{number}" / DONE
-            for file in (marker, *_predictions(results_dir, folds[number])):
-                file.unlink(missing_ok=True)  # or a mixture might be scored
-            parts = ([by_id[i] for i in folds[number][part]] for part in ("train", "val"))
-            one = {"seed": seed + number, "callbacks": [Progress(f"fold {number}", left)]}
-            train_fold(*parts, marker.parent, **one, **shared, cache_dir=temporary)
-            _note_minutes(results_dir)
-            if backup_dir:
-                workspace.mirror(results_dir, backup_dir)
-    if backup_dir:
-        workspace.mirror(results_dir, backup_dir)  # what an interrupted run did not get there
+    with workspace.only_run(results_dir, backup_dir):
+        run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
+        recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever it was
+        preprocessor.save(results_dir / "preprocessor.json")
+        write_json(splits, folds)
+        for file, rows in (("cases.csv", table), ("leaks.csv", leaks)):
+            workspace.write_file(results_dir / file, rows.to_csv(index=False).encode())
+        shared = {"preprocessor": preprocessor, "build_model": build_model}
+        shared |= {"model_args": model_args, "recipe": recipe}
+        pending = [n for n, f in enumerate(folds) if retrain or not _is_done(results_dir, n, f)]
+        print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
+        validated = sum(len(fold["val"]) for fold in folds)
+        print(f"{validated} of {len(cases)} cases are validated by one of them.")
+        with tempfile.TemporaryDirectory() as cache_dir:
+            for left, number in zip(range(len(pending) - 1, -1, -1), pending, strict=True):
+                parts = [[by_id[i] for i in folds[number][part]] for part in ("train", "val")]
+                one = {"seed": seed + number, "cache_dir": cache_dir, **shared}
+                _run_fold(*parts, results_dir, number, left, backup_dir, one)
+        if backup_dir:
+            workspace.back_up(results_dir, backup_dir)  # what an interrupted run did not get there
     return folds
+
+
+def _run_fold(train_cases, val_cases, results_dir, number, left, backup_dir, settings):
+    fold_dir = results_dir / f"fold_{number}"
+    predictions = [results_dir / "predictions" / f"{case.id}.nii.gz" for case in val_cases]
+    old = fold_dir.glob("?.state*") if (fold_dir / DONE).exists() else ()  # not of this training
+    for file in (*old, fold_dir / DONE, *predictions):
+        file.unlink(missing_ok=True)  # or a mixture might be scored
+    watch = [Progress(f"fold {number}", left)]
+    watch += [checkpoint.BackUp(results_dir, backup_dir)] if backup_dir else []
+    try:
+        train_fold(train_cases, val_cases, fold_dir, callbacks=watch, **settings)
+    except KeyboardInterrupt:
+        print(f"Stopped in fold {number}. Run this again: it goes on from the last full epoch.")
+        raise
+    path = results_dir / "experiment.json"
+    minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
+    write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
+    if backup_dir:
+        workspace.back_up(results_dir, backup_dir)
 
 
 def _is_done(results_dir, number, fold):
     path = results_dir / f"fold_{number}" / DONE
-    done = read_json(path) if path.exists() else fold
+    if not path.exists():
+        return False
+    done = read_json(path)
     for part in ("train", "val"):
         if sorted(done[part]) != sorted(fold[part]):
             problem = f"{path}: this fold was trained on another split than splits.json now says."
             raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
-    left = [path, path.with_name("model.weights.h5"), *_predictions(results_dir, fold)]
-    return all(file.exists() for file in left)
-
-
-def _predictions(results_dir, fold):
-    return [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in fold["val"]]
-
-
-def _note_minutes(results_dir):
-    path = results_dir / "experiment.json"
-    minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
-    write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
+    weights = path.with_name("model.weights.h5")
+    whole = weights.exists() and workspace.sha256(weights) == done["weights_sha256"]
+    predictions = [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in fold["val"]]
+    if not (whole and all(file.exists() for file in predictions)):
+        print(
+            f"{path.parent}: was finished, but files are missing or damaged. It is trained again."
+        )
+        return False
+    return True

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -12,12 +13,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
+# nbconvert's page without the scripts that it would fetch from elsewhere.
+REPORT = "{% extends 'lab/index.html.j2' %}" + "".join(
+    f"{{% block html_head_js{name} %}}{{% endblock %}}" for name in ("", "_mathjax", "_mermaidjs")
+)
+LOCK, STALE = "running.json", 180  # seconds without a sign of life
 DONE = "done.json"  # copied last: where it is, everything else is
 
 
@@ -72,7 +80,7 @@ def install_missing():
     return missing
 
 
-def prepare(data, experiment, results="results"):
+def prepare(data, experiment, results="results", *, need_data=True):
     """Make the folders of an experiment ready on the local disk.
 
     On a laptop the folders are used where they are. In Colab the scans are copied from Drive to
@@ -87,6 +95,8 @@ def prepare(data, experiment, results="results"):
         Name of the experiment's own folder among the results.
     results : str or Path, default "results"
         Folder of all results, absolute or relative like `data`.
+    need_data : bool, default True
+        Whether a missing data folder is an error.
 
     Returns
     -------
@@ -97,14 +107,14 @@ def prepare(data, experiment, results="results"):
     ValueError
         If `experiment` is not a plain name.
     FileNotFoundError
-        If there is no such data folder.
+        If there is no such data folder and it is needed.
     """
     plain = re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment)
     require("EXPERIMENT", experiment, plain, "a plain name of letters, digits, '.', '_' and '-'")
     base, disk = (DRIVE / "unetseg", LOCAL) if in_colab() else [project_dir()] * 2
     sample = str(data) == "sample"
     folder = disk / "data" / "sample" if sample else base / Path(data).expanduser()
-    if not sample and not folder.is_dir():
+    if need_data and not sample and not folder.is_dir():
         allowed = f"the folder of your scans, absolute or relative to {base}, or to 'sample'"
         raise FileNotFoundError(f"{folder}: no such folder. Set DATA to {allowed}.")
     kept = base / Path(results).expanduser() / experiment
@@ -112,7 +122,7 @@ def prepare(data, experiment, results="results"):
         return Workspace(folder, kept, None)
     local = folder if sample else LOCAL / "data" / folder.relative_to(folder.anchor)
     place = Workspace(local, LOCAL / "results" / experiment, kept)
-    if not sample:
+    if not sample and folder.is_dir():
         mirror(folder, place.data)
     if place.backup.is_dir():
         mirror(place.backup, place.results, overwrite=False)
@@ -124,7 +134,7 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
     """Copy every file that is new or changed, each one whole or not at all.
 
     A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
-    markers ``done.json`` come last. Nothing is deleted in `target`.
+    markers ``done.json`` come last, and only if no copy failed. Nothing is deleted in `target`.
 
     Parameters
     ----------
@@ -142,19 +152,125 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
     Raises
     ------
     OSError
-        If a copy does not hold what was written to it.
+        If a copy fails or does not hold what was written to it: after all others were tried;
+        names the files.
     """
     source, target = Path(source), Path(target)
     found = {path for pattern in patterns for path in source.glob(pattern)}
-    files = [path for path in found if path.is_file() and path.suffix != ".part"]
-    copied = 0
+    files = [p for p in found if p.is_file() and p.suffix != ".part" and p.name != LOCK]
+    copied, failed = 0, {}
     for path in sorted(files, key=lambda path: (path.name == DONE, path)):
-        copy = target / path.relative_to(source)
-        if not copy.is_file() or (overwrite and sha256(copy) != sha256(path)):
-            copy.with_name(DONE).unlink(missing_ok=True)
-            write_file(copy, path.read_bytes())
-            copied += 1
+        name = path.relative_to(source)
+        kept = (target / name).with_name(DONE)
+        if (path.name == DONE and failed) or (path.suffix == ".state" and kept.is_file()):
+            continue  # of a finished fold no state is wanted
+        try:
+            copied += _copy(path, target / name, overwrite)
+        except OSError as error:
+            failed[name] = error
+    if failed:
+        names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
+        raise OSError(f"{target}: {len(failed)} files are not there yet: {names} ({first}).")
     return copied
+
+
+def _copy(path, copy, overwrite):
+    if copy.is_file() and (not overwrite or sha256(copy) == sha256(path)):
+        return False
+    if overwrite:
+        copy.with_name(DONE).unlink(missing_ok=True)
+    write_file(copy, path.read_bytes())
+    return True
+
+
+def back_up(source, target):
+    """Copy results to Drive; if that fails, say what is not safe yet instead of stopping.
+
+    Parameters
+    ----------
+    source, target : Path
+        As for `mirror`. What failed is tried again by the next call.
+
+    Returns
+    -------
+    bool
+        Whether all files are there.
+    """
+    try:
+        mirror(source, target)
+        for state in Path(target).glob("*/?.state*"):
+            if state.with_name(DONE).is_file():
+                state.unlink()
+    except OSError as error:
+        print(f"NOT SAFE ON DRIVE YET: {error} All of it is on the local disk, in {source}.")
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def only_run(*folders):
+    """Keep folders from being used by two runs at once.
+
+    Parameters
+    ----------
+    *folders : Path or None
+        Each gets ``running.json`` with host, process and the time, renewed every minute, and
+        loses it at the end.
+
+    Raises
+    ------
+    RuntimeError
+        If another run is alive: on this machine by its process, elsewhere by the renewal of its
+        lock, for which three minutes are waited. A lock that nobody renews is taken over.
+    """
+    paths = [Path(folder) / LOCK for folder in folders if folder]
+    for path in [path for path in paths if path.is_file()]:
+        other = read_json(path)
+        who = f"process {other['pid']} on {other['host']}"
+        alive = time.time() - other["time"] < STALE
+        if alive and other["host"] == platform.node() and os.name == "posix":
+            alive = _is_alive(other["pid"])
+        elif alive:
+            print(f"{path}: waiting {STALE:.0f} seconds for a sign of life of {who}.")
+            time.sleep(STALE)
+            alive = path.is_file() and read_json(path) != other
+        if alive:
+            advice = "Wait for it or stop it. Remove this file only if you are sure that it ended."
+            raise RuntimeError(f"{path}: another run uses this folder ({who}). {advice}")
+        print(f"{path}: taken over from {who}, which ended without a word.")
+    stop = threading.Event()
+
+    def sign():
+        for path in paths:
+            with contextlib.suppress(OSError):  # Drive may be away for a while
+                about = {"host": platform.node(), "pid": os.getpid(), "time": time.time()}
+                write_json(path, about)
+
+    def renew():
+        while not stop.wait(STALE / 3):
+            sign()
+
+    sign()
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()  # an earlier run of this very process has ended
 
 
 def write_file(path, data):
@@ -249,6 +365,53 @@ def computes_on_gpu():
     import keras  # here, as it takes seconds
 
     return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+
+
+def write_report(notebook, path, **settings):
+    """Execute a notebook of the project and write what it shows as one HTML file, without code.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of a notebook in the folder ``notebooks``, such as ``"03_evaluate"``.
+    path : str or Path
+        The HTML file: figures and styles are inside, nothing is fetched from elsewhere.
+    **settings
+        Take the place of those in the notebook's cell tagged ``parameters``; its cells tagged
+        ``set-up`` are not executed, those tagged ``no-report`` not shown.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such notebook beside the package.
+    nbclient.exceptions.CellExecutionError
+        If a cell fails.
+    """
+    import nbformat  # these here, as only notebooks need them
+    from nbclient import NotebookClient
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
+
+    folder = project_dir() / "notebooks"
+    content = nbformat.read(folder / f"{notebook}.ipynb", as_version=4)
+    for cell in content.cells:
+        if "set-up" in cell.metadata.get("tags", []):
+            paths = f"import sys\nsys.path.insert(0, {str(project_dir())!r})"
+            cell.source = f"{paths}\nfrom unetseg import workspace"
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += "".join(f"\n{name} = {value!r}" for name, value in settings.items())
+    resources = {"metadata": {"path": str(folder)}}
+    quiet = ["--log-level=ERROR"]
+    NotebookClient(content, timeout=None, resources=resources, extra_arguments=quiet).execute()
+    log = logging.getLogger("unetseg")  # else it warns in the notebook that figures lack a text
+    log.setLevel(logging.ERROR)
+    shown = {"exclude_input": True, "exclude_output_prompt": True, "raw_template": REPORT}
+    exporter = HTMLExporter(**shown, log=log)
+    exporter.register_preprocessor(TagRemovePreprocessor(remove_cell_tags={"no-report"}), True)
+    for cell in [cell for cell in content.cells if cell.cell_type == "code"]:
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    name = {"metadata": {"name": Path(path).stem}}
+    write_file(path, exporter.from_notebook_node(content, name)[0].encode())
 
 
 def require(name, value, fits, allowed):
