@@ -36,8 +36,9 @@ test: $(READY)
 	$(RUN) ruff format --check .
 	$(RUN) pytest
 
-# Ten minutes on two cores, and 6 GB of temporary files.
+# Ten minutes on two cores, and 6 GB of temporary files; MONAI brings PyTorch.
 benchmark: $(READY)
+	$(RUN) pip install -q --disable-pip-version-check -e ".[benchmark]"
 	$(RUN) tests.benchmark
 
 # After a change of a notebook: execute it with its own settings, as it is committed.

@@ -24,6 +24,8 @@ def clean(cell):
             output.text = START_UP.sub("", output.text)
     if "outputs" in cell:
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or o.text.strip()]
+    if "viewer" in cell.metadata.get("tags", []):  # megabytes, and scripts that few places run
+        cell.outputs = [o for o in cell.outputs if o.output_type == "stream"]
 
 
 def main():

@@ -2,19 +2,27 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
+import refresh_notebooks
+from nbformat.v4 import new_code_cell, new_output
+from papermill.exceptions import PapermillExecutionError
 
 from unetseg import sample
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = ["01_load_data", "02_train_kfold", "03_evaluate"]
+REPORTED = ("learning_curves", "scores", "volumes", "dice_by_size", "confusion", "examples")
+FIGURES = ("cases", "masks", *REPORTED)
 
 
 def code_cells(notebook):
@@ -75,6 +83,36 @@ def test_the_metadata_hold_no_noise(notebook):
     assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
 
 
+def cells_tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+def test_the_tags_are_those_that_have_a_meaning(notebook):
+    tags = {tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
+    assert tags <= {"set-up", "parameters", "no-report", "viewer"}
+    for tag in ("set-up", "parameters"):
+        assert len(cells_tagged(notebook, tag)) == 1
+    viewers = 1 if "view_case(" in json.dumps(notebook) else 0
+    assert len(cells_tagged(notebook, "viewer")) == viewers
+
+
+def test_a_stored_viewer_has_no_output_but_its_text(notebook):
+    outputs = [output for cell in cells_tagged(notebook, "viewer") for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream"}
+
+
+def test_refreshing_drops_the_noise_and_what_viewers_show_and_keeps_the_tags():
+    text = new_output("stream", name="stdout", text="case 1, mean Dice 0.8\n")
+    noise = new_output("stream", name="stderr", text="I0000 00:00:1 port.cc:153] oneDNN\n")
+    shown = new_output("execute_result", data={"text/html": "<iframe>"}, execution_count=2)
+    outputs, metadata = [text, noise, shown], {"execution": {}}
+    for tags, kept in ((["viewer"], [text]), (["other"], [text, shown])):
+        cell = new_code_cell("1", metadata={"tags": tags, **metadata}, outputs=[*outputs])
+        refresh_notebooks.clean(cell)
+        assert cell.outputs == kept
+        assert cell.metadata == {"tags": tags}
+
+
 def test_settings_are_literals_in_one_tagged_cell_with_a_form_field_each(notebook):
     [cell] = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     for line in cell.source.splitlines():
@@ -120,15 +158,19 @@ def test_a_run_leaves_what_the_design_lists(run):
     folder, *_ = run
     results = folder / "results" / "small"
     expected = {
-        *("cases.csv", "experiment.json", "preprocessor.json", "scores.csv", "splits.json"),
-        *("summary.csv", "figures/cases.png", "figures/examples.png", "figures/masks.png"),
-        *("figures/learning_curves.png", "figures/scores.png"),
+        *("cases.csv", "experiment.json", "leaks.csv", "preprocessor.json", "report.html"),
+        *("scores.csv", "splits.json", "summary.csv"),
+        *(f"figures/{name}.png" for name in FIGURES),
         *(
             f"fold_{k}/{n}"
             for k in (0, 1)
             for n in ("done.json", "history.csv", "model.weights.h5")
         ),
-        *(f"predictions/{p.name}" for p in (folder / "scans" / "imagesTr").iterdir()),
+        *(
+            f"{kind}/{p.name}"
+            for p in (folder / "scans" / "imagesTr").iterdir()
+            for kind in ("predictions", "masks")
+        ),
     }
     written = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
     assert written == expected
@@ -138,6 +180,155 @@ def test_the_scores_have_a_row_for_every_case_and_label(run):
     folder, *_ = run
     rows = (folder / "results" / "small" / "scores.csv").read_text().splitlines()
     assert len(rows) == 1 + 5 * 2
+
+
+def text_of(notebook):
+    """What the cells of an executed notebook print and say."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs]
+    return "\n".join(texts)
+
+
+def test_the_evaluation_shows_no_log_while_it_writes_the_report(run):
+    *_, executed = run
+    outputs = [o for cell in code_cells(executed["03_evaluate"]) for o in cell.outputs]
+    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
+
+
+PROBE = """<script>addEventListener("load", () => setTimeout(() => {
+  const look = page => ({
+    images: [...page.images].map(image => image.naturalWidth),
+    tables: [...page.querySelectorAll("table")].map(table => table.rows.length),
+    canvases: [...page.querySelectorAll("canvas")].map(canvas => {
+      const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      const colours = new Set(new Uint32Array(data.buffer));
+      return [canvas.width, canvas.height, colours.size];
+    }),
+    fetched: page.defaultView.performance.getEntriesByType("resource").map(entry => entry.name)
+      .filter(name => !name.startsWith("data:")),
+  });
+  const frames = [...document.querySelectorAll("iframe")].map(f => look(f.contentDocument));
+  const found = JSON.stringify({...look(document), frames, text: document.body.innerText});
+  document.body.textContent = found;
+}, 3000));</script>"""
+
+
+def open_in_browser(page, folder):
+    """Open a page in headless Chromium and tell what became of it."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    before, end, after = page.rpartition("</body>")
+    (folder / "probed.html").write_text(before + PROBE + end + after, encoding="utf-8")
+    quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+    quiet += " --disable-component-update --disable-sync --virtual-time-budget=20000 --dump-dom"
+    address = (folder / "probed.html").as_uri()
+    command = [browser, *quiet.split(), f"--user-data-dir={folder / 'browser'}", address]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    body = re.search(r"<body[^>]*>(\{.*\})\s*</body>", done.stdout, re.DOTALL)
+    assert body, done.stderr[-2000:]
+    return json.loads(unescape(body[1]))
+
+
+def test_the_report_shows_its_figures_tables_and_viewer_in_a_browser(run, tmp_path):
+    folder, *_ = run
+    page = (folder / "results" / "small" / "report.html").read_text(encoding="utf-8")
+    seen = open_in_browser(page, tmp_path)
+    assert len(seen["images"]) == len(REPORTED)
+    assert min(seen["images"]) > 300  # pixels; 0 is an image that could not be decoded
+    about, *tables = seen["tables"]
+    assert about > 10
+    # With their headers: no leak; 5 cases with 2 labels each; 2 labels with 10 metrics each;
+    # best, median and worst; the ten lowest.
+    assert tables == [1, 11, 21, 4, 11]
+    [frame] = seen["frames"]
+    [[width, height, colours]] = frame["canvases"]
+    assert width > 300
+    assert height > 100
+    assert colours > 50  # greys of the scan and the labels on it
+    assert seen["fetched"] == frame["fetched"] == []
+    for text in (
+        "How the training went",
+        "No leak found.",
+        "0 failures",
+        "No COMPARE_WITH is set.",
+    ):
+        assert text in seen["text"]
+    for text in ("import ", "print(", "On the sample", "Settings.", "Keep it", str(folder)):
+        assert text not in seen["text"]
+
+
+def test_the_report_holds_no_address_that_a_browser_would_fetch(run):
+    folder, *_ = run
+    page = (folder / "results" / "small" / "report.html").read_text(encoding="utf-8")
+    # Of a frame a browser fetches no icon.
+    tags = r"""<(?!link[^>]*rel="icon")[a-z]+\b[^>]*\s(?:src|href|data)=["']?(?:https?:)?//"""
+    fetched = tags + r"""|@import|url\(["']?(?:https?:)?//"""
+    assert re.findall(fetched, page) == re.findall(fetched, unescape(page)) == []
+
+
+def copy_results(folder, target):
+    return shutil.copytree(folder / "results", target / "results") / "small"
+
+
+def test_the_evaluation_runs_again_elsewhere_without_the_scans(run, tmp_path):
+    folder, settings, _ = run
+    results = copy_results(folder, tmp_path)
+    (results / "scores.csv").unlink()
+    settings = settings | {"DATA": str(tmp_path / "nowhere"), "RESULTS": str(results.parent)}
+    text = text_of(execute("03_evaluate", tmp_path, settings | {"REPORT": False}))
+    first = (folder / "results" / "small" / "scores.csv").read_bytes()
+    assert (results / "scores.csv").read_bytes() == first
+    assert "The scans are not here: masks and predictions are scored" in text
+    assert "The scans are not here: no picture." in text
+    assert "No scan, no viewer." in text
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.fixture
+def planted(run, tmp_path):
+    """A copy of the run in which one scan stands on both sides of a split, as of two patients."""
+    folder, settings, _ = run
+    results = copy_results(folder, tmp_path)
+    scans = shutil.copytree(folder / "scans", tmp_path / "scans")
+    known, new = "sub-02_ses-1", "sub-09_ses-1"
+    for place in (scans / "imagesTr", scans / "labelsTr", results / "predictions"):
+        shutil.copy(place / f"{known}.nii.gz", place / f"{new}.nii.gz")
+    description = json.loads((scans / "dataset.json").read_text())
+    pair = {kind: f"./{kind}sTr/{new}.nii.gz" for kind in ("image", "label")}
+    description["training"].append(pair)
+    (scans / "dataset.json").write_text(json.dumps(description))
+    folds = json.loads((results / "splits.json").read_text())
+    for fold in folds:
+        fold["train" if known in fold["val"] else "val"].append(new)
+    (results / "splits.json").write_text(json.dumps(folds))
+    table = pd.read_csv(results / "cases.csv", dtype=str)
+    row = table[table["case"] == known].replace({known: new, "sub-02": "sub-09"})
+    pd.concat([table, row]).to_csv(results / "cases.csv", index=False)
+    return results, settings | {"DATA": str(scans), "RESULTS": str(results.parent)}
+
+
+def test_training_stops_at_a_planted_leak_and_names_both_cases(planted, tmp_path):
+    results, settings = planted
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    with pytest.raises(
+        PapermillExecutionError, match="2 leaks: of these cases one would be validated"
+    ) as error:
+        execute("02_train_kfold", tmp_path, settings)
+    assert "sub-02_ses-1 and sub-09_ses-1: identical scan" in str(error.value)
+    assert "sub-09_ses-1 and sub-02_ses-1: identical scan" in str(error.value)
+    assert "ALLOW_LEAKS" in str(error.value)
+    assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+def test_the_evaluation_says_wherever_it_scores_that_a_leak_was_allowed(planted, tmp_path):
+    _, settings = planted
+    text = text_of(execute("03_evaluate", tmp_path, settings | {"REPORT": False}))
+    # Above the leaks, the scores and the summary.
+    assert text.count("2 LEAKS: these scores are too good.") == 3
+    assert "No leak found." not in text
+    assert "identical scan" in text
 
 
 def test_training_shows_a_line_for_every_epoch_with_the_time_left(run):

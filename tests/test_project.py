@@ -15,7 +15,7 @@ import unetseg
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "unetseg").glob("*.py"))
-LIGHT = ["cases", "metrics", "nifti", "plots", "scores", "workspace"]
+LIGHT = ["cases", "metrics", "nifti", "plots", "scores", "splits", "workspace"]
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -48,8 +48,8 @@ def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path)
     assert code_lines(path) == 4  # three of the tuple, one of the def
 
 
-def test_the_package_stays_under_1500_lines_of_code():
-    assert sum(map(code_lines, MODULES)) < 1500
+def test_the_package_stays_under_2200_lines_of_code():
+    assert sum(map(code_lines, MODULES)) < 2200
 
 
 def test_no_module_is_longer_than_250_lines_of_code():
@@ -80,7 +80,7 @@ def test_an_unknown_module_is_an_attribute_error():
         _ = unetseg.metric
 
 
-PUBLISHED = {"hippocampus": "3-D"}
+PUBLISHED = {"hippocampus": "3-D", "hippocampus_2d": "2-D"}
 
 
 @pytest.mark.parametrize(("folder", "title"), PUBLISHED.items())
@@ -107,6 +107,14 @@ def test_the_numbers_in_the_readme_are_those_of_the_published_runs(folder, title
     assert f"{machine}, computing in {precision}." in readme
 
 
+def test_the_readme_tells_how_much_faster_than_the_fastest_peer_the_metrics_are():
+    rows = json.loads((ROOT / "results" / "benchmark.json").read_text(encoding="utf-8"))["rows"]
+    named = "fastest peer / unetseg"
+    ratios = [f"{row['value']:.0f}" for row in rows if named in row["setting"]]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{ratios[0]}, {ratios[1]} and {ratios[2]} times faster than the fastest" in readme
+
+
 def test_every_published_case_is_scored_once_by_the_model_that_did_not_see_it():
     for folder in PUBLISHED:
         results = ROOT / "results" / folder
@@ -120,7 +128,7 @@ def test_every_published_case_is_scored_once_by_the_model_that_did_not_see_it():
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(readme.splitlines()) < 120
+    assert len(readme.splitlines()) < 150
     links = re.findall(r"\]\((?!http)([^)]+)\)", readme)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,9 +1,10 @@
 """U-Net segmentation of NIfTI scans with K-fold cross-validation.
 
 The modules, in the order that data passes through them: `workspace`, `sample`, `cases`, `nifti`,
-`preprocessing`, `augmentation`, `model`, `training`, `checkpoint`, `inference`, `metrics`,
-`scores`, `plots`. Each is imported when it is first used, so `import unetseg` costs next to
-nothing and only `model`, `training`, `checkpoint` and `inference` bring in Keras.
+`splits`, `preprocessing`, `augmentation`, `model`, `training`, `checkpoint`, `inference`,
+`metrics`, `scores`, `plots`. Each is imported when it is first used, so `import unetseg` costs
+next to nothing and only `model`, `augmentation`, `training`, `checkpoint` and `inference` bring in
+Keras.
 """
 
 import importlib
