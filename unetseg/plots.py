@@ -254,7 +254,8 @@ def score_boxes(scores, labels):
         above.tick_params(length=0)
         share = metric == "dice"
         ax.set(ylabel="Dice, 0 to 1" if share else f"{title}, mm")
-        ax.set_ylim((None, 1) if share else (0, None))
+        highest = scores[metric][np.isfinite(scores[metric].astype(float))].max()
+        ax.set_ylim((None, 1) if share else (0, 1.05 * highest if highest > 0 else 1))
         without = f"; {lost} values are NaN or inf and not drawn" if lost else ""
         ax.set_title(f"{title} (n = {scores['case'].nunique()} cases{without})")
     return figure
