@@ -304,7 +304,7 @@ def planted(run, tmp_path):
         fold["train" if known in fold["val"] else "val"].append(new)
     (results / "splits.json").write_text(json.dumps(folds))
     table = pd.read_csv(results / "cases.csv", dtype=str)
-    row = table[table["case"] == known].replace({known: new, "sub-02": "sub-09"})
+    row = table[table["case"] == known].assign(case=new, group="sub-09")
     pd.concat([table, row]).to_csv(results / "cases.csv", index=False)
     return results, settings | {"DATA": str(scans), "RESULTS": str(results.parent)}
 
