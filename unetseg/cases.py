@@ -97,7 +97,7 @@ def find_cases(folder, *, group_by=None):
     problems = []
     pairs = _listed_pairs(folder, problems) or _named_pairs(folder, problems)
     group_of = _group_function(folder, group_by, [*pairs], problems)
-    refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
+    _refuse_listed(folder, problems)
     if not pairs:
         raise FileNotFoundError(f"{folder}: no case found. Expected {LAYOUTS}.")
     return [Case(case_id, *pairs[case_id], group_of(case_id)) for case_id in sorted(pairs)]
@@ -132,7 +132,7 @@ def find_scored(folder, results_dir):
     masks, problems = {}, []
     for path in (results_dir / "masks", *(folder / name for name in reversed(MASKS))):
         masks |= _files(path, problems)
-    refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
+    _refuse_listed(folder, problems)
     missing = sorted(set(groups) - set(masks))
     advice = f"Point DATA to the data set, or copy its masks to {results_dir / 'masks'}."
     refuse_any(missing, f"{folder}: no mask for", "cases", advice, FileNotFoundError)
@@ -213,6 +213,10 @@ def refuse_problems(table):
         lines = "\n".join(f"  {row.case}: {row.problem}" for row in bad.itertuples())
         advice = "Repair these files, or take them out of the data folder."
         raise ValueError(f"{len(bad)} of {len(table)} cases have a problem:\n{lines}\n{advice}")
+
+
+def _refuse_listed(folder, problems):
+    refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
 
 
 def _check_case(case, labels):

@@ -222,13 +222,13 @@ def compare(first, second):
     keys = ["case", "label"]
     first, second = (scores.astype({"case": str}) for scores in (first, second))
     both = first.merge(second, on=keys, how="outer", suffixes=("", "_2"), indicator=True)
-    alone = sorted(set(both.loc[both["_merge"] != "both", "case"].astype(str)))
+    alone = sorted(set(both.loc[both["_merge"] != "both", "case"]))
     advice = "Compare experiments on the same cases and labels."
     refuse_any(alone, "The experiments do not share", "cases", advice)
     tolerances = {*first["tolerance_mm"], *second["tolerance_mm"]}
     require("tolerance_mm", sorted(tolerances), len(tolerances) < 2, "the same in both experiments")
     moved = ~np.isclose(both["volume_true_ml"], both["volume_true_ml_2"], rtol=1e-4)
-    moved = sorted(set(both.loc[moved, "case"].astype(str)))
+    moved = sorted(set(both.loc[moved, "case"]))
     refuse_any(moved, "The true masks changed in", "cases", "Run 03_evaluate again for both.")
     rows = []
     parts = both.groupby(["label", "name"], sort=False, dropna=False)

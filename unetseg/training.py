@@ -346,7 +346,7 @@ def cross_validate(
 
 def _run_fold(train_cases, val_cases, results_dir, number, left, backup_dir, settings):
     fold_dir = results_dir / f"fold_{number}"
-    predictions = [results_dir / "predictions" / f"{case.id}.nii.gz" for case in val_cases]
+    predictions = _predictions(results_dir, [case.id for case in val_cases])
     old = fold_dir.glob("?.state*") if (fold_dir / DONE).exists() else ()  # not of this training
     for file in (*old, fold_dir / DONE, *predictions):
         file.unlink(missing_ok=True)  # or a mixture might be scored
@@ -375,10 +375,13 @@ def _is_done(results_dir, number, fold):
             raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
     weights = path.with_name("model.weights.h5")
     whole = weights.exists() and workspace.sha256(weights) == done["weights_sha256"]
-    predictions = [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in fold["val"]]
-    if not (whole and all(file.exists() for file in predictions)):
+    if not (whole and all(file.exists() for file in _predictions(results_dir, fold["val"]))):
         print(
             f"{path.parent}: was finished, but files are missing or damaged. It is trained again."
         )
         return False
     return True
+
+
+def _predictions(results_dir, ids):
+    return [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in ids]
