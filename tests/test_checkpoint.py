@@ -138,13 +138,56 @@ def test_weights_of_another_architecture_are_refused_by_name(path, saved, other)
         checkpoint.load_weights(build(**other), path, saved)
 
 
+def link(file, name, array):
+    file[name] = h5py.ExternalLink("/etc/hostname", "/")
+
+
+def soften(file, name, array):
+    file["elsewhere"] = array
+    file[name] = h5py.SoftLink("/elsewhere")
+
+
+def keep_outside(file, name, array):
+    file.create_dataset(
+        name, array.shape, array.dtype, external=[("/etc/hostname", 0, h5py.h5f.UNLIMITED)]
+    )
+
+
+def map_outside(file, name, array):
+    layout = h5py.VirtualLayout(array.shape, array.dtype)
+    layout[...] = h5py.VirtualSource("/etc/hostname", "x", array.shape)
+    file.create_virtual_dataset(name, layout)
+
+
+def swell(file, name, array):
+    file.create_dataset(name, (2**20, 2**20), array.dtype, chunks=(1024, 1024))  # 4 TB
+
+
+@pytest.mark.parametrize("plant", [link, soften, keep_outside, map_outside, swell])
+def test_weights_that_lead_to_other_files_or_fill_the_memory_are_never_read(
+    path, saved, plant, monkeypatch
+):
+    with h5py.File(path, "a") as file:
+        names = []
+        file.visititems(
+            lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
+        )
+        array = file[names[0]][...]
+        del file[names[0]]
+        plant(file, names[0], array)
+    model = build()
+    monkeypatch.setattr(type(model), "load_weights", lambda *_: pytest.fail("they were read"))
+    with pytest.raises(ValueError, match=r"model\.weights\.h5: does not fit"):
+        checkpoint.load_weights(model, path)
+
+
 SETTINGS = {"epochs": 15, "model": {"filters": 16, "patch": (8, 16, 8)}, "labels": {1: "a"}}
 RUN = {"precision": "float32"}
 
 
 @pytest.fixture
 def experiment(tmp_path):
-    path = tmp_path / "experiment.json"
+    path = tmp_path / "settings.json"  # of a name that has no schema
     checkpoint.record_settings(path, SETTINGS, RUN)
     return path
 

@@ -1,6 +1,6 @@
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import keras
 import nibabel as nib
@@ -273,9 +273,14 @@ def build_scale(input_shape, num_classes, *, width=1):
 @pytest.fixture
 def results(tmp_path):
     """An experiment with folds 0, 2 and 10 finished and 3 not; all weights of fold k are k."""
-    settings = {"model_args": {"width": 3}, "recipe": {"precision": "float32"}}
-    (tmp_path / "experiment.json").write_text(json.dumps({"settings": settings}))
-    Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, 1).save(tmp_path / "preprocessor.json")
+    preprocessor = Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, 1)
+    preprocessor.save(tmp_path / "preprocessor.json")
+    settings = {"builder": "mine.build_scale", "model_args": {"width": 3}, "seed": 0}
+    settings |= {"recipe": {"epochs": 1, "precision": "float32"}}
+    settings |= {"preprocessor": asdict(preprocessor)}
+    about = {"settings": settings, "precision": "float32", "batch_size": 1}
+    (tmp_path / "experiment.json").write_text(json.dumps(about))
+    done = {"minutes": 1, "train": ["a"], "val": ["b"]}
     for fold in (0, 2, 10, 3):
         folder = tmp_path / f"fold_{fold}"
         folder.mkdir()
@@ -284,7 +289,7 @@ def results(tmp_path):
         model.save_weights(folder / "model.weights.h5")
         if fold != 3:
             digest = hashlib.sha256((folder / "model.weights.h5").read_bytes()).hexdigest()
-            (folder / "done.json").write_text(json.dumps({"weights_sha256": digest}))
+            (folder / "done.json").write_text(json.dumps(done | {"weights_sha256": digest}))
     return tmp_path
 
 

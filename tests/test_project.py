@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -48,8 +49,8 @@ def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path)
     assert code_lines(path) == 4  # three of the tuple, one of the def
 
 
-def test_the_package_stays_under_2200_lines_of_code():
-    assert sum(map(code_lines, MODULES)) < 2200
+def test_the_package_stays_under_2600_lines_of_code():
+    assert sum(map(code_lines, MODULES)) < 2600
 
 
 def test_no_module_is_longer_than_250_lines_of_code():
@@ -139,3 +140,77 @@ def test_no_scan_and_no_weights_are_among_the_published_results():
         ["git", "ls-files", "results", "data"], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout.split()
     assert {Path(name).suffix for name in tracked} <= {".json", ".csv", ".png", ".md"}
+
+
+BUILT_IN = {"eval", "exec", "compile", "__import__"}
+RUNS_CODE = {"pickle", "dill", "marshal", "shelve", "yaml", "read_pickle", "Lambda", "load_model"}
+RUNS_CODE |= {"model_from_json", "from_config", "deserialize", "enable_unsafe_deserialization"}
+DELETES_FOLDERS = {"rmtree", "removedirs", "rmdir"}
+
+
+def names_in(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and node.attr not in BUILT_IN:  # re.compile
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_nothing_that_a_file_holds_is_executed_and_no_folder_is_deleted(path):
+    assert sorted({*names_in(path)} & (BUILT_IN | RUNS_CODE | DELETES_FOLDERS)) == []
+
+
+def test_arrays_are_loaded_without_pickle():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for word in node.keywords if isinstance(node, ast.Call) else ():
+                assert word.arg != "allow_pickle" or word.value.value is False
+
+
+def test_the_security_notes_name_the_lowest_versions_that_are_allowed():
+    notes = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    required = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    assert re.search(r"^keras>=(.+)$", required, re.MULTILINE)[1] in notes
+
+
+WATCHED = """
+import os, sys
+from unetseg import cases, nifti, scores, training
+from unetseg.preprocessing import Preprocessor
+
+WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"}
+
+def watch(event, details):
+    if event in CHANGES and details[-1] < 0:  # else it is a name within an opened folder
+        print("changed", *[os.path.abspath(path) for path in details[:2] if type(path) is str])
+    if event == "open" and details[2] & WRITE and type(details[0]) is str:
+        print("changed", os.path.abspath(details[0]))
+
+found = cases.find_cases("data")
+arguments = {"filters": 4, "depth": 1}
+settings = {"epochs": 1, "steps": 1, "n_splits": 2, "model_args": arguments}
+sys.addaudithook(watch)
+folds = training.cross_validate(
+    found, "results/x", preprocessor=Preprocessor(patch=(8, 8, 8)), backup_dir="drive", **settings
+)
+scores.score_predictions(found, "results/x/predictions", folds, {1: "one", 2: "two"})
+"""
+
+
+def test_a_run_writes_in_its_results_its_back_up_and_temporary_folders_alone(make_data, tmp_path):
+    make_data(4)
+    elsewhere = {"TMPDIR": str(tmp_path / "temporary"), "HOME": str(tmp_path / "home")}
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | elsewhere | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(
+        [sys.executable, "-c", WATCHED], cwd=tmp_path, env=environment, capture_output=True
+    ).stdout.decode()
+    changed = {path for line in said.splitlines() for path in line.split()[1:] if "changed" in line}
+    assert f"{tmp_path}/results/x/fold_1/done.json" in changed
+    allowed = ("results", "drive", "temporary")
+    inside = tuple(f"{tmp_path}/{name}" for name in allowed)
+    assert [p for p in changed if not p.startswith(inside) and p != "/dev/null"] == []

@@ -1,21 +1,24 @@
+import functools
+import gzip
 import hashlib
+import http.server
+import io
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
+import tarfile
+import threading
 import time
-from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pytest
-from nbclient.exceptions import CellExecutionError
 
 from unetseg import workspace
+from unetseg.cases import find_cases
 
 
 def fill(folder, **files):
@@ -431,106 +434,6 @@ def test_in_colab_splits_edited_on_drive_are_taken_and_other_newer_files_stay(co
     assert (place.results / "scores.csv").read_bytes() == b"new"
 
 
-def tagged(source, *tags):
-    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
-
-
-def make_project(folder, *cells):
-    """A project with one notebook, x, beside the package."""
-    (folder / "notebooks").mkdir(parents=True)
-    (folder / "unetseg").symlink_to(Path(workspace.__file__).parent)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / "x.ipynb")
-    return folder
-
-
-FIGURE = """import matplotlib.pyplot as plt
-figure, axes = plt.subplots()
-plt.close(figure)
-figure"""
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """A small notebook as it was before and after, its report, and what was logged meanwhile."""
-    project = make_project(
-        tmp_path_factory.mktemp("report") / "it's a project",
-        nbformat.v4.new_markdown_cell("# A title\n\nA sentence with `code` and $x^2$."),
-        tagged("raise RuntimeError('the set-up was executed')", "set-up"),
-        nbformat.v4.new_markdown_cell("How to set it", metadata={"tags": ["no-report"]}),
-        tagged("COUNT = 1  # @param\nNAME, KEPT = 'default', 'kept'", "parameters"),
-        tagged("print('count', COUNT + 1, NAME, KEPT, workspace.__name__)"),
-        tagged("from pathlib import Path\nprint('in', Path.cwd().name)"),
-        tagged("import pandas as pd\npd.DataFrame({'column': [1, 2]})"),
-        tagged(FIGURE),
-        tagged("print('not shown')", "no-report"),
-    )
-    notebook = (project / "notebooks" / "x.ipynb").read_bytes()
-    path, errors = project / "results" / "new" / "report.html", project / "errors.txt"
-    call = "from pathlib import Path; from unetseg import workspace; "
-    call += f"workspace.project_dir = lambda: Path({str(project)!r}); "
-    call += f"workspace.write_report('x', {str(path)!r}, COUNT=41, NAME='it\\'s \\\\given')"
-    paths = {"PYTHONPATH": str(project)}
-    with open(errors, "w", encoding="utf-8") as file:
-        subprocess.run(
-            [sys.executable, "-c", call], stderr=file, check=True, env=os.environ | paths
-        )
-    after = (project / "notebooks" / "x.ipynb").read_bytes()
-    logged = errors.read_text(encoding="utf-8")
-    return notebook == after, path, unescape(path.read_text(encoding="utf-8")), logged
-
-
-def test_a_report_shows_the_results_of_the_given_settings(report):
-    unchanged, path, page, _ = report
-    assert unchanged
-    assert "count 42 it's \\given kept unetseg.workspace" in page
-    assert "in notebooks" in page
-    assert "<title>report</title>" in page
-    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
-
-
-def test_a_report_shows_text_tables_and_figures_but_no_code(report):
-    page = report[2]
-    assert ">A title" in page
-    assert "<code>code</code>" in page
-    assert re.search(r"<th>column</th>", page)
-    assert len(re.findall(r'<img\b[^>]*src="data:image/png;base64,[\w+/=\s]{1000,}"', page)) == 1
-    for code in ("COUNT", "RuntimeError", "import", "print(", "subplots"):
-        assert code not in re.sub(r"<style.*?</style>", "", page, flags=re.DOTALL)
-
-
-def test_a_report_leaves_out_the_cells_tagged_so(report):
-    assert "not shown" not in report[2]
-    assert "How to set it" not in report[2]
-
-
-def test_a_report_fetches_nothing_and_runs_no_script(report):
-    tags = r"""<[a-z]+\b[^>]*\s(?:src|href|data)=["']?(?:https?:)?//|@import|<script"""
-    assert re.findall(tags + r"""|url\(["']?(?:https?:)?//""", report[2]) == []
-
-
-def test_a_report_is_written_without_noise(report):
-    logged = report[3]
-    assert "IPKernelApp" not in logged
-    assert "WARNING" not in logged
-
-
-def test_an_error_in_a_notebook_is_raised_and_leaves_the_old_report(tmp_path, monkeypatch):
-    project = make_project(tmp_path, tagged("1 / 0"))
-    monkeypatch.setattr(workspace, "project_dir", lambda: project)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "report.html").write_bytes(b"old")
-    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        workspace.write_report("x", tmp_path / "out" / "report.html")
-    assert content_of(tmp_path / "out") == {"report.html": b"old"}
-
-
-def test_a_notebook_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"y\.ipynb"):
-        workspace.write_report("y", tmp_path / "report.html")
-    assert list(tmp_path.iterdir()) == []
-
-
 TRAINED = {"fold_0__model.weights_h5": b"w" * 100, "fold_0__done_json": b"{}"}
 
 
@@ -680,3 +583,127 @@ def test_an_earlier_run_of_this_process_holds_no_lock(tmp_path):
 def test_locks_are_not_mirrored(tmp_path):
     fill(tmp_path / "local", a_csv=b"1", running_json=b"{}")
     assert workspace.mirror(tmp_path / "local", tmp_path / "drive") == 1
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A web server on this machine: its folder and its address."""
+    folder = tmp_path_factory.mktemp("server")
+    quiet = {"log_message": lambda *_: None}
+    handler = type("Handler", (http.server.SimpleHTTPRequestHandler,), quiet)
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=folder)
+    ) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def pack(path, *members, mode="w"):
+    """Write a tar file of (name, content or settings of the member); return its SHA-256."""
+    with tarfile.open(path, mode) as packed:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            data = content if isinstance(content, bytes) else b""
+            member.size = len(data)
+            for field, value in ({} if isinstance(content, bytes) else content).items():
+                setattr(member, field, value)
+            packed.addfile(member, io.BytesIO(data))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+@pytest.mark.parametrize("kind", [hashlib.sha256, hashlib.md5])
+def test_a_task_of_the_decathlon_is_fetched_and_unpacked(mode, kind, server, make_data, tmp_path):
+    source, (folder, address) = make_data(2), server
+    with tarfile.open(folder / "Task00.tar", mode) as packed:
+        packed.add(source, "Task00")
+        packed.addfile(tarfile.TarInfo("._Task00"))  # as a Mac leaves it
+    digest = kind((folder / "Task00.tar").read_bytes()).hexdigest()
+    target = tmp_path / "new" / "Task00"
+    assert workspace.download(f"{address}/Task00.tar", target, digest) == target
+    assert content_of(target) == content_of(source)
+    assert [case.id for case in find_cases(target)] == ["case_00", "case_01"]
+    assert os.listdir(target.parent) == ["Task00"]
+
+
+def test_files_without_a_folder_around_them_are_unpacked_too(server, tmp_path):
+    folder, address = server
+    digest = pack(folder / "flat.tar", ("images/a.nii", b"a"), ("labels/a.nii", b"b"))
+    target = workspace.download(f"{address}/flat.tar", tmp_path / "flat", digest)
+    assert content_of(target) == {"images/a.nii": b"a", "labels/a.nii": b"b"}
+
+
+def test_a_data_set_that_is_there_is_not_fetched_again(tmp_path):
+    fill(tmp_path / "data", mine_txt=b"kept")
+    kept = workspace.download("http://127.0.0.1:9/x.tar", tmp_path / "data", "0" * 64)
+    assert content_of(kept) == {"mine.txt": b"kept"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("../outside", b"x", "outside"),
+        ("data/../../outside", b"x", "outside"),
+        ("data/link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}, "no plain file"),
+        ("data/hard", {"type": tarfile.LNKTYPE, "linkname": "../../outside"}, "no plain file"),
+        ("data/device", {"type": tarfile.CHRTYPE}, "no plain file"),
+        ("data/pipe", {"type": tarfile.FIFOTYPE}, "no plain file"),
+        ("data/large", bytes(2_000_000), "over max_gb=0.001"),
+    ],
+)
+def test_an_archive_that_is_not_sound_leaves_nothing(name, content, reason, server, tmp_path):
+    folder, address = server
+    digest = pack(folder / "bad.tar.gz", ("data/first", b"1"), (name, content), mode="w:gz")
+    with pytest.raises(ValueError, match=rf"bad\.tar\.gz: not a sound tar file .*{reason}"):
+        workspace.download(f"{address}/bad.tar.gz", tmp_path / "in" / "x", digest, max_gb=0.001)
+    assert content_of(tmp_path) == {}
+    assert os.listdir(tmp_path / "in") == []
+
+
+def test_an_absolute_name_stays_in_the_folder(server, tmp_path):
+    folder, address = server
+    digest = pack(folder / "absolute.tar", (f"{tmp_path}/outside", b"x"), ("data/a", b"a"))
+    target = workspace.download(f"{address}/absolute.tar", tmp_path / "in", digest)
+    assert (target / "data" / "a").read_bytes() == b"a"
+    assert not (tmp_path / "outside").exists()
+
+
+def test_too_many_files_are_refused(server, tmp_path, monkeypatch):
+    folder, address = server
+    monkeypatch.setattr(workspace, "MAX_FILES", 2)
+    digest = pack(folder / "many.tar", *[(f"data/{k}", b"") for k in range(4)])
+    with pytest.raises(ValueError, match="over 2 files"):
+        workspace.download(f"{address}/many.tar", tmp_path / "x", digest)
+
+
+@pytest.mark.parametrize(
+    "data", [b"<html>not a tar</html>" * 100, gzip.compress(b"x" * 10**5)[:90]]
+)
+def test_what_is_no_tar_file_is_refused_by_its_address(data, server, tmp_path):
+    folder, address = server
+    (folder / "page.tar").write_bytes(data)
+    with pytest.raises(ValueError, match=r"page\.tar: not a sound tar file"):
+        workspace.download(f"{address}/page.tar", tmp_path / "x", hashlib.sha256(data).hexdigest())
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_content_than_was_published_is_refused_and_not_unpacked(server, tmp_path):
+    folder, address = server
+    pack(folder / "changed.tar", ("data/a", b"a"))
+    with pytest.raises(ValueError, match=r"changed\.tar: .*hash does not match"):
+        workspace.download(f"{address}/changed.tar", tmp_path / "x", "0" * 64)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_address_that_answers_nothing_is_named(server, tmp_path):
+    with pytest.raises(OSError, match=r"missing\.tar: cannot be fetched .*404"):
+        workspace.download(f"{server[1]}/missing.tar", tmp_path / "x", "0" * 64)
+
+
+@pytest.mark.parametrize("digest", ["", "md5", "G" * 64, "0" * 63])
+def test_a_data_set_is_not_fetched_without_a_hash(digest, tmp_path):
+    with pytest.raises(ValueError, match="file_hash must be the SHA-256 or MD5"):
+        workspace.download("http://127.0.0.1:9/x.tar", tmp_path / "x", digest)

@@ -71,15 +71,29 @@ def load_weights(model, path, digest=None):
         problem = "damaged, its SHA-256 is not the one noted when it was saved"
         raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
     try:
+        _check_arrays(path, model)
         model.load_weights(path)
-        stored = []  # Keras does not mind arrays that no weight asks for
-        with h5py.File(path) as file:
-            file.visititems(lambda _, item: stored.append(isinstance(item, h5py.Dataset)))
-        if sum(stored) != len(model.weights):
-            raise ValueError(f"{sum(stored)} arrays for {len(model.weights)} weights")
     except Exception as error:
         advice = "Build the model with the arguments in experiment.json."
         raise ValueError(f"{path}: does not fit the model ({error}). {advice}") from error
+
+
+def _check_arrays(path, model):
+    # Before Keras reads them: it follows what leads to other files (CVE-2026-1669), allocates
+    # whatever size is declared, and does not mind arrays that no weight asks for.
+    with h5py.File(path) as file:
+        links, stored = [], []
+        file.visititems_links(lambda _, link: links.append(isinstance(link, h5py.HardLink)))
+        if not all(links):
+            raise ValueError("it holds links to elsewhere")
+        file.visititems(lambda _, one: stored.append(one) if hasattr(one, "shape") else None)
+        if any(one.external or one.is_virtual for one in stored):
+            raise ValueError("it holds arrays that are kept in other files")
+        found, wanted = (
+            sorted(tuple(w.shape) for w in arrays) for arrays in (stored, model.weights)
+        )
+        if found != wanted:
+            raise ValueError(f"{len(found)} arrays for {len(wanted)} weights, or other shapes")
 
 
 def save_state(model, folder, about):

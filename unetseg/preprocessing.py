@@ -307,11 +307,14 @@ class Preprocessor:
         ------
         FileNotFoundError
             If there is no such file.
+        ValueError
+            If it does not hold such settings.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
-        settings = {"neighbours": 0, "planes": ()} | read_json(path)  # new in version 0.1
+        # Older files lack the two.
+        settings = {"neighbours": 0, "planes": ()} | read_json(path, "preprocessor.json")
         if settings["labels"]:
             settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
         return cls(**settings)

@@ -5,27 +5,26 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import logging
+import lzma
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
-# nbconvert's page without the scripts that it would fetch from elsewhere.
-REPORT = "{% extends 'lab/index.html.j2' %}" + "".join(
-    f"{{% block html_head_js{name} %}}{{% endblock %}}" for name in ("", "_mathjax", "_mermaidjs")
-)
 LOCK, STALE = "running.json", 180  # seconds without a sign of life
+MAX_FILES = 1_000_000  # of a data set that is fetched
 DONE = "done.json"  # copied last: where it is, everything else is
 
 
@@ -183,6 +182,72 @@ def _copy(path, copy, overwrite):
     return True
 
 
+def download(url, folder, file_hash, *, max_gb=100):
+    """Fetch a data set that is packed as a tar file, such as a task of the Decathlon.
+
+    Parameters
+    ----------
+    url : str
+        Of a ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file.
+    folder : str or Path
+        Gets what the file holds, without a folder around all of it; all or nothing. If it is
+        there already it is left as it is and nothing is fetched.
+    file_hash : str
+        SHA-256 or MD5 of the file, as published with it.
+    max_gb : float, default 100
+        Unpacked size above which the file is refused.
+
+    Returns
+    -------
+    Path
+        `folder`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be fetched.
+    ValueError
+        If it has another hash, or is not a tar file of plain files that stay in the folder.
+    """
+    import keras  # here, as it takes seconds
+
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    fits = re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", file_hash)
+    require("file_hash", file_hash, fits, "the SHA-256 or MD5 of the file, in hexadecimal digits")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
+        place = {"cache_dir": temporary, "cache_subdir": "fetched"}
+        try:
+            packed = keras.utils.get_file("packed", url, file_hash=file_hash, **place)
+        except ValueError as error:
+            raise ValueError(f"{url}: {error} Fetch it again, or correct file_hash.") from error
+        except Exception as error:  # get_file has no class of its own for this
+            raise OSError(f"{url}: cannot be fetched ({error}). Check the address.") from error
+        try:
+            unpacked = _unpack(packed, Path(temporary) / "unpacked", max_gb)
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise ValueError(f"{url}: not a sound tar file ({error}). Do not use it.") from error
+        os.replace(unpacked, folder)
+    return folder
+
+
+def _unpack(path, folder, max_gb):
+    members, size = [], 0
+    with tarfile.open(path) as packed:
+        for member in packed:
+            size += member.size
+            if size > max_gb * 1e9 or len(members) > MAX_FILES:
+                raise tarfile.TarError(f"over max_gb={max_gb} or over {MAX_FILES} files")
+            if not (member.isfile() or member.isdir()):
+                raise tarfile.TarError(f"{member.name} is no plain file")
+            members.append(member)
+        packed.extractall(folder, members, filter="data")  # refuses what leads out of it
+    inside = list(folder.glob("[!.]*"))
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
 def back_up(source, target):
     """Copy results to Drive; if that fails, say what is not safe yet instead of stopping.
 
@@ -301,12 +366,42 @@ def write_json(path, value):
     write_file(path, json.dumps(value, indent=1).encode())
 
 
-def read_json(path):
-    """Read a JSON file; one that is missing or damaged is named in the error."""
+def read_json(path, kind=None):
+    """Read a JSON file, and check what is in it if it is one that a run leaves.
+
+    Parameters
+    ----------
+    path : str or Path
+    kind : str, optional
+        Which file it is, such as ``"splits.json"``; by default its own name. ``schemas.json``
+        beside this module tells the types and ranges of each.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, or holds something else than such a file does; says where.
+    """
+    import jsonschema  # here, as it takes a tenth of a second
+
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
+    schemas = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
+    if (kind or path.name) in schemas["$defs"]:
+        schemas["$ref"] = f"#/$defs/{kind or path.name}"
+        errors = jsonschema.Draft202012Validator(schemas).iter_errors(value)
+        if error := jsonschema.exceptions.best_match(errors):
+            found = f"at {error.json_path}: {error.message[:300]}"
+            raise ValueError(f"{path}: {found}. Correct it, or fetch it again.")
+    return value
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def sha256(path):
@@ -365,53 +460,6 @@ def computes_on_gpu():
     import keras  # here, as it takes seconds
 
     return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
-
-
-def write_report(notebook, path, **settings):
-    """Execute a notebook of the project and write what it shows as one HTML file, without code.
-
-    Parameters
-    ----------
-    notebook : str
-        Name of a notebook in the folder ``notebooks``, such as ``"03_evaluate"``.
-    path : str or Path
-        The HTML file: figures and styles are inside, nothing is fetched from elsewhere.
-    **settings
-        Take the place of those in the notebook's cell tagged ``parameters``; its cells tagged
-        ``set-up`` are not executed, those tagged ``no-report`` not shown.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such notebook beside the package.
-    nbclient.exceptions.CellExecutionError
-        If a cell fails.
-    """
-    import nbformat  # these here, as only notebooks need them
-    from nbclient import NotebookClient
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import TagRemovePreprocessor
-
-    folder = project_dir() / "notebooks"
-    content = nbformat.read(folder / f"{notebook}.ipynb", as_version=4)
-    for cell in content.cells:
-        if "set-up" in cell.metadata.get("tags", []):
-            paths = f"import sys\nsys.path.insert(0, {str(project_dir())!r})"
-            cell.source = f"{paths}\nfrom unetseg import workspace"
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source += "".join(f"\n{name} = {value!r}" for name, value in settings.items())
-    resources = {"metadata": {"path": str(folder)}}
-    quiet = ["--log-level=ERROR"]
-    NotebookClient(content, timeout=None, resources=resources, extra_arguments=quiet).execute()
-    log = logging.getLogger("unetseg")  # else it warns in the notebook that figures lack a text
-    log.setLevel(logging.ERROR)
-    shown = {"exclude_input": True, "exclude_output_prompt": True, "raw_template": REPORT}
-    exporter = HTMLExporter(**shown, log=log)
-    exporter.register_preprocessor(TagRemovePreprocessor(remove_cell_tags={"no-report"}), True)
-    for cell in [cell for cell in content.cells if cell.cell_type == "code"]:
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    name = {"metadata": {"name": Path(path).stem}}
-    write_file(path, exporter.from_notebook_node(content, name)[0].encode())
 
 
 def require(name, value, fits, allowed):

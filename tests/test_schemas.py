@@ -1,0 +1,167 @@
+"""What a results folder holds is not trusted: its JSON files have types and ranges."""
+
+import copy
+import json
+
+import pytest
+
+from unetseg import workspace
+
+RECIPE = {"epochs": 12, "steps": None, "warmup": 0.05, "augment": True, "precision": "auto"}
+PREPROCESSOR = {
+    "spacing_mm": [1.0, 1.0, 3.0],
+    "patch": [40, 56, 40],
+    "labels": {"1": "front", "200": "back"},
+    "channels": 1,
+    "normalisation": "zscore",
+    "dimensions": 3,
+    "mirror_axes": [0],
+    "neighbours": 0,
+    "planes": [],
+}
+UNET = {"filters": 16, "depth": 1, "dropout": 0.0, "strides": [[2, 2, 2]], "kernels": [[3, 3, 3]]}
+SETTINGS = {"model_args": UNET, "preprocessor": PREPROCESSOR, "recipe": RECIPE, "seed": 1}
+FILES = {
+    "preprocessor.json": PREPROCESSOR,
+    "experiment.json": {
+        "settings": {"builder": "unetseg.model.build_unet", **SETTINGS},
+        "precision": "float32",
+        "batch_size": 1,
+        "versions": {"keras": "3.15.1"},
+        "hardware": {"cores": 2, "gpu": None},
+    },
+    "splits.json": [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],
+    "done.json": {
+        "weights_sha256": "0" * 64,
+        "minutes": 1.5,
+        "train": ["a"],
+        "val": ["c"],
+    },
+    "running.json": {"host": "here", "pid": 5, "time": 1.5e9},
+}
+
+
+def change(value, place, new):
+    """Put something else at a place such as ``settings.recipe.epochs``; None in `new` drops it."""
+    value = copy.deepcopy(value)
+    *folders, last = place.split(".") if place else [None]
+    inner = value
+    for name in folders:
+        inner = inner[int(name) if name.isdecimal() else name]
+    if last is None:
+        return new
+    inner[int(last) if last.isdecimal() else last] = new
+    return value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_run_writes_is_read(name, tmp_path):
+    (tmp_path / name).write_text(json.dumps(FILES[name]))
+    assert workspace.read_json(tmp_path / name) == FILES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "new"),
+    [
+        ("preprocessor.json", "", []),
+        ("preprocessor.json", "spacing_mm", "1, 1, 1"),
+        ("preprocessor.json", "spacing_mm", [1.0, 1.0]),
+        ("preprocessor.json", "spacing_mm", [1.0, 0, 1.0]),
+        ("preprocessor.json", "patch", [40, 56, 0.5]),
+        ("preprocessor.json", "patch", [10**9, 56, 40]),
+        ("preprocessor.json", "labels", ["front"]),
+        ("preprocessor.json", "labels.0", "background"),
+        ("preprocessor.json", "labels.one", "front"),
+        ("preprocessor.json", "labels.1", {"name": "front"}),
+        ("preprocessor.json", "channels", True),
+        ("preprocessor.json", "normalisation", "__import__('os')"),
+        ("preprocessor.json", "mirror_axes", [3]),
+        ("preprocessor.json", "mirror_axes", [0, 0]),
+        ("preprocessor.json", "neighbours", -1),
+        ("preprocessor.json", "unknown", 1),
+        ("experiment.json", "settings", None),
+        ("experiment.json", "settings.recipe.epochs", 0),
+        ("experiment.json", "settings.recipe.warmup", 1),
+        ("experiment.json", "settings.recipe.unknown", 1),
+        ("experiment.json", "settings.recipe.precision", "float128"),
+        ("experiment.json", "settings.model_args.filters", 10**6),
+        ("experiment.json", "settings.model_args.depth", 10**6),
+        ("experiment.json", "settings.model_args.strides", [[2, 2, 2]] * 17),
+        ("experiment.json", "settings.model_args.name", "x"),
+        ("experiment.json", "settings.preprocessor.channels", 0),
+        ("experiment.json", "settings.seed", -1),
+        ("experiment.json", "minutes", -1),
+        ("experiment.json", "minutes", "10"),
+        ("experiment.json", "versions.keras", ["3.15.1"]),
+        ("experiment.json", "batch_size", 2**40),
+        ("splits.json", "", {}),
+        ("splits.json", "", []),
+        ("splits.json", "0", ["a"]),
+        ("splits.json", "0", {"train": ["a"]}),
+        ("splits.json", "0.val", "c"),
+        ("splits.json", "0.val", []),
+        ("splits.json", "0.val", [1]),
+        ("splits.json", "0.val", ["c", "c"]),
+        ("splits.json", "0.val", ["../../elsewhere/c"]),
+        ("splits.json", "0.val", ["/etc/c"]),
+        ("splits.json", "0.val", ["..\\c"]),
+        ("splits.json", "0.val", ["c\n"]),
+        ("splits.json", "0.val", ["c\0"]),
+        ("splits.json", "0.val", [""]),
+        ("done.json", "weights_sha256", None),
+        ("done.json", "weights_sha256", "0" * 64 + "\n"),
+        ("done.json", "minutes", None),
+        ("done.json", "train", ["../a"]),
+        ("done.json", "steps", 0.5),
+        ("running.json", "pid", -1),
+        ("running.json", "pid", "5"),
+        ("running.json", "time", None),
+    ],
+)
+def test_what_no_run_writes_is_refused_with_file_and_place(name, place, new, tmp_path):
+    (tmp_path / name).write_text(json.dumps(change(FILES[name], place, new)))
+    with pytest.raises(ValueError) as caught:
+        workspace.read_json(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: at $")
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).endswith("Correct it, or fetch it again.")
+
+
+@pytest.mark.parametrize("missing", ["settings", "precision", "batch_size"])
+def test_an_experiment_without_what_is_needed_is_refused(missing, tmp_path):
+    path = tmp_path / "experiment.json"
+    path.write_text(json.dumps({k: v for k, v in FILES[path.name].items() if k != missing}))
+    with pytest.raises(ValueError, match=f"experiment.json: at .*{missing}"):
+        workspace.read_json(path)
+
+
+def test_the_arguments_of_another_builder_are_its_own(tmp_path):
+    own = change(FILES["experiment.json"], "settings.builder", "mine.build")
+    own["settings"]["model_args"] = {"width": 10**6}
+    (tmp_path / "experiment.json").write_text(json.dumps(own))
+    assert workspace.read_json(tmp_path / "experiment.json") == own
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"minutes": NaN}', '{"minutes": -Infinity}', "\ufeff{}"]
+)
+def test_what_is_no_json_is_refused_by_name(text, tmp_path):
+    path = tmp_path / "any.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"any\.json: not valid JSON"):
+        workspace.read_json(path)
+
+
+def test_bytes_that_are_no_text_are_refused_by_name(tmp_path):
+    path = tmp_path / "any.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"any\.json: not valid JSON"):
+        workspace.read_json(path)
+
+
+def test_a_file_is_checked_as_what_it_is_said_to_be(tmp_path):
+    path = tmp_path / "renamed.json"
+    path.write_text("[]")
+    assert workspace.read_json(path) == []
+    with pytest.raises(ValueError, match=r"renamed\.json: at \$"):
+        workspace.read_json(path, "preprocessor.json")
