@@ -21,12 +21,16 @@ class Prediction(NamedTuple):
 
     ``labels``: (x, y, z) int32, the user's own values. ``probabilities``: (x, y, z, class)
     float32, the mean over the models. ``uncertainty``: (x, y, z) float32, the entropy of the
-    probabilities in [0, 1], 1 where all classes are equally likely.
+    probabilities in [0, 1], 1 where all classes are equally likely. ``votes``: (model, x, y, z)
+    uint8, class numbers by each model alone. ``disagreement``: (x, y, z) float32, the share of the
+    models that vote for another label, in [0, 1).
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     uncertainty: np.ndarray
+    votes: np.ndarray
+    disagreement: np.ndarray
 
 
 def load_models(results_dir, *, build_model=build_unet, folds=None):
@@ -99,6 +103,18 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
     require("mirror_axes", mirror_axes, {*trained}.issuperset(mirror_axes), allowed)
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
+    found = (_predict(model, x, preprocessor, overlap, mirror_axes) for model in models)
+    total, votes = 0, []
+    for native in preprocessor.restore_each(found, case):  # one at a time in memory
+        votes.append(native.argmax(axis=-1).astype(np.uint8))
+        total += native
+    probabilities, votes = total / np.float32(len(models)), np.stack(votes)
+    labels, uncertainty = preprocessor.decode(probabilities), normalised_entropy(probabilities)
+    disagreement = (votes != probabilities.argmax(axis=-1)).mean(axis=0, dtype=np.float32)
+    return Prediction(labels, probabilities, uncertainty, votes, disagreement)
+
+
+def _predict(model, x, preprocessor, overlap, mirror_axes):
     total, patch = 0, preprocessor.patch
     flat = patch.index(1) if 1 in patch else 0
     planes = preprocessor.planes or (flat,)
@@ -109,12 +125,9 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
         for n in range(len(mirror_axes) + 1):
             for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
                 axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
-                found = np.flip(slide(models, np.flip(view, axes), patch, overlap=overlap), axes)
+                found = np.flip(slide([model], np.flip(view, axes), patch, overlap=overlap), axes)
                 total += found.swapaxes(plane, flat)
-    total /= len(planes) * 2 ** len(mirror_axes)
-    probabilities = preprocessor.restore(total, case)
-    uncertainty = normalised_entropy(probabilities)
-    return Prediction(preprocessor.decode(probabilities), probabilities, uncertainty)
+    return total / (len(planes) * 2 ** len(mirror_axes))
 
 
 def predict_cases(models, cases, preprocessor, folder, **kwargs):
