@@ -390,7 +390,7 @@ def test_settings_saved_before_there_were_planes_mean_none(tmp_path):
 
 @pytest.mark.parametrize("planes", [(2,), (3,), (1, 1), (0, 1, 2)])
 def test_planes_are_distinct_axes_and_none_in_3d(planes):
-    with pytest.raises(ValueError, match="planes must be one of"):
+    with pytest.raises(ValueError, match="planes must be in 2-D one of"):
         Preprocessor(patch=(8, 8, 8), planes=planes)
 
 

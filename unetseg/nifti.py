@@ -318,20 +318,44 @@ def save_mask(path, mask, like):
         If the mask is not on the grid of the scan, or not of an integer type.
     """
     mask = np.asarray(mask)
-    scan = read(like)
     if not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f"{path}: labels must be integers. Received: dtype {mask.dtype}")
+    _write_like(path, _to_int32(path, mask), like, "smallest")
+
+
+def save_map(path, array, like):
+    """Save a map of numbers, such as probabilities or an uncertainty, on the grid of a scan.
+
+    Parameters
+    ----------
+    path, like
+        As for `save_mask`.
+    array : (x, y, z) or (x, y, z, channel) ndarray of float
+        In RAS+. Stored as float32, rounded to three decimals: more are not worth their space.
+
+    Raises
+    ------
+    ValueError
+        If the map is not on the grid of the scan.
+    """
+    _write_like(path, np.round(np.asarray(array, np.float32), 3), like, np.float32)
+
+
+def _write_like(path, array, like, dtype):
+    scan = read(like)
     shape = to_canonical(np.empty(spatial_shape(scan), bool), scan.affine)[0].shape
-    if mask.shape != shape:
-        problem = f"shape {mask.shape} is not the RAS+ shape {shape} of {like}"
-        raise ValueError(f"{path}: {problem}. Pass the mask in RAS+ on the scan's own grid.")
+    if array.shape[:3] != shape or array.ndim > 3 + (np.dtype(np.float32) == dtype):
+        problem = f"shape {array.shape} is not the RAS+ shape {shape} of {like}"
+        raise ValueError(f"{path}: {problem}. Pass the array in RAS+ on the scan's own grid.")
     header = scan.header.copy()
     header.extensions.clear()  # these and the free text may name the patient
     for field in {"descrip", "aux_file", "intent_name", "db_name"} & set(header):
         header[field] = b""
     header["cal_min"] = header["cal_max"] = header["intent_code"] = 0
-    stored = from_canonical(_to_int32(path, mask), scan.affine).reshape(scan.shape[:3])
-    write(path, type(scan)(stored, scan.affine, header, dtype="smallest"))
+    stored = from_canonical(array, scan.affine)
+    if array.ndim == 3:
+        stored = stored.reshape(scan.shape[:3])  # of two numbers for a 2-D file
+    write(path, type(scan)(stored, scan.affine, header, dtype=dtype))
 
 
 def write(path, image):

@@ -10,7 +10,6 @@ from scipy import ndimage, optimize, stats
 from unetseg.metrics import dice
 
 NEAR = 3  # voxels around the structures in which calibration is looked at
-SAMPLED = 20_000  # voxels a case; a thousand in each of 20 bins
 AGREEMENT = 0.8  # Dice between folds below which a person should look; readers agree better
 # Of the trained values, how far beyond them still counts as like them.
 MARGINS = {"spacing, mm,": (0.9, 1.1), "field of view, mm,": (0.8, 1.25), "brightness": (0.5, 2)}
@@ -141,7 +140,7 @@ def flag(predicted, outside, trained):
     return table.drop(columns="reasons").reset_index(drop=True)
 
 
-def sample_voxels(probabilities, truth, rng):
+def sample_voxels(probabilities, truth, rng, most=20_000):
     """Draw voxels of a case to look at the calibration of its probabilities.
 
     Far from the structures everything is background with certainty, and would hide the rest.
@@ -152,16 +151,17 @@ def sample_voxels(probabilities, truth, rng):
     truth : (x, y, z) ndarray of integers
         Class numbers.
     rng : numpy.random.Generator
+    most : int, default 20000
 
     Returns
     -------
     probabilities : (n, class) ndarray of float32
     truth : (n,) ndarray of integers
-        Of at most 20,000 voxels within 3 voxels of where the truth or the prediction has a label.
+        Of at most so many voxels within 3 voxels of where the truth or the prediction has a label.
     """
     structures = (truth != 0) | (probabilities.argmax(axis=-1) != 0)
     near = np.flatnonzero(ndimage.binary_dilation(structures, iterations=NEAR))
-    chosen = rng.choice(near, min(SAMPLED, near.size), replace=False)
+    chosen = rng.choice(near, min(most, near.size), replace=False)
     return probabilities.reshape(-1, probabilities.shape[-1])[chosen], truth.ravel()[chosen]
 
 
@@ -222,15 +222,32 @@ def calibration_table(probabilities, truth, n_bins=10):
     Returns
     -------
     pandas.DataFrame
-        A row per bin that holds any voxel: ``n`` voxels, ``confidence``, their mean probability
-        of the predicted class, and ``accuracy``, the share that is right.
+        A row per bin that holds any voxel: its number ``bin``, ``n`` voxels, ``confidence``,
+        their mean probability of the predicted class, and ``accuracy``, the share that is right.
     """
     confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == truth
     place = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
-    voxels = pd.DataFrame({"confidence": confidence.astype(float), "accuracy": right.astype(float)})
-    table = voxels.groupby(place).mean()
-    table.insert(0, "n", np.bincount(place)[table.index])
-    return table.reset_index(drop=True)
+    voxels = {"bin": place, "n": 1, "confidence": confidence.astype(float), "accuracy": right * 1.0}
+    return pool_calibration(pd.DataFrame(voxels))
+
+
+def pool_calibration(tables):
+    """Put calibration tables together, such as those of all folds.
+
+    Parameters
+    ----------
+    tables : pandas.DataFrame
+        Rows as of `calibration_table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The same with one row per ``bin``: means over all ``n`` voxels.
+    """
+    numbers = tables[["confidence", "accuracy"]].mul(tables["n"], axis=0)
+    sums = numbers.assign(n=tables["n"]).groupby(tables["bin"]).sum()
+    means = sums[["confidence", "accuracy"]].div(sums["n"], axis=0)
+    return means.assign(n=sums["n"]).reset_index()[["bin", "n", "confidence", "accuracy"]]
 
 
 def expected_calibration_error(table):

@@ -8,18 +8,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
+import numpy as np
+import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, model, nifti, workspace
+from unetseg import checkpoint, model, nifti, reliability, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
-from unetseg.inference import predict_cases
+from unetseg.inference import predict_case
 from unetseg.preprocessing import Preprocessor, patch_budget
 from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks
-from unetseg.workspace import DONE, read_json, require, write_json
+from unetseg.workspace import DONE, read_json, require, write_file, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
+MAX_SAMPLED = 1_000_000  # voxels of a fold, to look at its calibration
 VALIDATION = {"foreground": 1.0, "augment": False}
 
 
@@ -154,8 +157,8 @@ def train_fold(
     ----------
     train_cases, val_cases : sequence of Case
     fold_dir : str or Path
-        Gets ``history.csv`` and ``*.state`` while training, then ``model.weights.h5`` and
-        ``done.json`` in the place of the states. The
+        Gets ``history.csv`` and ``*.state`` while training, then ``model.weights.h5``,
+        ``calibration.csv`` and ``done.json`` in the place of the states. The
         predictions and the masks go to the folders ``predictions`` and ``masks`` beside it.
     preprocessor : Preprocessor
         Fitted.
@@ -224,16 +227,35 @@ def train_fold(
     trained = time.monotonic()
     digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
-    predict_cases(net, val_cases, preprocessor, fold_dir.parent / "predictions", mirror_axes=axes)
-    for case in val_cases:  # for an evaluation without the data set
-        path = fold_dir.parent / "masks" / f"{case.id}.nii.gz"
-        nifti.save_mask(path, nifti.load_mask(case.mask)[0], like=case.mask)
+    temperature = _predict_fold(net, val_cases, preprocessor, fold_dir, axes)
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
     steps = recipe.steps * recipe.epochs
     done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
+    done["temperature"] = temperature
     write_json(fold_dir / DONE, done)
     for file in fold_dir.glob("?.state*"):
         file.unlink()
+
+
+def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
+    rng, sampled = np.random.default_rng(0), []
+    for case in cases:
+        found = predict_case(net, case, preprocessor, mirror_axes=mirror_axes)
+        truth, _ = nifti.load_mask(case.mask)
+        kept = ("predictions", found.labels, case.files[0]), ("masks", truth, case.mask)
+        for folder, mask, like in kept:
+            nifti.save_mask(fold_dir.parent / folder / f"{case.id}.nii.gz", mask, like)
+        classes = sum(k * (truth == label) for k, label in enumerate(preprocessor.labels, 1))
+        most = MAX_SAMPLED // len(cases)
+        sampled.append(reliability.sample_voxels(found.probabilities, classes, rng, most))
+    probabilities, classes = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
+    temperature = reliability.fit_temperature(probabilities, classes)
+    after = reliability.soften(probabilities, temperature)
+    tables = {"as trained": probabilities, "calibrated": after}
+    tables = {k: reliability.calibration_table(v, classes) for k, v in tables.items()}
+    table = pd.concat(tables, names=["stage"]).reset_index("stage")
+    write_file(fold_dir / "calibration.csv", table.to_csv(index=False).encode())
+    return round(temperature, 4)
 
 
 def _compile(net, num_classes, recipe):
