@@ -16,7 +16,7 @@ import unetseg
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "unetseg").glob("*.py"))
-LIGHT = ["cases", "metrics", "nifti", "plots", "scores", "splits", "workspace"]
+LIGHT = ["cases", "metrics", "nifti", "plots", "reliability", "scores", "splits", "workspace"]
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

@@ -40,9 +40,10 @@ def compare_with_training(table, trained):
         below, above = next((m for k, m in MARGINS.items() if column.startswith(k)), (1, 1))
         room = 0.1 if column == "contrast" else 0
         values = new[column]
-        outside = ~values.between(below * low - room, above * high + room) & values.notna()
-        words = f"{column} is {{:.3g}}, trained on {low:.3g} to {high:.3g}. "
-        found[outside.to_numpy()] += [words.format(value) for value in values[outside]]
+        least, most = low - (1 - below) * abs(low) - room, high + (above - 1) * abs(high) + room
+        outside = ~values.between(least, most) & values.notna()
+        words = f"{column} is {{}}, trained on {_short(low)} to {_short(high)}. "
+        found[outside.to_numpy()] += [words.format(_short(value)) for value in values[outside]]
     seen = sorted(set(known["stored"].dropna()))
     strange = (~new["stored"].isin(seen) & new["stored"].notna()).to_numpy()
     words = f"voxels are stored as {{}}, in training as {', '.join(seen)}: check left and right. "
@@ -50,12 +51,16 @@ def compare_with_training(table, trained):
     return found.str.strip()
 
 
+def _short(number):  # three digits that count, and no exponent
+    return np.format_float_positional(number, 3, fractional=False, trim="-")
+
+
 def _facts(table):
     numbers = {
         name: table[name].map(lambda cell: [float(n) for n in re.findall(r"[\d.]+", str(cell))])
         for name in ("shape", "spacing_mm")
     }
-    facts = pd.DataFrame({"stored": table["orientation"], "channels": table["channels"]})
+    facts = pd.DataFrame({"stored": table["orientation"], "number of channels": table["channels"]})
     for axis, letter in enumerate("xyz"):
         shape, spacing = (n.str[axis] for n in numbers.values())
         facts[f"spacing, mm, along {letter}"] = spacing
@@ -131,7 +136,8 @@ def flag(predicted, outside, trained):
             elif row.agreement < AGREEMENT:
                 reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}.")
         if total < low / 2 or total > 2 * high:
-            reasons.append(f"{total:.3g} ml are labelled, trained on {low:.3g} to {high:.3g}.")
+            seen = f"{_short(low)} to {_short(high)}"
+            reasons.append(f"{_short(total)} ml are labelled, trained on {seen}.")
         if outside.get(case):
             reasons.append(outside[case])
         about = {"case": case, "agreement": part["agreement"].min(), "volume_ml": total}
@@ -279,7 +285,7 @@ def rank_correlation(estimate, dices):
     -------
     rho : float
         In [-1, 1]; 1 if the estimate puts the cases in the order of their Dice. NaN for fewer
-        than three pairs.
+        than three pairs, or if either is the same for all.
     low, high : float
         95 % confidence interval by Fisher's transformation, with Bonett and Wright's (2000)
         standard error.
@@ -287,7 +293,7 @@ def rank_correlation(estimate, dices):
     pairs = np.array([estimate, dices], float)
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     n = pairs.shape[1]
-    if n < 3:
+    if n < 3 or not np.ptp(pairs, axis=1).all():
         return np.nan, np.nan, np.nan
     rho = stats.spearmanr(*pairs).statistic
     width = 1.96 * np.sqrt((1 + rho**2 / 2) / max(n - 3, 1e-9))

@@ -1,0 +1,460 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from unetseg.cases import check_cases, find_cases
+from unetseg.reliability import (
+    calibration_table,
+    compare_with_training,
+    describe_votes,
+    expected_calibration_error,
+    fit_temperature,
+    flag,
+    pool_calibration,
+    rank_correlation,
+    sample_voxels,
+    soften,
+)
+
+LABELS = {1: "front", 4: "back"}
+NAN = float("nan")
+
+
+def scan(case="a", shape=(100, 100, 100), spacing=(1.5, 1.5, 1.5), stored="RAS", **other):
+    """A row as of `check_cases`, in the middle of what `trained` holds."""
+    row = {"case": case, "shape": shape, "spacing_mm": spacing, "orientation": stored}
+    row |= {"channels": 1, "intensity_p1": 0.0, "intensity_median": 60.0, "intensity_p99": 150.0}
+    return row | {"problem": ""} | other
+
+
+@pytest.fixture
+def trained():
+    """Spacing 1 to 2 mm, field of view 100 to 200 mm, brightness 100 to 200, contrast 0.3, 0.5."""
+    fine = scan("t1", spacing=(1.0, 1.0, 1.0), intensity_median=30.0, intensity_p99=100.0)
+    coarse = scan("t2", spacing=(2.0, 2.0, 2.0), stored="LAS")
+    coarse |= {"intensity_median": 100.0, "intensity_p99": 200.0}
+    return pd.DataFrame([fine, coarse]).assign(volume_ml=[2.0, 6.0])
+
+
+MM = "mm, along"
+DEVIATIONS = {
+    "finer": (
+        {"spacing": (0.89, 1.5, 1.5), "shape": (170, 100, 100)},
+        f"spacing, {MM} x is 0.89, trained on 1 to 2.",
+    ),
+    "coarser": (
+        {"spacing": (1.5, 1.5, 2.21), "shape": (100, 100, 60)},
+        f"spacing, {MM} z is 2.21, trained on 1 to 2.",
+    ),
+    "cut": ({"shape": (100, 53, 100)}, f"field of view, {MM} y is 79.5, trained on 100 to 200."),
+    "wide": ({"shape": (170, 100, 100)}, f"field of view, {MM} x is 255, trained on 100 to 200."),
+    "dark": (
+        {"intensity_median": 19.6, "intensity_p99": 49.0},
+        "brightness is 49, trained on 100 to 200.",
+    ),
+    "bright": (
+        {"intensity_median": 493.6, "intensity_p99": 1234.0},
+        "brightness is 1230, trained on 100 to 200.",
+    ),
+    "flat": ({"intensity_median": 28.5}, "contrast is 0.19, trained on 0.3 to 0.5."),
+    "steep": ({"intensity_median": 91.5}, "contrast is 0.61, trained on 0.3 to 0.5."),
+    "channels": ({"channels": 3}, "number of channels is 3, trained on 1 to 1."),
+    "turned": (
+        {"stored": "LPS"},
+        "voxels are stored as LPS, in training as LAS, RAS: check left and right.",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEVIATIONS)
+def test_what_lies_outside_of_the_trained_range_is_told_alone_and_with_its_numbers(kind, trained):
+    change, words = DEVIATIONS[kind]
+    found = compare_with_training(pd.DataFrame([scan("a"), scan("b", **change)]), trained)
+    assert found.to_dict() == {"a": "", "b": words}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"spacing": (0.91, 1.5, 2.19)},  # 1 to 2 and a tenth
+        {"shape": (54, 100, 166)},  # 81 and 249 mm: 100 to 200 and a quarter
+        {"intensity_median": 20.4, "intensity_p99": 51.0},
+        {"intensity_median": 156.0, "intensity_p99": 390.0},
+        {"intensity_median": 31.5},  # contrast 0.21
+        {"intensity_median": 88.5},  # 0.59
+        {"stored": "LAS"},
+    ],
+)
+def test_nothing_is_told_inside_the_margins(change, trained):
+    assert compare_with_training(pd.DataFrame([scan(**change)]), trained).tolist() == [""]
+
+
+def test_all_that_differs_is_told_of_every_scan_in_their_order(trained):
+    changes = (DEVIATIONS[kind] for kind in ("coarser", "dark", "turned"))
+    together, words = {}, []
+    for change, told in changes:
+        together |= change
+        words.append(told)
+    rows = [scan("007", **together), scan("b"), scan("a", **DEVIATIONS["cut"][0])]
+    found = compare_with_training(pd.DataFrame(rows), trained)
+    assert found.to_dict() == {"007": " ".join(words), "b": "", "a": DEVIATIONS["cut"][1]}
+    assert list(found.index) == ["007", "b", "a"]
+
+
+def test_tables_from_memory_and_from_a_file_tell_the_same(make_data, tmp_path):
+    folder = make_data(3)
+    table = check_cases(find_cases(folder))
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    again = pd.read_csv(tmp_path / "cases.csv")
+    assert again.loc[0, "shape"] == "(8, 10, 6)"
+    assert compare_with_training(table, again).tolist() == [""] * 3
+    # Half of the voxels along x, and twice as large ones along z.
+    odd = table.assign(shape=[(4, 10, 6)] * 3, spacing_mm=[(1.0, 2.0, 6.0)] * 3)
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    expected = f"spacing, {MM} z is 6, trained on 3 to 3. field of view, {MM} x is 4, trained on 8"
+    for new in (odd, pd.read_csv(tmp_path / "odd.csv")):
+        for known in (table, again):
+            found = compare_with_training(new, known)
+            assert list(found.index) == ["case_00", "case_01", "case_02"]
+            for words in found:
+                assert words.count("trained on") == 3
+                assert all(part in words for part in expected.split(". "))
+                assert f"field of view, {MM} z is 36, trained on 18 to 18." in words
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_of_a_scan_that_cannot_be_read_nothing_is_told(others, make_data, trained):
+    folder = make_data(2)
+    for case in ("case_00", "case_01")[: 1 if others else 2]:
+        (folder / "imagesTr" / f"{case}.nii.gz").write_bytes(b"<html>")
+    table = check_cases(find_cases(folder), need_masks=False)
+    found = compare_with_training(table, trained)
+    assert found["case_00"] == ""
+    assert bool(found["case_01"]) is others  # of 8 x 20 x 18 mm
+
+
+def test_one_training_case_is_a_range_too(trained):
+    found = compare_with_training(pd.DataFrame([scan(spacing=(1.15, 1, 1))]), trained[:1])
+    assert f"spacing, {MM} x is 1.15, trained on 1 to 1. contrast is 0.4" not in found["a"]
+    assert f"spacing, {MM} x is 1.15, trained on 1 to 1." in found["a"]
+    assert "field of view" not in found["a"]
+
+
+def test_negative_intensities_have_margins_too(trained):
+    levels = {"intensity_p1": -1000.0, "intensity_median": -600.0}
+    known = trained.assign(**levels, intensity_p99=[-100.0, -50.0])
+    new = [
+        scan(str(p99), **levels, intensity_p99=p99) for p99 in (-160.0, -140.0, -75.0, -1.0, 9.0)
+    ]
+    found = compare_with_training(pd.DataFrame(new), known)
+    assert [bool(words) for words in found] == [True, False, False, False, True]
+    assert found["9.0"] == "brightness is 9, trained on -100 to -50."
+
+
+def test_votes_are_described_as_counted_by_hand():
+    # Boxes of 4, 4 and 6 by 2 voxels of 6 mm3 (1 x 2 x 3 mm).
+    votes = np.zeros((3, 10, 6, 5), np.uint8)
+    for model, (start, stop) in zip(votes, ((2, 6), (4, 8), (2, 8)), strict=True):
+        model[start:stop, 3:5, 4] = 2
+    front, back = describe_votes(votes, LABELS, voxel_ml=0.006)
+    assert (back["label"], back["name"]) == (4, "back")
+    # Dice: 2 * 4 / (8 + 8), 2 * 8 / (8 + 12) and the same.
+    assert back["agreement"] == pytest.approx((0.5 + 0.8 + 0.8) / 3)
+    volumes = [back[f"volume_{of}_ml"] for of in ("mean", "sd", "min", "max")]
+    # 0.048, 0.048, 0.072: differences from the mean -0.008, -0.008, 0.016
+    assert volumes == pytest.approx([0.056, math.sqrt(384e-6 / 2), 0.048, 0.072])
+    assert (front["label"], front["name"]) == (1, "front")  # in no vote
+    assert math.isnan(front["agreement"])
+    assert [front[f"volume_{of}_ml"] for of in ("mean", "sd", "min", "max")] == [0] * 4
+
+
+def test_a_label_that_one_model_alone_finds_is_no_agreement():
+    votes = np.zeros((3, 4, 4, 4), np.uint8)
+    votes[1, 1, 1, 1] = 1
+    front, _ = describe_votes(votes, LABELS, voxel_ml=3)
+    assert front["agreement"] == 0  # with both others; these two alone have nothing to compare
+    assert (front["volume_min_ml"], front["volume_max_ml"]) == (0, 3)
+
+
+def test_a_single_model_agrees_with_nobody():
+    votes = np.ones((1, 2, 3, 1), np.uint8)
+    front, _ = describe_votes(votes, LABELS, voxel_ml=1)
+    assert math.isnan(front["agreement"])
+    assert math.isnan(front["volume_sd_ml"])
+    assert [front[f"volume_{of}_ml"] for of in ("mean", "min", "max")] == [6, 6, 6]
+
+
+def test_votes_for_the_background_alone_are_described_too():
+    for row in describe_votes(np.zeros((2, 3, 3, 3), np.uint8), LABELS, voxel_ml=1):
+        assert math.isnan(row["agreement"])
+        assert (row["volume_mean_ml"], row["volume_sd_ml"]) == (0, 0)
+
+
+def predicted(case, front=(1.0, 0.9), back=(3.0, 0.95), problem=""):
+    """Rows as of `predict_scans`: per label its volume in ml and its agreement."""
+    if problem:
+        return [{"case": case, "volume_ml": NAN, "agreement": NAN, "problem": problem}]
+    parts = zip(LABELS.items(), (front, back), strict=True)
+    names = ("label", "name", "volume_ml", "agreement", "problem")
+    return [
+        dict(zip(names, (*label, *part, ""), strict=True)) | {"case": case} for label, part in parts
+    ]
+
+
+def flagged(trained, *scans, outside=None):
+    table = pd.DataFrame([row for rows in scans for row in rows])
+    return flag(table, pd.Series(outside or {}, dtype=str), trained)
+
+
+REASONS = {
+    "none": ({}, ""),
+    "missing": ({"front": (0.0, NAN)}, "no front was found."),
+    "one fold found it": ({"back": (0.0, 0.0), "front": (3.0, 0.9)}, "no back was found."),
+    "folds disagree": ({"back": (3.0, 0.794)}, "the folds agree by a Dice of 0.79 on back."),
+    "just agree": ({"back": (3.0, 0.8)}, ""),
+    # Of 2 to 6 ml in training, half and twice.
+    "small": ({"front": (0.5, 0.9), "back": (0.4, 0.9)}, "0.9 ml are labelled, trained on 2 to 6."),
+    "small enough": ({"front": (0.5, 0.9), "back": (0.6, 0.9)}, ""),
+    "large": ({"back": (1229.0, 0.9)}, "1230 ml are labelled, trained on 2 to 6."),
+    "large enough": ({"back": (10.9, 0.9)}, ""),
+    "single fold": ({"front": (1.0, NAN), "back": (3.0, NAN)}, ""),
+    "failed": ({"problem": "a.nii: cannot be read."}, "a.nii: cannot be read."),
+    "failed without a stop": ({"problem": "a.nii: no such file"}, "a.nii: no such file."),
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_every_reason_to_look_is_told(kind, trained):
+    change, words = REASONS[kind]
+    (row,) = flagged(trained, predicted("a", **change), outside={"a": ""}).to_dict("records")
+    assert row["look_at"] == words
+
+
+def test_several_reasons_are_told_together(trained):
+    odd = predicted("a", front=(0.0, NAN), back=(0.5, 0.5))
+    (row,) = flagged(trained, odd, outside={"a": "contrast is 9."}).to_dict("records")
+    small = "0.5 ml are labelled, trained on 2 to 6."
+    disagreement = "the folds agree by a Dice of 0.50 on back."
+    assert row["look_at"] == f"no front was found. {disagreement} {small} contrast is 9."
+    assert row == {"case": "a", "agreement": 0.5, "volume_ml": 0.5, "look_at": row["look_at"]}
+
+
+def test_what_has_most_reasons_comes_first_then_what_the_folds_agree_on_least(trained):
+    table = flagged(
+        trained,
+        predicted("fine", front=(1.0, 0.93)),
+        predicted("better", front=(1.0, 0.94)),
+        predicted("alone", front=(1.0, NAN), back=(3.0, NAN)),
+        predicted("two reasons", front=(1.0, 0.7), back=(3.0, 0.75)),
+        predicted("failed", problem="gone.nii: no such file."),
+        predicted("unlike", front=(1.0, 0.91)),
+        predicted("one reason", front=(1.0, 0.7)),
+        outside={"unlike": "contrast is 9.", "fine": "", "another scan": "x."},
+    )
+    order = ["two reasons", "one reason", "unlike", "failed", "fine", "better", "alone"]
+    assert table["case"].tolist() == order
+    assert table["agreement"].tolist()[:3] == [0.7, 0.7, 0.91]  # the lower of both labels
+    assert table["volume_ml"].tolist()[:2] == [4, 4]
+    assert table.loc[3, ["agreement", "volume_ml"]].isna().all()
+    assert list(table.columns) == ["case", "agreement", "volume_ml", "look_at"]
+    assert (table["look_at"] != "").tolist() == [True] * 4 + [False] * 3
+
+
+def test_voxels_within_three_of_a_structure_are_drawn():
+    truth = np.zeros((11, 11, 11), np.uint8)
+    truth[5, 5, 5] = 1
+    certain = np.zeros((*truth.shape, 2), np.float32)
+    certain[..., 0] = 1
+    certain[..., 1] = np.arange(11**3).reshape(truth.shape) * 1e-6  # to know them again
+    found, classes = sample_voxels(certain, truth, np.random.default_rng(0))
+    # Three steps along the axes: 1 + 6 + 18 + 38 voxels.
+    assert (found.shape, classes.shape) == ((63, 2), (63,))
+    places = np.array(np.unravel_index(np.rint(found[:, 1] * 1e6).astype(int), truth.shape)) - 5
+    assert set(np.abs(places).sum(axis=0)) == {0, 1, 2, 3}
+    assert len({*map(tuple, places.T)}) == 63
+    np.testing.assert_array_equal(classes, (places == 0).all(axis=0))
+
+
+def test_voxels_near_a_wrong_prediction_are_drawn_and_at_most_so_many_whatever_their_order():
+    truth = np.asfortranarray(np.zeros((9, 8, 7), np.int64))
+    truth[1, 2, 3] = 1
+    probabilities = np.zeros((9, 8, 7, 2), np.float32)
+    probabilities[..., 0] = 0.9
+    probabilities[7, 6, 5] = 0.3, 0.7
+    found, classes = sample_voxels(probabilities, truth, np.random.default_rng(0), most=10**6)
+    assert (found[:, 1] > 0.5).sum() == 1
+    assert not classes[found[:, 1] > 0.5].any()
+    assert classes.sum() == 1
+    some = [sample_voxels(probabilities, truth, np.random.default_rng(1), most=5) for _ in "ab"]
+    assert len(some[0][0]) == 5
+    np.testing.assert_array_equal(some[0][0], some[1][0])
+
+
+def test_without_a_structure_nothing_is_drawn():
+    certain = np.eye(3)[np.zeros((4, 4, 4), int)]
+    found, classes = sample_voxels(certain, np.zeros((4, 4, 4), int), np.random.default_rng(0))
+    assert (found.shape, classes.shape) == ((0, 3), (0,))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "temperature", "expected"),
+    [
+        # p^(1 / T), to a sum of 1: at T = 2 the roots 0.8 and 0.6 of 0.64 and 0.36
+        ([0.64, 0.36], 2, [0.8 / 1.4, 0.6 / 1.4]),
+        ([0.8, 0.2], 0.5, [0.64 / 0.68, 0.04 / 0.68]),
+        ([0.25, 0.25, 0.5], 0.5, [1 / 6, 1 / 6, 4 / 6]),
+        ([0.5, 0.5], 7, [0.5, 0.5]),
+        ([0.1, 0.7, 0.2], 1, [0.1, 0.7, 0.2]),
+        ([0, 1, 0], 1, [0, 1, 0]),
+        ([0, 1], 0.1, [0, 1]),
+        ([0, 1], 7, [0.1 / 1.1, 1 / 1.1]),  # 0 counts as 1e-7, as in the loss
+    ],
+)
+def test_probabilities_are_softened_as_by_hand(probabilities, temperature, expected):
+    found = soften(np.full((3, 2, len(expected)), probabilities, np.float32), temperature)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.3, 1, 3, 20])
+def test_the_most_probable_class_stays_and_the_sum_is_1(temperature):
+    probabilities = np.random.default_rng(0).dirichlet([0.3] * 4, (20, 30))
+    found = soften(probabilities, temperature)
+    np.testing.assert_array_equal(found.argmax(axis=-1), probabilities.argmax(axis=-1))
+    np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
+    surer = found.max(axis=-1).mean() - probabilities.max(axis=-1).mean()
+    assert np.sign(round(surer, 6)) == np.sign(1 - temperature)
+
+
+def honest():
+    """Probabilities that are right as often as they say, in two, three and one class of three."""
+    kinds = {
+        (0.8, 0.15, 0.05): (80, 15, 5),
+        (0.3, 0.6, 0.1): (30, 60, 10),
+        (0.4, 0.2, 0.4): (4, 2, 4),
+    }
+    probabilities = np.repeat(np.array([*kinds]), [sum(n) for n in kinds.values()], axis=0)
+    return probabilities, np.concatenate([np.repeat(range(3), n) for n in kinds.values()])
+
+
+@pytest.mark.parametrize("power", [0.4, 1, 2.5, 4])
+def test_the_temperature_is_that_by_which_honest_probabilities_were_sharpened(power):
+    probabilities, truth = honest()
+    sharp = probabilities**power
+    sharp = (sharp / sharp.sum(axis=-1, keepdims=True)).astype(np.float32)
+    temperature = fit_temperature(sharp, truth)
+    assert temperature == pytest.approx(power, rel=1e-3)
+    np.testing.assert_allclose(soften(sharp, temperature), probabilities, atol=1e-3)
+    after = expected_calibration_error(calibration_table(soften(sharp, temperature), truth))
+    before = expected_calibration_error(calibration_table(sharp, truth))
+    assert after == pytest.approx(0, abs=1e-3)
+    assert before > 0.05 or power == 1
+
+
+@pytest.mark.parametrize(("right", "limit"), [(True, 0.05), (False, 20)])
+def test_the_temperature_keeps_within_its_limits(right, limit):
+    probabilities = np.array([[0.6, 0.4], [0.3, 0.7]])
+    truth = np.array([0, 1] if right else [1, 0])
+    assert fit_temperature(probabilities, truth) == pytest.approx(limit, rel=0.01)
+
+
+CERTAIN = [[0.95, 0.05], [0.09, 0.91], [0.55, 0.45], [0, 1], [0.5, 0.5], [0.42, 0.58]]
+TRUE = np.array([0, 0, 0, 1, 1, 1])
+
+
+def test_the_table_counts_how_often_voxels_are_right_as_by_hand():
+    table = calibration_table(np.array(CERTAIN), TRUE)
+    assert table["bin"].tolist() == [5, 9]
+    assert table["n"].tolist() == [3, 3]
+    # 0.55 right, 0.5 (the first of two equal classes) wrong, 0.58 right; 0.95 right, 0.91 wrong, 1
+    np.testing.assert_allclose(table["confidence"], [1.63 / 3, 2.86 / 3])
+    np.testing.assert_allclose(table["accuracy"], [2 / 3, 2 / 3])
+    error = (abs(1.63 / 3 - 2 / 3) + abs(2.86 / 3 - 2 / 3)) / 2
+    assert expected_calibration_error(table) == pytest.approx(error)
+
+
+@pytest.mark.parametrize(
+    ("n_bins", "bins"), [(1, [0]), (2, [1]), (4, [2, 3]), (20, [10, 11, 18, 19])]
+)
+def test_bins_are_of_equal_width_and_the_last_one_holds_1(n_bins, bins):
+    table = calibration_table(np.array(CERTAIN, np.float32), TRUE, n_bins)
+    assert table["bin"].tolist() == bins
+    assert table["n"].sum() == 6
+
+
+def test_the_error_weighs_the_bins_by_their_voxels():
+    table = pd.DataFrame({"n": [10, 30], "confidence": [0.9, 0.6], "accuracy": [0.7, 0.7]})
+    assert expected_calibration_error(table) == pytest.approx(0.25 * 0.2 + 0.75 * 0.1)
+
+
+def test_tables_of_parts_pool_to_the_table_of_all(tmp_path):
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([0.5] * 3, 500)
+    truth = rng.integers(0, 3, 500)
+    parts = [calibration_table(probabilities[s], truth[s]) for s in (slice(7), slice(7, 500))]
+    assert len(parts[0]) < len(parts[1])
+    for number, part in enumerate(parts):
+        part.to_csv(tmp_path / f"{number}.csv", index=False)
+    read = [pd.read_csv(tmp_path / f"{number}.csv") for number in range(2)]
+    expected = calibration_table(probabilities, truth)
+    for tables in (parts, read):
+        pd.testing.assert_frame_equal(pool_calibration(pd.concat(tables)), expected)
+    pd.testing.assert_frame_equal(pool_calibration(expected), expected)
+
+
+def test_the_rank_correlation_is_that_of_the_ranks_with_an_interval_by_hand():
+    # Differences of ranks 2, 0, 2, 1, 1: 1 - 6 * 10 / (5 * 24) = 0.5.
+    rho, low, high = rank_correlation([0.1, 0.2, 0.3, 0.4, 0.5], [0.7, 0.6, 0.5, 0.95, 0.9])
+    assert rho == pytest.approx(0.5)
+    width = 1.96 * math.sqrt((1 + 0.5**2 / 2) / (5 - 3))
+    assert low == pytest.approx(math.tanh(math.atanh(0.5) - width))
+    assert high == pytest.approx(math.tanh(math.atanh(0.5) + width))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_any_rising_curve_is_of_rank_correlation_1_and_any_falling_one_of_minus_1(sign):
+    estimate = np.array([0.3, 0.9, 0.5, 0.7, 0.1])
+    rho, low, high = rank_correlation(estimate, sign * np.exp(9 * estimate))
+    assert rho == pytest.approx(sign)
+    assert -1 <= low <= high <= 1
+
+
+def test_ties_are_counted_as_scipy_does():
+    rng = np.random.default_rng(0)
+    estimate, dices = rng.integers(0, 5, (2, 40)) / 5
+    rho, low, high = rank_correlation(estimate, dices)
+    assert rho == pytest.approx(stats.spearmanr(estimate, dices).statistic)
+    assert rho == pytest.approx(np.corrcoef(stats.rankdata(estimate), stats.rankdata(dices))[0, 1])
+    assert low < rho < high
+
+
+def test_pairs_that_are_not_finite_are_left_out():
+    estimate = [0.1, 0.2, NAN, 0.3, 0.4, math.inf, 0.5]
+    dices = [0.7, 0.6, 0.1, 0.5, 0.95, 0.1, 0.9]
+    found = rank_correlation([*estimate, 0.9], [*dices, NAN])
+    assert found == rank_correlation([0.1, 0.2, 0.3, 0.4, 0.5], [0.7, 0.6, 0.5, 0.95, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("estimate", "dices"),
+    [
+        ([], []),
+        ([0.5], [0.5]),
+        ([0.5, 0.6], [0.5, 0.6]),
+        ([0.5, 0.6, NAN], [0.5, 0.6, 0.7]),
+        ([0.5] * 4, [0.1, 0.2, 0.3, 0.4]),
+        ([0.1, 0.2, 0.3, 0.4], [0.5] * 4),
+        ([NAN] * 4, [0.1, 0.2, 0.3, 0.4]),
+    ],
+)
+def test_too_few_or_constant_numbers_have_no_correlation_and_raise_no_warning(estimate, dices):
+    assert np.isnan(rank_correlation(estimate, dices)).all()
+
+
+def test_three_pairs_tell_the_order_and_nothing_about_its_certainty():
+    rho, low, high = rank_correlation([0.1, 0.2, 0.3], [0.5, 0.7, 0.6])
+    assert (rho, low, high) == pytest.approx((0.5, -1, 1))
