@@ -1,18 +1,24 @@
 import hashlib
 import json
+import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
+import joblib
 import keras
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+import SimpleITK
 
 from unetseg import inference
 from unetseg.inference import (
     load_models,
+    load_temperature,
     normalised_entropy,
     predict_case,
-    predict_cases,
+    predict_scans,
     slide,
 )
 from unetseg.preprocessing import Preprocessor
@@ -200,6 +206,73 @@ def test_models_that_disagree_make_the_prediction_uncertain(tmp_path, write_case
     np.testing.assert_allclose(found.uncertainty, 1, atol=1e-6)
 
 
+def of_three(*probabilities):
+    """A model that gives every voxel the same probabilities of three classes."""
+    model = Fake(None)
+    model.predict_on_batch = lambda batch: np.broadcast_to(
+        np.float32(probabilities), (*batch.shape[:-1], 3)
+    )
+    return model
+
+
+THREE = Preprocessor((1, 2, 3), (8, 8, 8), {3: "a", 7: "b"}, 1, "none")
+ENSEMBLES = {
+    "all agree": ([(0.1, 0.2, 0.7), (0.3, 0.3, 0.4)], [2, 2], 7, 0),
+    "one of three differs": ([(0.1, 0.8, 0.1), (0, 0.6, 0.4), (0, 0.4, 0.6)], [1, 1, 2], 3, 1 / 3),
+    "the sure one wins": ([(0, 1, 0), (0.3, 0.3, 0.4), (0.3, 0.3, 0.4)], [1, 2, 2], 3, 2 / 3),
+    # The mean is 0.3, 0.4, 0.3: a compromise that no model voted for.
+    "none agrees": ([(0.6, 0.4, 0), (0, 0.4, 0.6)], [0, 2], 3, 1),
+    "single": ([(0.6, 0.4, 0)], [0], 0, 0),
+}
+
+
+@pytest.mark.parametrize("kind", ENSEMBLES)
+def test_every_model_has_its_vote_and_the_others_than_the_label_are_counted(
+    kind, tmp_path, write_case
+):
+    given, votes, label, disagreement = ENSEMBLES[kind]
+    case = write_case(tmp_path, "a", 1 + np.abs(noise(8, 9, 8)), codes="PIR")
+    found = predict_case([of_three(*p) for p in given], case, THREE)
+    assert (found.votes.shape, found.votes.dtype) == ((len(given), 8, 9, 8), np.uint8)
+    expected = np.broadcast_to(np.reshape(votes, (-1, 1, 1, 1)), found.votes.shape)
+    np.testing.assert_array_equal(found.votes, expected)
+    np.testing.assert_array_equal(found.labels, np.full((8, 9, 8), label))
+    assert found.disagreement.dtype == np.float32
+    np.testing.assert_allclose(found.disagreement, np.full((8, 9, 8), disagreement), atol=1e-6)
+    mean = np.broadcast_to(np.mean(given, axis=0), (8, 9, 8, 3))
+    np.testing.assert_allclose(found.probabilities, mean, atol=1e-6)
+
+
+def test_votes_lie_on_the_native_grid(tmp_path, write_case):
+    image, mask = bright_box()
+    image[4, 6, 3] = 40  # the second model alone finds it
+    models = [threshold(50), threshold(30)]
+    found = predict_case(models, write_case(tmp_path, "a", image, codes="SLP"), PLAIN)
+    inner = mask.copy()
+    inner[4, 6, 3] = False
+    np.testing.assert_array_equal(found.votes, [inner, mask])
+    np.testing.assert_allclose(found.disagreement, 0.5 * (mask ^ inner), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1, 2])
+def test_a_temperature_changes_how_sure_a_prediction_is(temperature, tmp_path, write_case):
+    case = write_case(tmp_path, "a", 1 + np.abs(noise(8, 16, 8)))
+    models = [constant(0.64), constant(0.96)]  # mean 0.8
+    found = predict_case(models, case, PLAIN, temperature=temperature)
+    sure = {0.5: 0.64 / 0.68, 1: 0.8, 2: 2 / 3}[temperature]  # p^(1 / T), to a sum of 1
+    np.testing.assert_allclose(found.probabilities[..., 1], sure, atol=1e-6)
+    bits = -sure * math.log2(sure) - (1 - sure) * math.log2(1 - sure)
+    np.testing.assert_allclose(found.uncertainty, bits, atol=1e-5)
+    assert (found.labels == 5).all()
+    assert not found.disagreement.any()
+
+
+def test_a_temperature_changes_no_label_also_where_two_are_almost_equal(tmp_path, write_case):
+    case = write_case(tmp_path, "a", 1 + np.abs(noise(8, 16, 8)))
+    found = predict_case(constant(0.5 + 2e-7), case, PLAIN, temperature=20)
+    assert (found.labels == 5).all()
+
+
 @pytest.mark.parametrize(
     ("trained", "axes", "copies"),
     [
@@ -243,25 +316,6 @@ def test_mirroring_changes_nothing_for_a_model_that_looks_at_the_voxel_alone(tmp
     case = write_case(tmp_path, "a", image)
     found = predict_case(threshold(50), case, replace(PLAIN, mirror_axes=(0, 1, 2)))
     np.testing.assert_allclose(found.probabilities[..., 1], mask, atol=1e-6)
-
-
-def test_predictions_are_written_as_nifti_on_the_grid_of_each_scan(tmp_path, write_case):
-    image, mask = bright_box()
-    cases = [
-        write_case(tmp_path, "one", image, codes="PSL"),
-        write_case(tmp_path, "two", [image], codes="LIA"),
-    ]
-    predict_cases(threshold(50), cases, PLAIN, tmp_path / "out", overlap=0.25)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "one.nii.gz",
-        "two.nii.gz",
-    ]
-    for case, codes in zip(cases, ("PSL", "LIA"), strict=True):
-        like = write_case(tmp_path, f"{case.id}_expected", 5 * mask.astype(np.uint8), codes=codes)
-        expected = nib.load(like.image)
-        found = nib.load(tmp_path / "out" / f"{case.id}.nii.gz")
-        np.testing.assert_array_equal(found.affine, expected.affine)
-        np.testing.assert_array_equal(np.asanyarray(found.dataobj), expected.dataobj)
 
 
 def build_scale(input_shape, num_classes, *, width=1):
@@ -327,3 +381,431 @@ def test_weights_of_another_builder_are_refused_by_name(results):
 
     with pytest.raises(ValueError, match=r"fold_0.model\.weights\.h5: does not fit"):
         load_models(results, build_model=narrower)
+
+
+def make_experiment(folder, *limits, temperature=None, channels=1):
+    """One finished fold per limit: the probability of "five" is 1 / (1 + exp(limit - x))."""
+    preprocessor = Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, channels, "none")
+    folder.mkdir(exist_ok=True)
+    settings = {"builder": "mine.build_scale", "model_args": {}, "seed": 0}
+    settings |= {"recipe": {"epochs": 1, "precision": "float32"}}
+    settings |= {"preprocessor": asdict(preprocessor)}
+    about = {"settings": settings, "precision": "float32", "batch_size": 1}
+    preprocessor.save(folder / "preprocessor.json")
+    (folder / "experiment.json").write_text(json.dumps(about))
+    for fold, limit in enumerate(limits):
+        model = build_scale((8, 8, channels), 2)
+        kernel = np.eye(channels)[:1].T  # of several channels the first counts
+        model.set_weights([kernel, np.array([-limit]), np.array([[0, 1]]), np.zeros(2)])
+        path = folder / f"fold_{fold}" / "model.weights.h5"
+        path.parent.mkdir(exist_ok=True)
+        model.save_weights(path)
+        done = {"minutes": 1, "train": ["a"], "val": ["b"]}
+        done["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if temperature:
+            done["temperature"] = temperature
+        (path.parent / "done.json").write_text(json.dumps(done))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """Three folds, which find "five" above 40, 50 and 60."""
+    return make_experiment(tmp_path_factory.mktemp("experiment"), 40, 50, 60)
+
+
+def blocks():
+    """Of 8 x 9 x 4 voxels of 6 mm3 all find 36, the first two folds 12 more, the first 24 more."""
+    image = np.full((8, 9, 4), 10, np.float32)
+    image[1:4, 1:4], image[4, 1:4], image[5:7, 1:4] = 90, 55, 45
+    return image
+
+
+@pytest.fixture
+def predict(tmp_path, experiment):
+    """Return a function that predicts scans into the folder "out" by default."""
+
+    def run(scans, results_dir=experiment, **kwargs):
+        kwargs = {"build_model": build_scale, **kwargs}
+        return predict_scans(scans, results_dir, tmp_path / "out", **kwargs)
+
+    return run
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Return the list of the ids that are predicted."""
+    ids, real = [], inference.predict_case
+
+    def count(models, case, *args, **kwargs):
+        ids.append(case.id)
+        return real(models, case, *args, **kwargs)
+
+    monkeypatch.setattr(inference, "predict_case", count)
+    return ids
+
+
+def files_in(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def read_labels(folder, case_id):
+    return np.asarray(nib.load(folder / "labels" / f"{case_id}.nii.gz").dataobj)
+
+
+def test_scans_are_segmented_and_described_as_counted_by_hand(tmp_path, predict, write_case):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in ("b", "a")]
+    table = predict(scans)
+    assert table["case"].tolist() == ["a", "b"]
+    for row in table.drop(columns="case").to_dict("records"):
+        assert row.pop("seconds") >= 0
+        text = {key: row.pop(key) for key in ("label", "name", "problem")}
+        assert text == {"label": 5, "name": "five", "problem": ""}
+        assert row == pytest.approx(
+            {
+                "volume_ml": 48 * 0.006,
+                "volume_mean_ml": (72 + 48 + 36) / 3 * 0.006,  # by each fold alone
+                "volume_sd_ml": math.sqrt((20**2 + 4**2 + 16**2) / 2) * 0.006,
+                "volume_min_ml": 36 * 0.006,
+                "volume_max_ml": 72 * 0.006,
+                "agreement": (96 / 120 + 72 / 108 + 72 / 84) / 3,  # Dice of nested masks
+                # In 12 of 48 voxels the mean probability is 2/3.
+                "uncertainty": (math.log2(3) - 2 / 3) * 12 / 48,
+            },
+            abs=1e-4,
+        )
+    names = {f"{f}/{i}.nii.gz" for f in ("labels", "uncertainty", "disagreement") for i in "ab"}
+    names |= {"done/a.json", "done/b.json", "predictions.csv"}
+    assert files_in(tmp_path / "out") == names
+    np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 50))
+
+
+def test_the_table_is_kept_as_it_is_returned(tmp_path, predict, write_case):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "ab"]
+    scans.append(replace(scans[0], id="c", image=tmp_path / "gone.nii"))
+    empty = write_case(tmp_path, "d", np.minimum(blocks(), 30))  # nothing is found
+    first = predict([*scans, empty])
+    again = predict([*scans, empty])
+    pd.testing.assert_frame_equal(first, again)
+    read = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False, na_values={""})
+    read = read.assign(problem=read["problem"].fillna("")).astype({"label": "Int64"})
+    pd.testing.assert_frame_equal(read, first, check_dtype=False)
+    assert "a,5,five,0.288," in (tmp_path / "out" / "predictions.csv").read_text()
+    nothing = first.set_index("case").loc["d"]
+    assert nothing[["volume_ml", "volume_mean_ml", "volume_sd_ml"]].tolist() == [0, 0, 0]
+    assert nothing[["agreement", "uncertainty"]].isna().all()
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PSL", "LIA"])
+def test_labels_and_maps_lie_on_the_grid_of_the_scan(codes, tmp_path, predict, write_case):
+    image = blocks() + np.arange(4, dtype=np.float32) / 8  # no two slices alike
+    image[0, 0, 0], image[7, 8, 3], image[7, 0, 3] = 90, 54, 46
+    scan = write_case(tmp_path, "a", image, codes=codes)
+    predict([scan], maps=["uncertainty", "disagreement", "probabilities"])
+    p = np.mean([1 / (1 + np.exp(limit - image)) for limit in (40.0, 50.0, 60.0)], axis=0)
+    both = np.stack([1 - p, p], axis=-1)
+    votes = np.stack([image > limit for limit in (40, 50, 60)])
+    expected = {
+        "labels": 5.0 * (p > 0.5),
+        "probabilities": both,
+        "uncertainty": -(both * np.log2(np.maximum(both, 1e-30))).sum(axis=-1),
+        "disagreement": (votes != (p > 0.5)).mean(axis=0),
+    }
+    assert {*np.unique(expected["disagreement"]).round(3)} == {0, 0.333}
+    for name, array in expected.items():
+        path = tmp_path / "out" / name / "a.nii.gz"
+        like = write_case(tmp_path, f"expected_{name}", array, codes=codes).image
+        found = nib.load(path)
+        np.testing.assert_array_equal(found.affine, nib.load(scan.image).affine)
+        np.testing.assert_allclose(found.get_fdata(), nib.load(like).get_fdata(), atol=6e-4)
+        if name != "labels":
+            assert found.get_data_dtype() == np.float32
+        itk, grid = SimpleITK.ReadImage(path), SimpleITK.ReadImage(scan.image)
+        read = SimpleITK.GetArrayFromImage(itk if name != "probabilities" else itk[..., 1])
+        wanted = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(like))
+        np.testing.assert_allclose(read, wanted[1] if wanted.ndim == 4 else wanted, atol=6e-4)
+        itk = itk if name != "probabilities" else itk[..., 0]
+        for get in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+            assert getattr(itk, get)() == getattr(grid, get)()
+
+
+def test_what_is_done_is_not_done_again(tmp_path, predict, counted, write_case):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "abc"]
+    first = predict(scans[:2])
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "labels").iterdir()}
+    assert counted == ["a", "b"]
+    table = predict(scans)
+    assert counted == ["a", "b", "c"]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    pd.testing.assert_frame_equal(table[:2], first)
+    (tmp_path / "out" / "labels" / "b.nii.gz").unlink()
+    predict(scans)
+    assert counted == ["a", "b", "c", "b"]
+
+
+def test_with_another_setting_map_or_scan_it_is_done_again(tmp_path, predict, counted, write_case):
+    scan = write_case(tmp_path, "a", blocks())
+    settings = ({}, {"overlap": 0.25}, {"temperature": 2.0}, {"maps": ["probabilities"]})
+    for number, kwargs in enumerate(settings, start=1):
+        for _ in "ab":
+            predict([scan], **kwargs)
+        assert len(counted) == number
+    assert (tmp_path / "out" / "probabilities" / "a.nii.gz").exists()
+    write_case(tmp_path, "a", blocks()[::-1])
+    table = predict([scan], maps=["probabilities"])
+    assert len(counted) == 5
+    assert table["problem"].tolist() == [""]
+    np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 50)[::-1])
+
+
+def test_models_that_were_trained_again_are_noticed(tmp_path, predict, counted, write_case):
+    scan = write_case(tmp_path, "a", blocks())
+    for limit, voxels in ((50, 48), (60, 36), (50, 48)):
+        results = make_experiment(tmp_path / "results", limit)
+        assert predict([scan], results)["volume_ml"].tolist() == pytest.approx([voxels * 0.006])
+        assert (read_labels(tmp_path / "out", "a") == 5).sum() == voxels
+    assert len(counted) == 3
+    results = make_experiment(tmp_path / "results", 50, 60)  # and another fold
+    assert predict([scan], results)["volume_min_ml"].tolist() == pytest.approx([36 * 0.006])
+
+
+def change_by_hand(path, value=7):
+    image = nib.load(path)
+    array = np.array(image.dataobj)
+    array[0, 0, 0] = value
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+    return path.read_bytes()
+
+
+def test_labels_that_were_changed_by_hand_are_never_replaced(
+    tmp_path, predict, counted, write_case
+):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "ab"]
+    results = make_experiment(tmp_path / "results", 50)
+    first = predict(scans, results)
+    path = tmp_path / "out" / "labels" / "a.nii.gz"
+    changed = change_by_hand(path)
+    pd.testing.assert_frame_equal(predict(scans, results), first)  # nothing else changed
+    assert path.read_bytes() == changed
+    make_experiment(results, 60)
+    table = predict(scans, results)
+    assert path.read_bytes() == changed
+    assert counted == ["a", "b", "b"]
+    kept, other = table["problem"]
+    assert str(path) in kept
+    assert "not replaced" in kept
+    assert "Move it elsewhere" in kept
+    assert other == ""
+    path.rename(tmp_path / "mine.nii.gz")
+    assert predict(scans, results)["problem"].tolist() == ["", ""]
+    assert (read_labels(tmp_path / "out", "a") == 5).sum() == 36
+
+
+def test_a_file_of_somebody_else_is_never_replaced(tmp_path, predict, counted, write_case):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "ab"]
+    path = tmp_path / "out" / "labels" / "a.nii.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not ours")
+    for _ in range(2):
+        problems = predict(scans)["problem"].tolist()
+        assert "not replaced" in problems[0]
+        assert problems[1] == ""
+        assert path.read_bytes() == b"not ours"
+    assert counted == ["b"]
+
+
+STEPS = ["predict_case", "save_mask", "save_map", "write_json", "replace"]
+
+
+def stop_at(step, monkeypatch):
+    """The user stops the run at this step of the first scan."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    places = {"save_mask": inference.nifti, "save_map": inference.nifti, "replace": Path}
+    monkeypatch.setattr(places.get(step, inference), step, stop)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_run_that_was_stopped_goes_on_where_it_was(step, tmp_path, predict, write_case):
+    scan = write_case(tmp_path, "a", blocks())
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            predict([scan])
+    assert not (tmp_path / "out" / "labels" / "a.nii.gz").exists()
+    assert predict([scan])["problem"].tolist() == [""]
+    np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 50))
+    assert {name for name in files_in(tmp_path / "out") if "done" in name} == {"done/a.json"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_second_run_that_was_stopped_leaves_what_was_or_nothing(
+    step, tmp_path, predict, write_case
+):
+    scan, path = write_case(tmp_path, "a", blocks()), tmp_path / "out" / "labels" / "a.nii.gz"
+    predict([scan])
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            predict([scan], overlap=0.25)
+    assert path.exists() is (step in STEPS[:2])
+    if path.exists():
+        changed = change_by_hand(path)  # what was predicted before is corrected meanwhile
+        assert "not replaced" in predict([scan], overlap=0.25)["problem"][0]
+        assert path.read_bytes() == changed
+    else:
+        assert predict([scan], overlap=0.25)["problem"].tolist() == [""]
+        assert path.exists()
+
+
+def test_scans_that_fail_are_reported_and_the_others_go_on(
+    tmp_path, predict, counted, monkeypatch, write_case
+):
+    sound = [write_case(tmp_path, case_id, blocks()) for case_id in ("a", "z")]
+    holes = write_case(tmp_path, "holes", np.where(blocks() > 80, np.nan, blocks()))
+    two = write_case(tmp_path, "two", np.stack([blocks()] * 2, axis=-1))
+    flat = write_case(tmp_path, "flat", 0 * blocks() + 3)
+    cut, huge = (write_case(tmp_path, name, blocks()) for name in ("cut", "huge"))
+    cut.image.write_bytes(cut.image.read_bytes()[:-20])
+    nib.save(nib.Nifti1Image(blocks(), np.eye(4)), tmp_path / "huge.nii")
+    raw = bytearray((tmp_path / "huge.nii").read_bytes())
+    raw[42:48] = np.array([30_000] * 3, "<i2").tobytes()
+    (tmp_path / "huge.nii").write_bytes(raw)
+    huge = replace(huge, image=tmp_path / "huge.nii")
+    gone = replace(sound[0], id="gone", image=tmp_path / "gone.nii")
+    large = write_case(tmp_path, "large", blocks())
+    real = inference.predict_case
+
+    def too_large(models, case, *args, **kwargs):
+        if case.id == "large":
+            raise MemoryError  # which says nothing
+        return real(models, case, *args, **kwargs)
+
+    monkeypatch.setattr(inference, "predict_case", too_large)
+    expected = {
+        "a": "",
+        "cut": "cut_image.nii.gz: cannot be read as NIfTI",
+        "flat": "has the same value everywhere",
+        "gone": "No such file or directory: '",
+        "holes": "holds NaN or infinite voxels",
+        "huge": "its header promises shape (30000, 30000, 30000)",
+        "large": "MemoryError",
+        "two": "2 channels, the network has 1",
+        "z": "",
+    }
+    scans = [*sound, holes, two, flat, cut, huge, gone, large]
+    for _ in "ab":
+        table = predict(scans)
+        assert table["case"].tolist() == list(expected)
+        for row in table.itertuples():
+            words = expected[row.case]
+            assert words in row.problem
+            assert bool(words) == bool(row.problem)
+            assert "\n" not in row.problem
+            assert pd.isna(row.label) == pd.isna(row.volume_ml) == bool(words)
+        assert files_in(tmp_path / "out" / "labels") == {"a.nii.gz", "z.nii.gz"}
+    assert counted == ["a", "z", "two", "two"]
+
+
+def test_a_mask_beside_a_scan_is_not_looked_at(tmp_path, predict, write_case):
+    scan = write_case(tmp_path, "a", blocks(), np.zeros((2, 2, 2), np.uint8))
+    assert predict([scan])["problem"].tolist() == [""]
+
+
+def test_a_scan_of_one_file_per_channel_is_segmented_on_the_grid_of_the_first(
+    tmp_path, predict, write_case
+):
+    results = make_experiment(tmp_path / "results", 50, channels=2)
+    scan = write_case(tmp_path, "a", [blocks(), 100 - blocks()], codes="ASL")
+    table = predict([scan], results, maps=["probabilities"])
+    assert table["volume_ml"].tolist() == pytest.approx([48 * 0.006])
+    expected = write_case(tmp_path, "expected", 5.0 * (blocks() > 50), codes="ASL").image
+    np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), nib.load(expected).dataobj)
+    saved = nib.load(tmp_path / "out" / "probabilities" / "a.nii.gz")
+    np.testing.assert_array_equal(saved.affine, nib.load(scan.image[0]).affine)
+
+
+def test_a_damaged_marker_is_reported_and_replaces_nothing(tmp_path, predict, write_case):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "ab"]
+    predict(scans)
+    marker, path = (tmp_path / "out" / name for name in ("done/a.json", "labels/a.nii.gz"))
+    whole, labels = json.loads(marker.read_text()), path.read_bytes()
+    for text in ("", "{", "[]", "{}", json.dumps(whole | {"rows": [{"case": "a"}]})):
+        marker.write_text(text)
+        problems = predict(scans, overlap=0.25)["problem"].tolist()
+        assert problems[0].startswith(f"{marker}: ")
+        assert problems[1] == ""
+        assert path.read_bytes() == labels
+        assert marker.read_text() == text
+
+
+def test_the_temperature_of_the_experiment_is_used(tmp_path, predict, write_case):
+    scan = write_case(tmp_path, "a", blocks())
+    cold = predict([scan], make_experiment(tmp_path / "results", 40, 50, 60))
+    warm = predict([scan], make_experiment(tmp_path / "results", 40, 50, 60, temperature=2))
+    # 2/3 against 1/3 become the roots of 2 against 1; certain voxels have 1 against 1e-7.
+    shares = [math.sqrt(2) / (1 + math.sqrt(2)), 1 / (1 + math.sqrt(1e-7))]
+    bits = [-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in shares]
+    expected = (12 * bits[0] + 36 * bits[1]) / 48
+    assert warm["uncertainty"].tolist() == pytest.approx([expected], abs=1e-4)
+    same = ["volume_ml", "volume_mean_ml", "agreement"]
+    pd.testing.assert_frame_equal(warm[same], cold[same])
+
+
+def test_the_temperature_of_an_experiment_is_the_geometric_mean_of_its_folds(results):
+    assert load_temperature(results) == 1
+    for fold, temperature in ((0, 2.0), (10, 4.0)):
+        path = results / f"fold_{fold}" / "done.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": temperature}))
+    assert load_temperature(results) == pytest.approx(2)  # 2 * 1 * 4 = 8 of three folds
+    with pytest.raises(FileNotFoundError, match="no finished fold"):
+        load_temperature(results / "fold_0")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"maps": ["entropy"]}, r"maps must be among .*maps=\('entropy',\)"),
+        ({"maps": "uncertainty"}, "maps must be among"),
+    ],
+)
+def test_unknown_maps_are_refused_before_anything_is_read(change, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        predict_scans([], tmp_path / "nowhere", tmp_path / "out", **change)
+    assert files_in(tmp_path) == set()
+
+
+def test_two_scans_of_one_id_are_refused(tmp_path, predict, write_case):
+    scan = write_case(tmp_path, "a", blocks())
+    with pytest.raises(ValueError, match="1 ids stand twice: a"):
+        predict([scan, replace(scan, id="b"), scan])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_experiment_that_cannot_be_used_is_refused_at_once(tmp_path, predict, write_case):
+    scan = write_case(tmp_path, "a", blocks())
+    with pytest.raises(FileNotFoundError, match="no finished fold"):
+        predict([scan], tmp_path)
+    results = make_experiment(tmp_path / "results", 50)
+    (results / "fold_0" / "model.weights.h5").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"model\.weights\.h5: damaged"):
+        predict([scan], results)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.long)])
+def test_two_at_once_write_what_one_does(backend, tmp_path, experiment, write_case):
+    scans = [write_case(tmp_path, case_id, blocks() + k) for k, case_id in enumerate("abc")]
+    scans.append(replace(scans[0], id="gone", image=tmp_path / "gone.nii"))
+    tables, contents = [], []
+    for n_jobs in (1, 2):
+        folder = tmp_path / f"out_{n_jobs}"
+        with joblib.parallel_config(backend, n_jobs=n_jobs):
+            table = predict_scans(scans, experiment, folder, build_model=build_scale)
+        tables.append(table.drop(columns="seconds"))
+        contents.append({p.name: p.read_bytes() for p in folder.glob("*/*.nii.gz")})
+        contents[-1] |= {"files": files_in(folder)}
+    pd.testing.assert_frame_equal(*tables)
+    assert contents[0] == contents[1]

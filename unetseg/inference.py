@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from unetseg import checkpoint, nifti
 from unetseg.augmentation import add_neighbours
-from unetseg.cases import check_cases, refuse_problems
+from unetseg.cases import check_cases
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
     float32, the mean over the models. ``uncertainty``: (x, y, z) float32, the entropy of the
     probabilities in [0, 1], 1 where all classes are equally likely. ``votes``: (model, x, y, z)
     uint8, class numbers by each model alone. ``disagreement``: (x, y, z) float32, the share of the
-    models that vote for another label, in [0, 1).
+    models that vote for another label, in [0, 1].
     """
 
     labels: np.ndarray
@@ -146,10 +146,11 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
         votes.append(native.argmax(axis=-1).astype(np.uint8))
         total += native
     probabilities, votes = total / np.float32(len(models)), np.stack(votes)
+    labels = preprocessor.decode(probabilities)  # before rounding may make two classes equal
+    disagreement = (votes != probabilities.argmax(axis=-1)).mean(axis=0, dtype=np.float32)
     if temperature != 1:
         probabilities = soften(probabilities, temperature)
-    labels, uncertainty = preprocessor.decode(probabilities), normalised_entropy(probabilities)
-    disagreement = (votes != probabilities.argmax(axis=-1)).mean(axis=0, dtype=np.float32)
+    uncertainty = normalised_entropy(probabilities)
     return Prediction(labels, probabilities, uncertainty, votes, disagreement)
 
 
@@ -223,9 +224,10 @@ def predict_scans(
     found = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
     bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
     table = pd.DataFrame([row for rows in bar for row in rows], columns=COLUMNS)
+    table = table.astype({"label": "Int64", **dict.fromkeys(COLUMNS[3:-1], float)})
     table = table.sort_values("case", kind="stable", ignore_index=True)
     write_file(folder / "predictions.csv", table.to_csv(index=False).encode())
-    return table.astype(dict.fromkeys(COLUMNS[3:-1], float))
+    return table
 
 
 @functools.lru_cache(maxsize=1)
@@ -236,29 +238,34 @@ def _load_ensemble(results_dir, build_model, models):  # the hashes tell one tra
 
 def _predict_scan(scan, results_dir, folder, build_model, about):
     models, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
-    path, marker = folder / "labels" / f"{scan.id}.nii.gz", folder / "done" / f"{scan.id}.json"
+    path, draft = (folder / name / f"{scan.id}.nii.gz" for name in ("labels", "done"))
+    marker = folder / "done" / f"{scan.id}.json"
     started = time.monotonic()
     try:
         about = {**about, "scan": [sha256(file) for file in scan.files]}
         before = read_json(marker, "prediction") if marker.exists() else {}
         if path.exists():
-            if before.get("about") == about and before["rows"]:
+            if before.get("about") == about:
                 return before["rows"]
-            if before.get("labels_sha256", "") not in (None, sha256(path)):
+            if before.get("labels_sha256") != sha256(path):
                 advice = "Move it elsewhere, or predict into another folder."
-                raise ValueError(f"{path}: not replaced, it was changed by hand. {advice}")
-        refuse_problems(check_cases([replace(scan, mask=None)], need_masks=False))
-        write_json(marker, {"about": about, "labels_sha256": None, "rows": []})
+                raise ValueError(f"{path}: not replaced, as it is not what was predicted. {advice}")
+        (problem,) = check_cases([replace(scan, mask=None)], need_masks=False)["problem"]
+        if problem:
+            raise ValueError(problem)
         found = predict_case(models, scan, preprocessor, **about["settings"])
+        nifti.save_mask(draft, found.labels, scan.files[0])
+        path.unlink(missing_ok=True)  # so that nowhere two runs are mixed, wherever one stops
         for name in about["maps"]:
             nifti.save_map(folder / name / path.name, getattr(found, name), scan.files[0])
-        nifti.save_mask(path, found.labels, scan.files[0])
         rows = _describe(scan, found, preprocessor.labels)
         for row in rows:
             row["seconds"] = round(time.monotonic() - started, 2)
-        write_json(marker, {"about": about, "labels_sha256": sha256(path), "rows": rows})
+        write_json(marker, {"about": about, "labels_sha256": sha256(draft), "rows": rows})
+        path.parent.mkdir(exist_ok=True)
+        draft.replace(path)  # last: labels that are there have their marker
     except Exception as error:  # whatever it is, the other scans go on
-        return [{"case": scan.id, "problem": f"{error or repr(error)}"}]
+        return [{"case": scan.id, "problem": str(error) or repr(error)}]
     return rows
 
 
