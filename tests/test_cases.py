@@ -11,6 +11,7 @@ from unetseg.cases import (
     Case,
     check_cases,
     find_cases,
+    find_scans,
     find_scored,
     read_label_names,
     refuse_problems,
@@ -670,3 +671,115 @@ def test_masks_that_are_nowhere_are_listed_and_so_is_a_missing_table(touch, resu
     (results / "cases.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"cases\.csv"):
         find_scored(tmp_path, results)
+
+
+@pytest.mark.parametrize("place", ["imagesTs/", "imagesTr/", "images/", ""])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".NII.GZ"])
+def test_new_scans_are_found_in_a_flat_folder_or_where_data_sets_have_them(place, suffix, touch):
+    hidden = (f"{place}._a.nii.gz", f"{place}.DS_Store", f"{place}notes.txt", "dataset.txt")
+    folder = touch(f"{place}b{suffix}", f"{place}a.b c{suffix}", *hidden)
+    found = find_scans(folder)
+    assert names_of(found, folder) == {i: (f"{place}{i}{suffix}", None) for i in ("a.b c", "b")}
+    assert [case.id for case in found] == ["a.b c", "b"]
+    assert [case.group for case in found] == [None, None]
+
+
+def test_scans_for_testing_come_before_those_for_training(touch):
+    folder = touch("imagesTs/new.nii", "imagesTr/old.nii", "images/other.nii", "flat.nii")
+    touch("labelsTr/old.nii")
+    assert names_of(find_scans(folder), folder) == {"new": ("imagesTs/new.nii", None)}
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_numbered_files_are_the_channels_that_the_network_has(files, touch):
+    names = [f"imagesTs/{i}_000{k}.nii.gz" for k in range(files) for i in ("b_0007", "a")]
+    folder = touch(*names, "labelsTs/a.nii.gz")
+    found = find_scans(folder, channels=files)
+    channels = {
+        i: tuple(f"imagesTs/{i}_000{k}.nii.gz" for k in range(files)) for i in ("a", "b_0007")
+    }
+    assert names_of(found, folder) == {
+        "a": (channels["a"], "labelsTs/a.nii.gz"),
+        "b_0007": (channels["b_0007"], None),
+    }
+
+
+@pytest.mark.parametrize(("n", "channels"), [(3, 1), (2, 1), (3, 2), (2, 4), (1, 2)])
+def test_a_numbered_series_of_scans_is_no_scan_of_that_many_channels(n, channels, touch):
+    names = [f"case_000{k}" for k in range(n)]
+    folder = touch(*(f"{name}.nii" for name in names))
+    assert names_of(find_scans(folder, channels), folder) == {i: (f"{i}.nii", None) for i in names}
+
+
+def test_scans_with_masks_of_their_names_are_no_channels(touch):
+    # Two files with as many channels each as the network has: their masks tell.
+    names = ["case_0000", "case_0001"]
+    folder = touch(*(f"{place}/{i}.nii" for i in names for place in ("images", "labels")))
+    expected = {i: (f"images/{i}.nii", f"labels/{i}.nii") for i in names}
+    assert names_of(find_scans(folder, channels=2), folder) == expected
+
+
+def test_one_scan_that_lacks_a_channel_leaves_the_others_whole(touch):
+    folder = touch("a_0000.nii", "a_0001.nii", "b_0000.nii")
+    expected = {"a": (("a_0000.nii", "a_0001.nii"), None), "b": (("b_0000.nii",), None)}
+    assert names_of(find_scans(folder, channels=2), folder) == expected
+
+
+def test_one_channel_and_files_of_two_numbers_are_all_scans(touch):
+    folder = touch("a_0000.nii", "b_0000.nii", "b_0001.nii")
+    assert [case.id for case in find_scans(folder)] == ["a_0000", "b_0000", "b_0001"]
+
+
+@pytest.mark.parametrize("place", ["labelsTs", "labelsTr", "labels"])
+def test_masks_of_new_scans_are_found_beside_them_and_need_not_be_whole(place, touch):
+    folder = touch("a.nii", "b.nii.gz", f"{place}/b.nii", f"{place}/of another.nii")
+    expected = {"a": ("a.nii", None), "b": ("b.nii.gz", f"{place}/b.nii")}
+    assert names_of(find_scans(folder), folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["s.nii", "s.nii.gz"], "s.nii.gz: of the same id as s.nii; rename or remove one"),
+        (["Scan.nii", "scan.nii"], "scan.nii: of the same id as Scan.nii"),
+        (["a.nii.gz", "a (1).nii.gz"], r"a \(1\).nii.gz: of the same id as a.nii.gz"),
+        (["a.nii", "b.mha"], "b.mha: convert it to .nii.gz"),
+        (["imagesTs/b.nrrd"], "b.nrrd: convert it to .nii.gz"),
+    ],
+)
+def test_new_scans_whose_names_leave_a_doubt_are_refused(names, words, touch):
+    with pytest.raises(ValueError, match=words):
+        find_scans(touch(*names))
+
+
+@pytest.mark.parametrize("names", [[], ["notes.txt"], ["._a.nii"], ["deeper/still/a.nii"]])
+def test_a_folder_without_scans_is_refused_by_name(names, touch, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no scan found. Expected \.nii or \.nii\.gz") as e:
+        find_scans(touch(*names))
+    assert str(tmp_path) in str(e.value)
+
+
+def test_a_missing_folder_of_scans_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        find_scans(tmp_path / "nowhere")
+
+
+def test_new_scans_need_no_masks_but_those_that_they_have_are_checked(
+    make_arrays, write_nifti, affine, tmp_path
+):
+    image, mask = make_arrays()
+    scan = write_nifti(tmp_path / "scan.nii", image, affine)
+    masks = {"sound": mask, "shifted": mask[:-1]}
+    paths = {i: write_nifti(tmp_path / f"{i}.nii", m, affine) for i, m in masks.items()}
+    cases = [Case("none", scan), *(Case(i, scan, path) for i, path in paths.items())]
+    table = check_cases(cases, need_masks=False).set_index("case")
+    assert table.loc[["none", "sound"], "problem"].tolist() == ["", ""]
+    assert "shifted.nii: its shape" in table.loc["shifted", "problem"]
+    assert pd.isna(table.loc["none", "volume_ml"])
+    assert table.loc["sound", "volume_ml"] == pytest.approx(0.36)
+    refuse_problems(table.loc[["none", "sound"]].reset_index())
+    cut = write_nifti(tmp_path / "cut.nii", image, affine)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (problem,) = check_cases([Case("cut", cut)], need_masks=False)["problem"]
+    assert "cut.nii: cannot be read as NIfTI" in problem
+    assert "no mask" not in problem

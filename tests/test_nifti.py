@@ -1,5 +1,7 @@
 import gzip
+import re
 import tracemalloc
+from decimal import Decimal
 from itertools import permutations, product
 
 import nibabel as nib
@@ -631,3 +633,91 @@ def test_a_saved_mask_carries_no_header_extension_of_the_scan(truth, tmp_path):
     assert b"Jane" in (tmp_path / "scan.nii").read_bytes()
     assert b"Jane" not in (tmp_path / "mask.nii").read_bytes()
     np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii").get_fdata(), truth[0])
+
+
+def numbers_for(shape):
+    """Numbers of four decimals, none alike, and each rounded to three by Python's decimals."""
+    array = np.random.default_rng(1).permutation(np.prod(shape)).reshape(shape) / 8192 - 0.01
+    rounded = [float(round(Decimal(float(np.float32(x))), 3)) for x in array.flat]
+    return array, np.float32(rounded).reshape(shape)
+
+
+@pytest.mark.parametrize("codes", AXIS_CODES[::7])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_saved_map_lies_on_the_grid_of_its_scan_rounded_to_three_decimals(
+    codes, channels, truth, tmp_path
+):
+    stored, affine = stored_as(codes, *truth)
+    scan = save(tmp_path / "scan.nii.gz", stored, affine)
+    array, rounded = numbers_for((*SHAPE, *channels))
+    nifti.save_map(tmp_path / "map.nii.gz", array, scan)
+    saved = nib.load(tmp_path / "map.nii.gz")
+    assert saved.get_data_dtype() == np.float32
+    assert saved.shape == (*stored.shape, *channels)
+    np.testing.assert_array_equal(saved.affine, nib.load(scan).affine)
+    again, ras = nifti.load_image(tmp_path / "map.nii.gz")
+    np.testing.assert_array_equal(again, rounded)
+    np.testing.assert_allclose(ras, truth[1], atol=1e-5)
+    for channel in np.ndindex(channels):
+        expected, _ = stored_as(codes, rounded[(..., *channel)], truth[1])
+        np.testing.assert_array_equal(np.asarray(saved.dataobj)[(..., *channel)], expected)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIR", "LPS"])
+def test_itk_finds_a_saved_map_on_the_grid_of_its_scan(codes, truth, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", *stored_as(codes, *truth))
+    array, rounded = numbers_for((*SHAPE, 2))
+    nifti.save_map(tmp_path / "map.nii.gz", array, scan)
+    itk = SimpleITK.ReadImage(scan), SimpleITK.ReadImage(tmp_path / "map.nii.gz")
+    assert itk[1].GetPixelIDTypeAsString() == "32-bit float"
+    for k in range(2):
+        for read in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+            assert getattr(itk[1][..., k], read)() == getattr(itk[0], read)()
+        expected, _ = stored_as(codes, rounded[..., k], truth[1])
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(itk[1][..., k]), expected.T)
+
+
+@pytest.mark.parametrize("stored", [(4, 5), (4, 5, 1), (4, 5, 6, 2), (4, 5, 6, 1)])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_map_is_saved_on_scans_that_are_not_3d(stored, channels, affine, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", np.zeros(stored, np.int16), affine)
+    array, rounded = numbers_for((*(*stored, 1)[:3], *channels))
+    nifti.save_map(tmp_path / "map.nii.gz", array, scan)
+    assert nib.load(tmp_path / "map.nii.gz").shape == (array.shape if channels else stored[:3])
+    again, again_affine = nifti.load_image(tmp_path / "map.nii.gz")
+    np.testing.assert_array_equal(again, rounded)
+    np.testing.assert_array_equal(again_affine, affine)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float16, np.float64])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_map_is_float32_whatever_it_was_and_the_scan_is(dtype, kind, affine, tmp_path):
+    big_endian = kind.header_class(endianness=">")
+    image = kind(np.zeros(SHAPE, np.int16), affine, big_endian)
+    image.header.set_slope_inter(0.5, -3)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Jane Doe"))
+    image.header["cal_max"], image.header["descrip"] = 900, b"Jane Doe"
+    (tmp_path / "scan.nii").write_bytes(image.to_bytes())
+    array = (np.arange(120).reshape(SHAPE) % 2).astype(dtype)
+    nifti.save_map(tmp_path / "map.nii", array, tmp_path / "scan.nii")
+    saved = nib.load(tmp_path / "map.nii")
+    assert isinstance(saved, kind)
+    assert saved.get_data_dtype().newbyteorder("=") == np.float32
+    assert (saved.dataobj.slope, saved.dataobj.inter) == (1, 0)
+    assert saved.header["cal_max"] == 0  # the scan's display range would make it black
+    np.testing.assert_array_equal(saved.get_fdata(), array.astype(float))
+    assert b"Jane" not in (tmp_path / "map.nii").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (4, 5), (4, 5, 6, 1, 1), (3, 5, 6, 2), (2, 4, 5, 6)])
+def test_a_map_on_another_grid_is_refused(shape, affine, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", np.zeros(SHAPE, np.int16), affine)
+    with pytest.raises(ValueError, match=rf"map\.nii\.gz: shape {re.escape(str(shape))}.*scan"):
+        nifti.save_map(tmp_path / "map.nii.gz", np.zeros(shape), scan)
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+def test_a_map_turned_against_a_scan_of_other_axes_is_refused(truth, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", *stored_as("SAR", *truth))  # stored as 6 x 5 x 4
+    with pytest.raises(ValueError, match=r"shape \(6, 5, 4\) is not the RAS\+ shape \(4, 5, 6\)"):
+        nifti.save_map(tmp_path / "map.nii.gz", np.zeros((6, 5, 4)), scan)

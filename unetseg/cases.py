@@ -111,8 +111,9 @@ def find_scans(folder, channels=1):
     folder : str or Path
         Holds the scans, or has them in ``imagesTs``, ``imagesTr`` or ``images``.
     channels : int, default 1
-        Of the network: if there are so many files ``_0000``, ``_0001`` ... of every name, they
-        are the channels of one scan. Otherwise every file is a scan.
+        Of the network: if there are so many files ``_0000``, ``_0001`` ... of every name (of
+        any, if there are several), they are the channels of one scan. Otherwise, or if masks have
+        the names of the files, every file is a scan.
 
     Returns
     -------
@@ -135,11 +136,12 @@ def find_scans(folder, channels=1):
     _refuse_listed(folder, problems)
     if not scans:
         raise FileNotFoundError(f"{folder}: no scan found. Expected .nii or .nii.gz files.")
-    joined = _join_channels(scans)
-    if all(isinstance(files, tuple) and len(files) == channels for files in joined.values()):
-        scans = joined
     places = (folder / name for name in ("labelsTs", *MASKS))
     masks = next((found for place in places if (found := _files(place, []))), {})
+    joined = scans if set(scans) & set(masks) else _join_channels(scans)
+    whole = [isinstance(files, tuple) and len(files) == channels for files in joined.values()]
+    if any(whole) if channels > 1 else all(whole):  # then check_cases names what lacks a channel
+        scans = joined
     return [Case(case_id, scans[case_id], masks.get(case_id)) for case_id in sorted(scans)]
 
 

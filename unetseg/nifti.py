@@ -344,7 +344,7 @@ def save_map(path, array, like):
 def _write_like(path, array, like, dtype):
     scan = read(like)
     shape = to_canonical(np.empty(spatial_shape(scan), bool), scan.affine)[0].shape
-    if array.shape[:3] != shape or array.ndim > 3 + (np.dtype(np.float32) == dtype):
+    if array.shape[:3] != shape or array.ndim > 3 + (dtype != "smallest"):
         problem = f"shape {array.shape} is not the RAS+ shape {shape} of {like}"
         raise ValueError(f"{path}: {problem}. Pass the array in RAS+ on the scan's own grid.")
     header = scan.header.copy()
