@@ -471,3 +471,112 @@ def test_differences_need_two_masks(case):
     image, mask = case[:2]
     with pytest.raises(ValueError, match="rows of two masks"):
         plots.show_cases([("a", image, [mask])], (1, 1, 1), LABELS, differences=True)
+
+
+@pytest.fixture
+def heat(case):
+    """A map that grows along x from 0 to 0.7."""
+    return np.broadcast_to(np.arange(8)[:, None, None] / 10, case[1].shape)
+
+
+@pytest.mark.parametrize("n_cases", [1, 3])
+def test_maps_are_shown_below_the_contours_with_a_scale(n_cases, case, heat):
+    image, mask = case
+    rows = [(f"case {k}", image, [mask]) for k in range(n_cases)]
+    maps = [heat / (k + 1) for k in range(n_cases)]
+    figure = render(plots.show_cases(rows, SPACING, LABELS, maps=maps))
+    *panels, bar = figure.axes
+    planes = ["sagittal, slice 2", "coronal, slice 3", "axial, slice 1"]
+    assert [ax.get_title() for ax in panels] == planes * 2 * n_cases
+    names = [[f"case {k}", "", "", "uncertainty", "", ""] for k in range(n_cases)]
+    assert [ax.get_ylabel() for ax in panels] == [name for row in names for name in row]
+    assert (bar.get_ylabel(), bar.get_ylim()) == ("uncertainty, 0 to 1", (0, 1))
+    for k, drawn in enumerate(maps):
+        above, below = panels[6 * k : 6 * k + 3], panels[6 * k + 3 : 6 * k + 6]
+        assert [len(ax.images) for ax in above] == [1] * 3
+        assert [len(contours_of(ax)) for ax in above] == [1, 2, 2]  # label 4 starts at x = 5
+        assert [contours_of(ax) for ax in below] == [[]] * 3
+        for ax, expected in zip(below, (drawn[2], drawn[:, 3], drawn[:, :, 1]), strict=True):
+            grey, hot = ax.images
+            assert grey.get_array().shape == hot.get_array().shape
+            np.testing.assert_array_equal(
+                hot.get_array().filled(-1), np.where(expected.T < 0.05, -1, expected.T)
+            )
+            assert hot.get_clim() == (0, 1)
+            assert grey.get_extent() == hot.get_extent()
+    assert set(legend_of(figure)) == {"front", "back"}
+
+
+@pytest.mark.parametrize("value", [0, 0.04, 1])
+def test_maps_of_one_value_are_drawn_too(value, case):
+    image, mask = case
+    maps = [np.full(mask.shape, value, np.float32)]
+    figure = render(plots.show_cases([("a", image, [0 * mask])], SPACING, LABELS, maps=maps))
+    hidden = np.ma.getmaskarray(figure.axes[5].images[1].get_array())
+    assert hidden.all() == (value < 0.05)
+    assert hidden.any() == (value < 0.05)
+
+
+def test_maps_go_with_two_masks_but_not_with_differences(case, heat):
+    image, mask = case
+    rows, names = [("a", image, [mask, np.roll(mask, 1, axis=1)])], ("one", "two")
+    figure = render(plots.show_cases(rows, SPACING, LABELS, names=names, maps=[heat]))
+    assert set(legend_of(figure)) == {"front", "back", *names}
+    with pytest.raises(ValueError, match="maps must be None where differences are shown"):
+        plots.show_cases(rows, SPACING, LABELS, differences=True, maps=[heat])
+
+
+ESTIMATE = {1: np.array([0.5, 0.7, 0.9, 0.8]), 4: np.array([0.4, NAN, 0.6, 0.5])}
+DICES = {1: np.array([0.6, 0.8, 0.9, NAN]), 4: [0.4, 0.5, INF, 0.6]}
+
+
+def test_an_estimate_of_quality_is_drawn_against_the_truth_with_its_correlation():
+    rho = {1: (0.954, 0.256, 0.999), 4: (NAN, NAN, NAN)}
+    figure = render(plots.quality_estimate(ESTIMATE, DICES, LABELS, rho=rho))
+    # Pairs that are not finite are not drawn, and n is of those that are.
+    assert titles_of(figure) == [
+        "front: rank correlation 0.95\n(0.26 to 1.00, n = 3)",
+        "back: no rank correlation\n(n = 2)",
+    ]
+    front, back = (ax.collections[0] for ax in figure.axes)
+    np.testing.assert_allclose(offsets_of(front), [(0.5, 0.6), (0.7, 0.8), (0.9, 0.9)])
+    np.testing.assert_allclose(offsets_of(back), [(0.4, 0.4), (0.5, 0.6)])
+    words = ("mean Dice between the folds", "Dice with the truth")
+    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes] == [words] * 2
+    colours = [to_hex(points.get_facecolor()[0]).upper() for points in (front, back)]
+    assert colours == [plots.colour_of(label, LABELS) for label in LABELS]
+
+
+@pytest.mark.parametrize("values", [[], [NAN, NAN], [0.5]])
+def test_an_estimate_without_any_case_is_drawn_too(values):
+    numbers = {label: np.array(values) for label in LABELS}
+    rho = dict.fromkeys(LABELS, (NAN, NAN, NAN))
+    figure = render(plots.quality_estimate(numbers, numbers, LABELS, rho=rho))
+    n = sum(np.isfinite(values))
+    assert titles_of(figure) == [f"{i}: no rank correlation\n(n = {n})" for i in LABELS.values()]
+
+
+def test_reliability_is_drawn_against_a_line_with_the_voxels_below():
+    columns = ("bin", "n", "confidence", "accuracy")
+    tables = {
+        "as trained": [(5, 400, 0.55, 0.4), (9, 1600, 0.97, 0.9)],
+        "calibrated": [(5, 1000, 0.54, 0.5), (7, 400, 0.75, 0.77), (9, 600, 0.95, 0.95)],
+    }
+    tables = {name: pd.DataFrame(rows, columns=columns) for name, rows in tables.items()}
+    errors = {"as trained": 0.086, "calibrated": 0.02412}
+    figure = render(plots.reliability_curves(tables, errors))
+    above, below = figure.axes
+    assert above.get_title() == "2,000 voxels near the structures"
+    *curves, diagonal = above.lines
+    np.testing.assert_array_equal(diagonal.get_xydata(), [(0, 0), (1, 1)])
+    assert diagonal.get_linestyle() == "--"
+    for name, curve, counts in zip(tables, curves, below.lines, strict=True):
+        np.testing.assert_array_equal(curve.get_xydata(), tables[name][["confidence", "accuracy"]])
+        np.testing.assert_array_equal(counts.get_xydata(), tables[name][["confidence", "n"]])
+        assert curve.get_color() == counts.get_color()
+    texts = [text.get_text() for text in above.get_legend().get_texts()]
+    assert texts == ["as trained: expected error 0.0860", "calibrated: expected error 0.0241"]
+    assert (above.get_ylabel(), below.get_ylabel()) == ("share that is right", "voxels")
+    assert below.get_xlabel() == "probability of the predicted class"
+    assert below.get_yscale() == "log"
+    assert above.get_xlim() == below.get_xlim()

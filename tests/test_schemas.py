@@ -34,10 +34,17 @@ FILES = {
     "done.json": {
         "weights_sha256": "0" * 64,
         "minutes": 1.5,
+        "temperature": 1.2,
         "train": ["a"],
         "val": ["c"],
     },
     "running.json": {"host": "here", "pid": 5, "time": 1.5e9},
+}
+NUMBERS = {"volume_ml": 0.288, "volume_sd_ml": None, "agreement": 0.9, "seconds": 2}
+PREDICTION = {  # of one scan; the file is named after it
+    "about": {"models": ["0" * 64], "maps": [], "settings": {"overlap": 0.5}, "scan": ["1" * 64]},
+    "labels_sha256": "2" * 64,
+    "rows": [{"case": "a b", "label": 5, "name": "five", "problem": "", **NUMBERS}],
 }
 
 
@@ -113,6 +120,8 @@ def test_what_a_run_writes_is_read(name, tmp_path):
         ("done.json", "minutes", None),
         ("done.json", "train", ["../a"]),
         ("done.json", "steps", 0.5),
+        ("done.json", "temperature", 0),
+        ("done.json", "temperature", "1"),
         ("running.json", "pid", -1),
         ("running.json", "pid", "5"),
         ("running.json", "time", None),
@@ -165,3 +174,48 @@ def test_a_file_is_checked_as_what_it_is_said_to_be(tmp_path):
     assert workspace.read_json(path) == []
     with pytest.raises(ValueError, match=r"renamed\.json: at \$"):
         workspace.read_json(path, "preprocessor.json")
+
+
+def test_what_was_predicted_is_read(tmp_path):
+    path = tmp_path / "a b.json"
+    workspace.write_json(path, PREDICTION)
+    assert workspace.read_json(path, "prediction") == PREDICTION
+
+
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        ("", []),
+        ("", {}),
+        ("", {key: PREDICTION[key] for key in ("about", "rows")}),
+        ("about", None),
+        ("about", ["0" * 64]),
+        ("labels_sha256", None),
+        ("labels_sha256", ""),
+        ("labels_sha256", "x" * 64),
+        ("rows", None),
+        ("rows", []),
+        ("rows", {}),
+        ("rows", PREDICTION["rows"] * 256),
+        ("rows.0", "a"),
+        ("rows.0", {"case": "a", "problem": "gone"}),
+        ("rows.0.case", "../a"),
+        ("rows.0.case", 7),
+        ("rows.0.label", "5"),
+        ("rows.0.label", 5.5),
+        ("rows.0.label", None),
+        ("rows.0.name", None),
+        ("rows.0.problem", None),
+        ("rows.0.volume_ml", "0.288"),
+        ("rows.0.agreement", [0.9]),
+        ("rows.0.seconds", True),
+        ("rows.0.unknown", {}),
+    ],
+)
+def test_what_was_not_predicted_is_refused_with_file_and_place(place, new, tmp_path):
+    path = tmp_path / "a b.json"
+    path.write_text(json.dumps(change(PREDICTION, place, new)))
+    with pytest.raises(ValueError) as caught:
+        workspace.read_json(path, "prediction")
+    assert str(caught.value).startswith(f"{path}: at $")
+    assert str(caught.value).endswith("Correct it, or fetch it again.")

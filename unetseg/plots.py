@@ -102,7 +102,7 @@ def _show_plane(ax, plane, image, masks, spacing, labels, heat):
     shown = None
     if heat is not None:
         hot = np.ma.masked_less(np.take(heat, at, axis).T, 0.05)
-        shown = ax.imshow(hot, cmap="inferno", vmin=0, vmax=1, interpolation="nearest", **place)
+        shown = ax.imshow(hot, cmap="plasma", vmin=0, vmax=1, interpolation="nearest", **place)
     elif not labels:
         colours = ListedColormap(list(DIFFERENCES.values()))
         places = np.take(_differences(*masks), at, axis).T
@@ -373,14 +373,18 @@ def quality_estimate(estimate, dices, labels, *, rho):
     Returns
     -------
     matplotlib.figure.Figure
+        Pairs in which either is not finite are neither drawn nor counted.
     """
     figure, axes = _figure(1, len(labels), max(5, 4 * len(labels)), 4)
     for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
-        values, (middle, low, high) = np.asarray(estimate[label]), rho[label]
-        ax.scatter(values, dices[label], s=16, color=colour_of(label, labels), alpha=0.7)
+        pairs = np.array([estimate[label], dices[label]], float)
+        pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+        ax.scatter(*pairs, s=16, color=colour_of(label, labels), alpha=0.7)
         ax.set(xlabel="mean Dice between the folds", ylabel="Dice with the truth")
-        spread = f"({low:.2f} to {high:.2f}, n = {len(values)})"
-        ax.set_title(f"{name}: rank correlation {middle:.2f}\n{spread}")
+        middle, low, high = rho[label]
+        title = f"{name}: rank correlation {middle:.2f}\n({low:.2f} to {high:.2f}, "
+        title = f"{name}: no rank correlation\n(" if np.isnan(middle) else title
+        ax.set_title(f"{title}n = {pairs.shape[1]})")
     return figure
 
 
