@@ -263,9 +263,9 @@ def back_up(source, target):
     """
     try:
         mirror(source, target)
-        for state in Path(target).glob("*/?.state*"):
-            if state.with_name(DONE).is_file():
-                state.unlink()
+        left = [p for p in Path(target).glob("*/?.state") if p.with_name(DONE).is_file()]
+        for path in (*left, *Path(target).rglob("*.part")):  # nothing is under way any more
+            path.unlink(missing_ok=True)
     except OSError as error:
         print(f"NOT SAFE ON DRIVE YET: {error} All of it is on the local disk, in {source}.")
         return False
@@ -290,7 +290,7 @@ def only_run(*folders):
     """
     paths = [Path(folder) / LOCK for folder in folders if folder]
     for path in [path for path in paths if path.is_file()]:
-        other = read_json(path)
+        other = _read_lock(path)
         who = f"process {other['pid']} on {other['host']}"
         alive = time.time() - other["time"] < STALE
         if alive and other["host"] == platform.node() and os.name == "posix":
@@ -298,7 +298,7 @@ def only_run(*folders):
         elif alive:
             print(f"{path}: waiting {STALE:.0f} seconds for a sign of life of {who}.")
             time.sleep(STALE)
-            alive = path.is_file() and read_json(path) != other
+            alive = path.is_file() and _read_lock(path) != other
         if alive:
             advice = "Wait for it or stop it. Remove this file only if you are sure that it ended."
             raise RuntimeError(f"{path}: another run uses this folder ({who}). {advice}")
@@ -326,6 +326,13 @@ def only_run(*folders):
         for path in paths:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _read_lock(path):
+    try:
+        return read_json(path)
+    except ValueError:  # Drive lost its content
+        return {"host": "?", "pid": "?", "time": path.stat().st_mtime}
 
 
 def _is_alive(pid):
