@@ -89,11 +89,22 @@ def _store(array, affine, codes):
 def write_case():
     """Return a function that writes one case from RAS+ arrays and returns it.
 
-    The image may be a list of arrays, one file each. `codes` names the storage order.
+    The image may be a list of arrays, one file each. `codes` names the storage order, `turn`
+    rotates the axes.
     """
 
-    def write(folder, case_id, image, mask=None, spacing_mm=(1, 2, 3), codes="RAS", group=None):
+    def write(
+        folder,
+        case_id,
+        image,
+        mask=None,
+        spacing_mm=(1, 2, 3),
+        codes="RAS",
+        group=None,
+        turn=None,
+    ):
         affine = np.diag([*spacing_mm, 1.0])
+        affine[:3, :3] = (np.eye(3) if turn is None else turn) @ affine[:3, :3]
         affine[:3, 3] = (-10, 20, 5)
 
         def save(name, array):
