@@ -156,7 +156,7 @@ def test_a_run_leaves_the_files_of_the_design_and_no_others(run, cases):
         *(
             f"fold_{k}/{n}"
             for k in (0, 1)
-            for n in ("model.weights.h5", "history.csv", "done.json")
+            for n in ("model.weights.h5", "history.csv", "calibration.csv", "done.json")
         ),
         *(f"{folder}/{case.id}.nii.gz" for case in cases for folder in ("masks", "predictions")),
     }
@@ -661,7 +661,7 @@ def test_a_stopped_fold_goes_on_and_ends_as_if_it_had_not_been_stopped(cases, tm
         assert not (fold / "done.json").exists()
     train_fold(cases[:3], cases[3:], fold, **settings)
     assert_same_fold(fold, tmp_path / "whole" / "fold_0")
-    assert files(fold) == {"model.weights.h5", "history.csv", "done.json"}
+    assert files(fold) == {"model.weights.h5", "history.csv", "calibration.csv", "done.json"}
 
 
 def assert_same_fold(fold, expected):
