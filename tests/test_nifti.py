@@ -841,7 +841,7 @@ def look_at(content, path):
 
 
 @pytest.mark.parametrize(
-    "examples", [150, pytest.param(5000, marks=pytest.mark.long)], ids=["some", "many"]
+    "examples", [150, pytest.param(3000, marks=pytest.mark.long)], ids=["some", "many"]
 )
 def test_any_bytes_are_read_soundly_or_refused_by_name(examples, tmp_path):
     @settings(max_examples=examples, derandomize=True, database=None, deadline=None)
