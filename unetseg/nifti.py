@@ -67,8 +67,9 @@ def _read_header(stream, most_bytes):
         raise ValueError(f"it begins with {head[:24]!r}; one file in NIfTI-1 or -2 is read")
     header = kind(head[: kind.sizeof_hdr], check=False)
     shape, size = header.get_data_shape(), _count_bytes(header)
-    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VOXELS or size > most_bytes:
-        limits = f"the file can hold {most_bytes}, and {MAX_VOXELS} voxels are allowed"
+    most = min(most_bytes, 8 * MAX_VOXELS)
+    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VOXELS or size > most:
+        limits = f"the file can hold {most}, and {MAX_VOXELS} voxels are allowed"
         raise ValueError(f"its header promises shape {shape} in {size} bytes; {limits}")
     codes = {name: header[name].item() for name in ("scl_slope", "scl_inter", "xyzt_units")}
     if not np.isfinite([*codes.values()]).all() or codes["xyzt_units"] & 7 not in MM:
