@@ -134,6 +134,7 @@ def test_a_notebook_that_is_not_there_is_named(tmp_path, monkeypatch):
 SETTINGS = {"epochs": 1, "steps": 1, "batch_size": 1, "n_splits": 2, "precision": "float32"}
 ALWAYS = {"experiment.json", "preprocessor.json", "splits.json", "cases.csv", "leaks.csv"}
 FOLDS = {f"fold_{n}/{name}" for n in (0, 1) for name in ("model.weights.h5", "history.csv")}
+FOLDS |= {"fold_0/calibration.csv", "fold_1/calibration.csv"}
 PACKED = ALWAYS | FOLDS | {"fold_0/done.json", "fold_1/done.json", "scores.csv", "summary.csv"}
 PACKED |= {"MODEL_CARD.md", "hashes.json"}
 

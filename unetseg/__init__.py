@@ -2,9 +2,9 @@
 
 The modules, in the order that data passes through them: `workspace`, `sample`, `cases`, `nifti`,
 `splits`, `preprocessing`, `augmentation`, `model`, `training`, `checkpoint`, `inference`,
-`metrics`, `scores`, `plots`, `sharing`. Each is imported when it is first used, so `import
-unetseg` costs next to nothing and only `model`, `augmentation`, `training`, `checkpoint` and
-`inference` bring in Keras.
+`metrics`, `scores`, `reliability`, `plots`, `sharing`. Each is imported when it is first used, so
+`import unetseg` costs next to nothing and only `model`, `augmentation`, `training`, `checkpoint`
+and `inference` bring in Keras.
 """
 
 import importlib

@@ -18,6 +18,7 @@ NOT_READ = re.compile(r"\.(hdr|img|mg[hz]|mh[ad]|nrrd|dcm|nii\.(zip|bz2))(\.gz)?
 CHANNEL = re.compile(r"_\d{4}$")
 COPY = re.compile(r" ?\(\d+\)$")  # as Drive and browsers name a second download
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
+HUGE = 1e18  # the square still fits float32
 MAX_LABELS = 255  # a byte tells them and the background apart
 BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
 PERCENTILES = {"intensity_p1": 1, "intensity_median": 50, "intensity_p99": 99}
@@ -103,6 +104,46 @@ def find_cases(folder, *, group_by=None):
     return [Case(case_id, *pairs[case_id], group_of(case_id)) for case_id in sorted(pairs)]
 
 
+def find_scans(folder, channels=1):
+    """Find scans that are to be segmented.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Holds the scans, or has them in ``imagesTs``, ``imagesTr`` or ``images``.
+    channels : int, default 1
+        Of the network: if there are so many files ``_0000``, ``_0001`` ... of every name, they
+        are the channels of one scan. Otherwise every file is a scan.
+
+    Returns
+    -------
+    list of Case
+        Sorted by id. With masks where ``labelsTs``, ``labelsTr`` or ``labels`` hold some of the
+        same names: nothing needs them, but they can be compared.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder or its scans are missing.
+    ValueError
+        As for `find_cases`.
+    """
+    folder, problems = Path(folder), []
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder. Check the path to the scans.")
+    places = (folder / name for name in ("imagesTs", *IMAGES, ""))
+    scans = next((found for place in places if (found := _files(place, problems))), {})
+    _refuse_listed(folder, problems)
+    if not scans:
+        raise FileNotFoundError(f"{folder}: no scan found. Expected .nii or .nii.gz files.")
+    joined = _join_channels(scans)
+    if all(isinstance(files, tuple) and len(files) == channels for files in joined.values()):
+        scans = joined
+    places = (folder / name for name in ("labelsTs", *MASKS))
+    masks = next((found for place in places if (found := _files(place, []))), {})
+    return [Case(case_id, scans[case_id], masks.get(case_id)) for case_id in sorted(scans)]
+
+
 def find_scored(folder, results_dir):
     """Find the cases of an experiment for its evaluation, with or without their scans.
 
@@ -162,7 +203,7 @@ def read_label_names(folder):
         raise ValueError(f"{folder}/dataset.json: {described}; one whole number each.") from error
 
 
-def check_cases(cases, *, labels=None):
+def check_cases(cases, *, labels=None, need_masks=True):
     """Read every file and list what is wrong.
 
     Parameters
@@ -171,6 +212,8 @@ def check_cases(cases, *, labels=None):
     labels : iterable of int, optional
         The declared label values, without the background; others are a problem. By default any
         non-negative value is accepted.
+    need_masks : bool, default True
+        Whether a case without a mask is a problem.
 
     Returns
     -------
@@ -185,7 +228,7 @@ def check_cases(cases, *, labels=None):
     --------
     refuse_problems : turns the problems into one error.
     """
-    table = pd.DataFrame([_check_case(case, labels) for case in cases], columns=COLUMNS)
+    table = pd.DataFrame([_check_case(c, labels, need_masks) for c in cases], columns=COLUMNS)
     repeated = table["case"].duplicated(keep=False)
     table.loc[repeated, "problem"] += "this id stands for more than one case; rename one. "
     for usual in table["channels"].mode().head(1):
@@ -219,7 +262,7 @@ def _refuse_listed(folder, problems):
     refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
 
 
-def _check_case(case, labels):
+def _check_case(case, labels, need_masks):
     row, problems = {"case": case.id, "group": case.group}, []
     header = _attempt(problems, nifti.read, case.files[0], voxels=False)
     scan = _attempt(problems, nifti.load_image, case.image)
@@ -228,9 +271,9 @@ def _check_case(case, labels):
         row |= _check_scan(problems, case.files, *scan)
     for path in case.files[1:] if not scan else ():
         _attempt(problems, nifti.load_image, path)
-    if case.mask is None:
+    if case.mask is None and need_masks:
         problems.append(f"no mask for {case.files[0].name}; add it, or take the scan out.")
-    elif mask := _attempt(problems, nifti.load_mask, case.mask):
+    elif case.mask and (mask := _attempt(problems, nifti.load_mask, case.mask)):
         row |= _check_mask(problems, case.mask.name, *mask, labels, scan)
     return row | {"problem": "".join(f"{problem} " for problem in dict.fromkeys(problems))}
 
@@ -246,13 +289,13 @@ def _check_scan(problems, files, image, affine):
     channels = np.moveaxis(image.reshape(*image.shape[:3], -1), 3, 0)
     for k, channel in enumerate(channels):
         name, low, high = files[k % len(files)].name, channel.min(), channel.max()
-        if not np.isfinite([low, high]).all():
-            problems.append(f"{name} holds NaN or infinite voxels; replace them.")
+        if not np.abs([low, high]).max() < HUGE:
+            problems.append(f"{name} holds NaN, infinite or huge voxels; replace them.")
         elif low == high:
             problems.append(f"{name} has the same value everywhere; export it again.")
     # Every n-th voxel of scans above 2 million; n is odd, as most sides are not.
     sample = [channel.ravel(order="K")[:: image.size // 10**6 | 1] for channel in channels]
-    with np.errstate(invalid="ignore"):  # infinite voxels
+    with np.errstate(over="ignore", invalid="ignore"):  # huge and infinite voxels
         values = np.percentile(sample, [*PERCENTILES.values()]).round(3)
     spacing = tuple(voxel_sizes(affine).round(3).tolist())
     row = {"shape": image.shape[:3], "spacing_mm": spacing, "channels": len(channels)}
@@ -272,7 +315,7 @@ def _check_mask(problems, name, mask, affine, labels, scan):
     if scan:
         if mismatch := nifti.describe_grid_mismatch(scan[0].shape, scan[1], mask.shape, affine):
             problems.append(f"{name}: its {mismatch} of the scan; resample it to the scan's grid.")
-        elif scan[0].max() == mask.max() and np.array_equal(np.squeeze(scan[0]), np.squeeze(mask)):
+        elif np.array_equal(np.squeeze(scan[0]), np.squeeze(mask).astype(np.float32)):
             problems.append(f"{name} holds the values of the scan; put the mask there.")
     volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
     return {"labels": present, "volume_ml": round(volume, 3)}
@@ -336,15 +379,21 @@ def _locate(path):
 
 def _named_pairs(folder, problems):
     scans, masks = (_files(folder / a, problems) or _files(folder / b, problems) for a, b in BOTH)
-    lower = [re.sub(r"\d{4}$", lambda k: f"{max(1, int(k[0])) - 1:04d}", i) for i in scans]
-    numbered = all(CHANNEL.search(i) and i in scans for i in lower)  # 0000, 0001 ... no gap
-    if scans and numbered and not set(scans) & set(masks):
-        channels = pd.Series(scans).sort_index().groupby(lambda name: CHANNEL.sub("", name))
-        scans = channels.agg(tuple).to_dict()
+    if not set(scans) & set(masks):
+        scans = _join_channels(scans)
     orphans, alone = sorted(set(masks) - set(scans)), sorted(set(scans) - set(masks))
     problems += [f"{masks[i]}: no scan is named {i}; rename or remove one" for i in orphans]
     problems += [f"{i}: this scan has no mask; rename or remove one" for i in alone if orphans]
     return {name: (scan, masks.get(name)) for name, scan in scans.items()}
+
+
+def _join_channels(scans):
+    # If all are numbered 0000, 0001 ... without a gap: tuples of files, else as they are.
+    lower = [re.sub(r"\d{4}$", lambda k: f"{max(1, int(k[0])) - 1:04d}", i) for i in scans]
+    if not (scans and all(CHANNEL.search(i) and i in scans for i in lower)):
+        return scans
+    channels = pd.Series(scans).sort_index().groupby(lambda name: CHANNEL.sub("", name))
+    return channels.agg(tuple).to_dict()
 
 
 def _group_function(folder, group_by, ids, problems):

@@ -1,18 +1,30 @@
 """Prediction of whole cases, by one model or several, back on the native grid."""
 
+import functools
 import itertools
+import json
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
 from unetseg import checkpoint, nifti
 from unetseg.augmentation import add_neighbours
+from unetseg.cases import check_cases, refuse_problems
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
-from unetseg.workspace import read_json, require
+from unetseg.reliability import describe_votes, soften
+from unetseg.workspace import read_json, refuse_any, require, sha256, write_file, write_json
 
+MAPS = ("uncertainty", "disagreement")
+COLUMNS = ["case", "label", "name", "volume_ml", "volume_mean_ml", "volume_sd_ml"]
+COLUMNS += ["volume_min_ml", "volume_max_ml", "agreement", "uncertainty", "seconds", "problem"]
 BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
 
 
@@ -21,12 +33,16 @@ class Prediction(NamedTuple):
 
     ``labels``: (x, y, z) int32, the user's own values. ``probabilities``: (x, y, z, class)
     float32, the mean over the models. ``uncertainty``: (x, y, z) float32, the entropy of the
-    probabilities in [0, 1], 1 where all classes are equally likely.
+    probabilities in [0, 1], 1 where all classes are equally likely. ``votes``: (model, x, y, z)
+    uint8, class numbers by each model alone. ``disagreement``: (x, y, z) float32, the share of the
+    models that vote for another label, in [0, 1).
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     uncertainty: np.ndarray
+    votes: np.ndarray
+    disagreement: np.ndarray
 
 
 def load_models(results_dir, *, build_model=build_unet, folds=None):
@@ -53,13 +69,7 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
         If the weights are damaged or do not fit.
     """
     results_dir = Path(results_dir)
-    done = sorted(results_dir.glob("fold_*/done.json"), key=lambda p: int(p.parent.name[5:]))
-    if folds is not None:
-        done = [results_dir / f"fold_{fold}" / "done.json" for fold in folds]
-    missing = [path.parent.name for path in done if not path.is_file()]
-    if missing or not done:
-        which = f"{', '.join(missing)} is not a" if missing else "no"
-        raise FileNotFoundError(f"{results_dir}: {which} finished fold. Run 02_train_kfold first.")
+    done = _finished(results_dir, folds)
     settings = read_json(results_dir / "experiment.json")["settings"]
     preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
     models = []
@@ -72,7 +82,35 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
     return models
 
 
-def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
+def load_temperature(results_dir):
+    """Temperature that makes the probabilities of an experiment honest.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+
+    Returns
+    -------
+    float
+        Geometric mean over the finished folds, each fitted on the cases that the fold validated
+        (`unetseg.reliability.fit_temperature`); 1 for experiments that have none.
+    """
+    done = [read_json(path) for path in _finished(Path(results_dir))]
+    return float(np.exp(np.mean([np.log(one.get("temperature", 1)) for one in done])))
+
+
+def _finished(results_dir, folds=None):
+    done = sorted(results_dir.glob("fold_*/done.json"), key=lambda p: int(p.parent.name[5:]))
+    if folds is not None:
+        done = [results_dir / f"fold_{fold}" / "done.json" for fold in folds]
+    missing = [path.parent.name for path in done if not path.is_file()]
+    if missing or not done:
+        which = f"{', '.join(missing)} is not a" if missing else "no"
+        raise FileNotFoundError(f"{results_dir}: {which} finished fold. Run 02_train_kfold first.")
+    return done
+
+
+def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, temperature=1.0):
     """Segment one case.
 
     Parameters
@@ -88,6 +126,9 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
     mirror_axes : iterable of {0, 1, 2}, optional
         Axes along which mirrored copies are predicted too, all combinations averaged. By default
         those of the preprocessor, along which patches were mirrored in training; no others.
+    temperature : float, default 1
+        By which the logits of the mean probabilities are divided, such as `load_temperature`
+        gives it. Changes how sure the prediction is, not its labels.
 
     Returns
     -------
@@ -99,6 +140,20 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
     require("mirror_axes", mirror_axes, {*trained}.issuperset(mirror_axes), allowed)
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
+    found = (_predict(model, x, preprocessor, overlap, mirror_axes) for model in models)
+    total, votes = 0, []
+    for native in preprocessor.restore_each(found, case):  # one at a time in memory
+        votes.append(native.argmax(axis=-1).astype(np.uint8))
+        total += native
+    probabilities, votes = total / np.float32(len(models)), np.stack(votes)
+    if temperature != 1:
+        probabilities = soften(probabilities, temperature)
+    labels, uncertainty = preprocessor.decode(probabilities), normalised_entropy(probabilities)
+    disagreement = (votes != probabilities.argmax(axis=-1)).mean(axis=0, dtype=np.float32)
+    return Prediction(labels, probabilities, uncertainty, votes, disagreement)
+
+
+def _predict(model, x, preprocessor, overlap, mirror_axes):
     total, patch = 0, preprocessor.patch
     flat = patch.index(1) if 1 in patch else 0
     planes = preprocessor.planes or (flat,)
@@ -109,30 +164,116 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None):
         for n in range(len(mirror_axes) + 1):
             for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
                 axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
-                found = np.flip(slide(models, np.flip(view, axes), patch, overlap=overlap), axes)
+                found = np.flip(slide([model], np.flip(view, axes), patch, overlap=overlap), axes)
                 total += found.swapaxes(plane, flat)
-    total /= len(planes) * 2 ** len(mirror_axes)
-    probabilities = preprocessor.restore(total, case)
-    uncertainty = normalised_entropy(probabilities)
-    return Prediction(preprocessor.decode(probabilities), probabilities, uncertainty)
+    return total / (len(planes) * 2 ** len(mirror_axes))
 
 
-def predict_cases(models, cases, preprocessor, folder, **kwargs):
-    """Segment cases and save the labels as NIfTI.
+def predict_scans(
+    scans, results_dir, folder, *, build_model=build_unet, n_jobs=None, maps=MAPS, **kwargs
+):
+    """Segment new scans with all folds of an experiment, each scan on its own.
+
+    Every scan is checked first. One that cannot be read or segmented is reported and does not
+    stop the others; one that is finished with the same models and settings is not done again.
 
     Parameters
     ----------
-    models : keras.Model or sequence of them
-    cases : iterable of Case
-    preprocessor : Preprocessor
+    scans : sequence of Case
+        As `unetseg.cases.find_scans` returns them.
+    results_dir : str or Path
+        The experiment, as for `load_models`.
     folder : str or Path
-        Gets ``<case>.nii.gz`` on the grid of each scan.
+        Gets ``labels/<id>.nii.gz``, a folder like it for each of `maps`, ``done`` (what was
+        predicted, scan by scan) and ``predictions.csv``. Labels that were changed since, or are
+        not of this function, are never replaced.
+    build_model : callable, default build_unet
+        The builder that the models were trained with.
+    n_jobs : int, optional
+        Processes, as joblib understands it: by default 1, or what `joblib.parallel_config` says,
+        which may also send the scans to a cluster.
+    maps : iterable of {"uncertainty", "disagreement", "probabilities"}
+        What else to write, as float32 on the grid of each scan. By default the first two.
     **kwargs
-        As for `predict_case`.
+        As for `predict_case`; the temperature is by default that of `load_temperature`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per scan and label: ``case``, ``label``, ``name``, ``volume_ml``, the columns of
+        `unetseg.reliability.describe_votes`, ``uncertainty`` (its mean where the label is),
+        ``seconds`` and ``problem``. A scan that failed has one row, with its ``problem``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `load_models` does, or if two scans have one id.
     """
-    for case in cases:
-        labels = predict_case(models, case, preprocessor, **kwargs).labels
-        nifti.save_mask(Path(folder) / f"{case.id}.nii.gz", labels, case.files[0])
+    results_dir, folder, maps = Path(results_dir), Path(folder), tuple(maps)
+    allowed = ("uncertainty", "disagreement", "probabilities")
+    require("maps", maps, {*maps} <= {*allowed}, f"among {allowed}")
+    ids = [scan.id for scan in scans]
+    refuse_any(sorted({i for i in ids if ids.count(i) > 1}), "scans:", "ids stand twice", "Rename.")
+    models = tuple(read_json(path)["weights_sha256"] for path in _finished(results_dir))
+    kwargs = {"temperature": load_temperature(results_dir), **kwargs}
+    about = {"models": [*models], "maps": [*maps], "settings": json.loads(json.dumps(kwargs))}
+    job = joblib.delayed(_predict_scan)
+    jobs = (job(scan, results_dir, folder, build_model, about) for scan in scans)
+    _load_ensemble(results_dir, build_model, models)  # what is wrong with it is said at once
+    found = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
+    bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
+    table = pd.DataFrame([row for rows in bar for row in rows], columns=COLUMNS)
+    table = table.sort_values("case", kind="stable", ignore_index=True)
+    write_file(folder / "predictions.csv", table.to_csv(index=False).encode())
+    return table.astype(dict.fromkeys(COLUMNS[3:-1], float))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_ensemble(results_dir, build_model, models):  # the hashes tell one training from another
+    preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
+    return load_models(results_dir, build_model=build_model), preprocessor
+
+
+def _predict_scan(scan, results_dir, folder, build_model, about):
+    models, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
+    path, marker = folder / "labels" / f"{scan.id}.nii.gz", folder / "done" / f"{scan.id}.json"
+    started = time.monotonic()
+    try:
+        about = {**about, "scan": [sha256(file) for file in scan.files]}
+        before = read_json(marker, "prediction") if marker.exists() else {}
+        if path.exists():
+            if before.get("about") == about and before["rows"]:
+                return before["rows"]
+            if before.get("labels_sha256", "") not in (None, sha256(path)):
+                advice = "Move it elsewhere, or predict into another folder."
+                raise ValueError(f"{path}: not replaced, it was changed by hand. {advice}")
+        refuse_problems(check_cases([replace(scan, mask=None)], need_masks=False))
+        write_json(marker, {"about": about, "labels_sha256": None, "rows": []})
+        found = predict_case(models, scan, preprocessor, **about["settings"])
+        for name in about["maps"]:
+            nifti.save_map(folder / name / path.name, getattr(found, name), scan.files[0])
+        nifti.save_mask(path, found.labels, scan.files[0])
+        rows = _describe(scan, found, preprocessor.labels)
+        for row in rows:
+            row["seconds"] = round(time.monotonic() - started, 2)
+        write_json(marker, {"about": about, "labels_sha256": sha256(path), "rows": rows})
+    except Exception as error:  # whatever it is, the other scans go on
+        return [{"case": scan.id, "problem": f"{error or repr(error)}"}]
+    return rows
+
+
+def _describe(scan, found, labels):
+    affine = nifti.affine_mm(nifti.read(scan.files[0], voxels=False))
+    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    rows = describe_votes(found.votes, labels, voxel_ml)
+    for row in rows:
+        inside = found.labels == row["label"]
+        row["volume_ml"] = np.count_nonzero(inside) * voxel_ml
+        row["uncertainty"] = found.uncertainty[inside].mean() if inside.any() else np.nan
+        row |= {k: None if pd.isna(v) else v for k, v in row.items()}  # JSON knows no NaN
+        row |= {k: round(float(v), 6) for k, v in row.items() if isinstance(v, np.floating | float)}
+        row |= {"case": scan.id, "problem": ""}
+    return rows
 
 
 def slide(models, x, patch, *, overlap=0.5):

@@ -33,7 +33,7 @@ def _jitter(n):
     return np.random.default_rng(0).uniform(-0.2, 0.2, n)
 
 
-def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False):
+def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False, maps=None):
     """Show cases in three planes with the contours of their masks.
 
     Parameters
@@ -51,6 +51,8 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False):
     differences : bool, default False
         Whether to show every case twice: with its contours, and with the voxels where the second
         mask disagrees with the first: missed, added, or of another label.
+    maps : sequence of (x, y, z) ndarray, optional
+        One per row, in [0, 1], such as an uncertainty: shown below the contours, from 0.05 on.
 
     Returns
     -------
@@ -60,16 +62,21 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False):
     require(
         "differences", differences, pairs or not differences, "False, but for rows of two masks"
     )
-    repeats = 1 + differences
-    side = 2.1 if differences else 3  # inches
+    require("maps", maps, not (maps and differences), "None where differences are shown")
+    repeats = 1 + (differences or maps is not None)
+    side = 2.1 if repeats == 2 else 3  # inches
     figure, axes = _figure(repeats * len(rows), 3, 3 * side, side * repeats * len(rows))
     spacings = np.broadcast_to(spacing_mm, (len(rows), 3))
+    below = "uncertainty" if maps else "where they disagree"
     for number, ((title, image, masks), spacing) in enumerate(zip(rows, spacings, strict=True)):
         image = image if image.ndim == 3 else image[..., 0]
         for line, drawn in zip(axes[repeats * number :], (labels, {})[:repeats], strict=False):
-            line[0].set_ylabel(title if drawn else "where they disagree")
+            line[0].set_ylabel(title if drawn else below)
+            heat = maps[number] if maps and not drawn else None
             for ax, plane in zip(line, PLANES, strict=True):
-                _show_plane(ax, plane, image, masks, spacing, drawn)
+                shown = _show_plane(ax, plane, image, masks, spacing, drawn, heat)
+    if maps:
+        figure.colorbar(shown, ax=axes, shrink=0.5 / len(rows), label="uncertainty, 0 to 1")
     legend = [(name, {"color": colour_of(label, labels)}) for label, name in labels.items()]
     if len(names) > 1:
         styles = zip(names, STYLES, strict=True)
@@ -83,7 +90,7 @@ def colour_of(label, labels):
     return COLOURS[list(labels).index(label) % len(COLOURS)]
 
 
-def _show_plane(ax, plane, image, masks, spacing, labels):
+def _show_plane(ax, plane, image, masks, spacing, labels, heat):
     name, axis, right, up = plane
     area = (masks[0] != 0).sum(axis=tuple({0, 1, 2} - {axis}))
     at = int(area.argmax()) if area.any() else len(area) // 2
@@ -92,11 +99,15 @@ def _show_plane(ax, plane, image, masks, spacing, labels):
     place = {"origin": "lower", "extent": (0, size[0], 0, size[1])}
     grey = {"cmap": GREY, "vmin": low, "vmax": high, "interpolation": "nearest"}
     ax.imshow(np.take(image, at, axis).T, **grey, **place)
-    if not labels:
+    shown = None
+    if heat is not None:
+        hot = np.ma.masked_less(np.take(heat, at, axis).T, 0.05)
+        shown = ax.imshow(hot, cmap="inferno", vmin=0, vmax=1, interpolation="nearest", **place)
+    elif not labels:
         colours = ListedColormap(list(DIFFERENCES.values()))
         places = np.take(_differences(*masks), at, axis).T
-        shown = np.ma.masked_equal(places, 0)
-        ax.imshow(shown, cmap=colours, vmin=1, vmax=3, interpolation="nearest", **place)
+        places = np.ma.masked_equal(places, 0)
+        ax.imshow(places, cmap=colours, vmin=1, vmax=3, interpolation="nearest", **place)
     for mask, style in zip(masks, STYLES, strict=False):
         flat = np.take(mask, at, axis).T
         for label in labels:
@@ -108,6 +119,7 @@ def _show_plane(ax, plane, image, masks, spacing, labels):
     box = {"color": "w", "transform": ax.transAxes, "bbox": {"fc": "k", "pad": 1}}
     ax.text(0.99, 0.5, right, ha="right", va="center", **box)
     ax.text(0.5, 0.99, up, ha="center", va="top", **box)
+    return shown
 
 
 def _differences(true, pred):
@@ -343,4 +355,61 @@ def confusion(counts, n_cases):
     axes[0, 0].set_xticks(ticks, counts.columns)
     axes[0, 0].set_yticks(ticks, counts.index)
     axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"Voxels (n = {n_cases} cases)")
+    return figure
+
+
+def quality_estimate(estimate, dices, labels, *, rho):
+    """Show how well an estimate of quality, such as the agreement of the folds, foretells Dice.
+
+    Parameters
+    ----------
+    estimate, dices : dict of int to (n,) array of float
+        Per label, a number per case.
+    labels : dict of int to str
+        Value and name of every label.
+    rho : dict of int to (rho, low, high)
+        As `unetseg.reliability.rank_correlation` returns it, per label.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _figure(1, len(labels), max(5, 4 * len(labels)), 4)
+    for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
+        values, (middle, low, high) = np.asarray(estimate[label]), rho[label]
+        ax.scatter(values, dices[label], s=16, color=colour_of(label, labels), alpha=0.7)
+        ax.set(xlabel="mean Dice between the folds", ylabel="Dice with the truth")
+        spread = f"({low:.2f} to {high:.2f}, n = {len(values)})"
+        ax.set_title(f"{name}: rank correlation {middle:.2f}\n{spread}")
+    return figure
+
+
+def reliability_curves(tables, errors):
+    """Show how often voxels are right against how sure the prediction is of them.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        As `unetseg.reliability.calibration_table` returns them, such as before and after.
+    errors : dict of str to float
+        The expected calibration error of each.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        On the dashed line a voxel is right as often as the prediction is sure of it; below it
+        the prediction is too sure.
+    """
+    figure, (axes, below) = _figure(2, 1, 5, 6)
+    for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
+        look = {"color": colour, "label": f"{name}: expected error {errors[name]:.4f}"}
+        axes[0].plot(table["confidence"], table["accuracy"], "o-", **look)
+        below[0].plot(table["confidence"], table["n"], "o-", color=colour)
+    axes[0].plot([0, 1], [0, 1], "k--", linewidth=1)
+    voxels = max(table["n"].sum() for table in tables.values())
+    axes[0].set(ylabel="share that is right", title=f"{voxels:,} voxels near the structures")
+    axes[0].legend()
+    below[0].set(xlabel="probability of the predicted class", ylabel="voxels", yscale="log")
+    for ax in (axes[0], below[0]):
+        ax.set_xlim(0, 1.02)
     return figure

@@ -93,11 +93,7 @@ class Preprocessor:
             ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),
             ("dimensions", lambda v: v in known, f"one of {known}, 2 for a patch of one slice"),
             ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
-            (
-                "planes",
-                lambda v: v in PLANES and (not v or 2 in known),
-                f"one of {PLANES}, () in 3-D",
-            ),
+            ("planes", lambda v: v in PLANES and (not v or 2 in known), f"in 2-D one of {PLANES}"),
             ("neighbours", lambda v: v == 0 or (v > 0 and 2 in known), "0, or more in 2-D"),
         ):
             value = getattr(self, name)
@@ -238,15 +234,30 @@ class Preprocessor:
         (x, y, z, class) ndarray of float32
             In RAS+ on the native grid; certain background where `transform` cropped.
         """
+        return next(self.restore_each([probabilities], case))
+
+    def restore_each(self, several, case):
+        """Do as `restore` does with several arrays, one after the other; the case is read once.
+
+        Parameters
+        ----------
+        several : iterable of (x, y, z, class) ndarray
+        case : Case
+
+        Yields
+        ------
+        (x, y, z, class) ndarray of float32
+        """
         image, affine = self._load(case)
         box, shape, padding = self._geometry(image, affine)
         inner = tuple(slice(a, a + n) for (a, _), n in zip(padding, shape, strict=True))
-        native = np.zeros((*image.shape[:3], probabilities.shape[-1]), np.float32)
-        native[..., 0] = 1
-        size = native[box].shape[:3]
-        for k in range(probabilities.shape[-1]):
-            native[(*box, k)] = _zoom(probabilities[(*inner, k)], size)
-        return native
+        for probabilities in several:
+            native = np.zeros((*image.shape[:3], probabilities.shape[-1]), np.float32)
+            native[..., 0] = 1
+            size = native[box].shape[:3]
+            for k in range(probabilities.shape[-1]):
+                native[(*box, k)] = _zoom(probabilities[(*inner, k)], size)
+            yield native
 
     def inverse_transform(self, probabilities, case):
         """Bring class probabilities back to the native grid as labels.

@@ -19,7 +19,7 @@ REPORT = "{% extends 'lab/index.html.j2' %}" + "".join(
 SETTINGS = ("experiment.json", "preprocessor.json", "splits.json")
 TABLES, TRIPLES = ("leaks.csv", "scores.csv", "summary.csv"), ("shape", "spacing_mm")
 WEIGHTS, CARD, HASHES = "model.weights.h5", "MODEL_CARD.md", "hashes.json"
-FOLD = (WEIGHTS, "history.csv", DONE)
+FOLD = (WEIGHTS, "history.csv", "calibration.csv", DONE)
 PLAIN = {"mtime": 0, "mode": 0o644, "uid": 0, "gid": 0, "uname": "", "gname": "", "deep": False}
 RANGES = ["intensity_p1", "intensity_median", "intensity_p99", "volume_ml"]
 
@@ -201,7 +201,7 @@ def unpack(path, results_dir, sha256):
     results_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=results_dir.parent, prefix=".part-") as temporary:
         stored_gb = path.stat().st_size / 1e9  # more than that cannot come out
-        folder = workspace.unpack_tar(path, Path(temporary) / "unpacked", max_gb=stored_gb)
+        folder = workspace.unpack_tar(path, Path(temporary) / "unpacked", path, max_gb=stored_gb)
         try:
             listed = read_json(folder / HASHES).items()
             differ = dict(listed ^ _hash_files(folder, folder.rglob("*")).items())
@@ -219,7 +219,7 @@ def _hash_files(folder, files):
 
 
 def _check(results_dir):
-    for path in (*results_dir.rglob("*.json"), *[results_dir / name for name in SETTINGS]):
+    for path in (*results_dir.glob("*.json"), *[results_dir / name for name in SETTINGS]):
         read_json(path)
     finished = sorted(results_dir.glob(f"fold_*/{DONE}"))
     if not finished:

@@ -1,5 +1,6 @@
 """Training: of one fold, of all folds."""
 
+import contextlib
 import json
 import math
 import tempfile
@@ -8,18 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
+import numpy as np
+import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, model, nifti, workspace
+from unetseg import checkpoint, model, nifti, reliability, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
-from unetseg.inference import predict_cases
+from unetseg.inference import predict_case
 from unetseg.preprocessing import Preprocessor, patch_budget
 from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks
-from unetseg.workspace import DONE, read_json, require, write_json
+from unetseg.workspace import DONE, read_json, require, write_file, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
+MAX_SAMPLED = 1_000_000  # voxels of a fold, to look at its calibration
 VALIDATION = {"foreground": 1.0, "augment": False}
 
 
@@ -154,8 +158,8 @@ def train_fold(
     ----------
     train_cases, val_cases : sequence of Case
     fold_dir : str or Path
-        Gets ``history.csv`` and ``*.state`` while training, then ``model.weights.h5`` and
-        ``done.json`` in the place of the states. The
+        Gets ``history.csv`` and ``*.state`` while training, then ``model.weights.h5``,
+        ``calibration.csv`` and ``done.json`` in the place of the states. The
         predictions and the masks go to the folders ``predictions`` and ``masks`` beside it.
     preprocessor : Preprocessor
         Fitted.
@@ -224,16 +228,36 @@ def train_fold(
     trained = time.monotonic()
     digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
-    predict_cases(net, val_cases, preprocessor, fold_dir.parent / "predictions", mirror_axes=axes)
-    for case in val_cases:  # for an evaluation without the data set
-        path = fold_dir.parent / "masks" / f"{case.id}.nii.gz"
-        nifti.save_mask(path, nifti.load_mask(case.mask)[0], like=case.mask)
+    temperature = _predict_fold(net, val_cases, preprocessor, fold_dir, axes)
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
     steps = recipe.steps * recipe.epochs
     done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
+    predictions = _digests(_predictions(fold_dir.parent, about["val"]))
+    done |= {"temperature": temperature, "predictions_sha256": predictions}
     write_json(fold_dir / DONE, done)
     for file in fold_dir.glob("?.state*"):
         file.unlink()
+
+
+def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
+    rng, sampled = np.random.default_rng(0), []
+    for case in cases:
+        found = predict_case(net, case, preprocessor, mirror_axes=mirror_axes)
+        truth, _ = nifti.load_mask(case.mask)
+        kept = ("predictions", found.labels, case.files[0]), ("masks", truth, case.mask)
+        for folder, mask, like in kept:
+            nifti.save_mask(fold_dir.parent / folder / f"{case.id}.nii.gz", mask, like)
+        classes = sum(k * (truth == label) for k, label in enumerate(preprocessor.labels, 1))
+        most = MAX_SAMPLED // len(cases)
+        sampled.append(reliability.sample_voxels(found.probabilities, classes, rng, most))
+    probabilities, classes = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
+    temperature = reliability.fit_temperature(probabilities, classes)
+    after = reliability.soften(probabilities, temperature)
+    tables = {"as trained": probabilities, "calibrated": after}
+    tables = {k: reliability.calibration_table(v, classes) for k, v in tables.items()}
+    table = pd.concat(tables, names=["stage"]).reset_index("stage")
+    write_file(fold_dir / "calibration.csv", table.to_csv(index=False).encode())
+    return round(temperature, 4)
 
 
 def _compile(net, num_classes, recipe):
@@ -350,37 +374,49 @@ def _run_fold(train_cases, val_cases, results_dir, number, left, backup_dir, set
     old = fold_dir.glob("?.state*") if (fold_dir / DONE).exists() else ()  # not of this training
     for file in (*old, fold_dir / DONE, *predictions):
         file.unlink(missing_ok=True)  # or a mixture might be scored
+    if backup_dir:
+        with contextlib.suppress(OSError):  # or the next machine would fetch the old marker
+            (Path(backup_dir) / fold_dir.name / DONE).unlink()
     watch = [Progress(f"fold {number}", left)]
     watch += [checkpoint.BackUp(results_dir, backup_dir)] if backup_dir else []
     try:
         train_fold(train_cases, val_cases, fold_dir, callbacks=watch, **settings)
+        path = results_dir / "experiment.json"
+        minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
+        write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
     except KeyboardInterrupt:
         print(f"Stopped in fold {number}. Run this again: it goes on from the last full epoch.")
         raise
-    path = results_dir / "experiment.json"
-    minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
-    write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
-    if backup_dir:
-        workspace.back_up(results_dir, backup_dir)
+    finally:  # also what a stopped or failed fold has learnt
+        if backup_dir:
+            workspace.back_up(results_dir, backup_dir)
 
 
 def _is_done(results_dir, number, fold):
     path = results_dir / f"fold_{number}" / DONE
     if not path.exists():
         return False
-    done = read_json(path)
+    try:
+        done = read_json(path)
+    except ValueError:  # damaged itself
+        done = {**fold, "weights_sha256": None}
     for part in ("train", "val"):
         if sorted(done[part]) != sorted(fold[part]):
             problem = f"{path}: this fold was trained on another split than splits.json now says."
             raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
-    weights = path.with_name("model.weights.h5")
-    whole = weights.exists() and workspace.sha256(weights) == done["weights_sha256"]
-    if not (whole and all(file.exists() for file in _predictions(results_dir, fold["val"]))):
-        print(
-            f"{path.parent}: was finished, but files are missing or damaged. It is trained again."
-        )
-        return False
-    return True
+    files = [path.with_name("model.weights.h5"), *_predictions(results_dir, fold["val"])]
+    found, noted = _digests(files), done.get("predictions_sha256", {})  # new in version 0.1
+    noted = {files[0].name: done["weights_sha256"], **noted}
+    whole = len(found) == len(files) and found | noted == found
+    if not whole:
+        problem = "was finished, but files are missing or damaged"
+        print(f"{path.parent}: {problem}. It is trained again.")
+        path.unlink()
+    return whole
+
+
+def _digests(files):
+    return {file.name: workspace.sha256(file) for file in files if file.exists()}
 
 
 def _predictions(results_dir, ids):

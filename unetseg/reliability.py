@@ -1,0 +1,295 @@
+"""How far a prediction can be trusted: trained range, agreement of the folds, calibration."""
+
+import itertools
+import re
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage, optimize, stats
+
+from unetseg.metrics import dice
+
+NEAR = 3  # voxels around the structures in which calibration is looked at
+AGREEMENT = 0.8  # Dice between folds below which a person should look; readers agree better
+# Of the trained values, how far beyond them still counts as like them.
+MARGINS = {"spacing, mm,": (0.9, 1.1), "field of view, mm,": (0.8, 1.25), "brightness": (0.5, 2)}
+
+
+def compare_with_training(table, trained):
+    """Say which scans differ from those that the models were trained on, and how.
+
+    Parameters
+    ----------
+    table, trained : pandas.DataFrame
+        As `unetseg.cases.check_cases` returns it, of the new scans and of the training cases;
+        the latter may have been read from ``cases.csv``.
+
+    Returns
+    -------
+    pandas.Series of str
+        By case: what lies outside of the trained range, empty if nothing does. Spacing and field
+        of view are compared along x, y and z, with a margin of 10 and of 25 %; brightness is the
+        99th percentile of the intensities (half to double); contrast is where the median lies
+        between the 1st and the 99th (0.1 beyond); and the order in which the voxels are stored
+        must have occurred, as left and right are told by the header alone.
+    """
+    known, new = _facts(trained), _facts(table)
+    found = pd.Series("", index=table["case"].astype(str), name="outside")
+    for column in known.columns.drop("stored"):
+        low, high = known[column].min(), known[column].max()
+        below, above = next((m for k, m in MARGINS.items() if column.startswith(k)), (1, 1))
+        room = 0.1 if column == "contrast" else 0
+        values = new[column]
+        outside = ~values.between(below * low - room, above * high + room) & values.notna()
+        words = f"{column} is {{:.3g}}, trained on {low:.3g} to {high:.3g}. "
+        found[outside.to_numpy()] += [words.format(value) for value in values[outside]]
+    seen = sorted(set(known["stored"].dropna()))
+    strange = (~new["stored"].isin(seen) & new["stored"].notna()).to_numpy()
+    words = f"voxels are stored as {{}}, in training as {', '.join(seen)}: check left and right. "
+    found[strange] += [words.format(order) for order in new["stored"][strange]]
+    return found.str.strip()
+
+
+def _facts(table):
+    numbers = {
+        name: table[name].map(lambda cell: [float(n) for n in re.findall(r"[\d.]+", str(cell))])
+        for name in ("shape", "spacing_mm")
+    }
+    facts = pd.DataFrame({"stored": table["orientation"], "channels": table["channels"]})
+    for axis, letter in enumerate("xyz"):
+        shape, spacing = (n.str[axis] for n in numbers.values())
+        facts[f"spacing, mm, along {letter}"] = spacing
+        facts[f"field of view, mm, along {letter}"] = shape * spacing
+    low, middle, high = (table[f"intensity_{k}"].astype(float) for k in ("p1", "median", "p99"))
+    facts["brightness"], facts["contrast"] = high, (middle - low) / (high - low)
+    return facts
+
+
+def describe_votes(votes, labels, voxel_ml):
+    """Say how far the models of an ensemble agree on one scan.
+
+    Parameters
+    ----------
+    votes : (model, x, y, z) ndarray of integers
+        Class numbers by each model alone, as in `unetseg.inference.Prediction`.
+    labels : dict of int to str
+        Value and name of the labels, in the order of their class numbers 1, 2 ...
+    voxel_ml : float
+        Volume of a voxel.
+
+    Returns
+    -------
+    list of dict
+        Per label: ``label``, ``name``; ``agreement``, the mean Dice between two models over all
+        pairs, in [0, 1], NaN for a single model or if all pairs are empty (Roy et al. 2019); and
+        ``volume_mean_ml``, ``volume_sd_ml`` (n - 1; NaN for a single model), ``volume_min_ml``
+        and ``volume_max_ml`` over the models.
+    """
+    boxes = ndimage.find_objects(votes.any(axis=0).astype(np.uint8))
+    votes = votes[(slice(None), *boxes[0])] if boxes else votes[:, :1, :1, :1]
+    rows = []
+    for number, (label, name) in enumerate(labels.items(), start=1):
+        masks = [vote == number for vote in votes]
+        pairs = pd.Series([dice(a, b) for a, b in itertools.combinations(masks, 2)], dtype=float)
+        volumes = pd.Series([np.count_nonzero(mask) * voxel_ml for mask in masks])
+        row = {"label": label, "name": name, "agreement": pairs.mean()}
+        row |= {f"volume_{of}_ml": volumes.agg(of) for of in ("mean", "std", "min", "max")}
+        row["volume_sd_ml"] = row.pop("volume_std_ml")
+        rows.append(row)
+    return rows
+
+
+def flag(predicted, outside, trained):
+    """Say which predictions a person should look at first, and why.
+
+    Parameters
+    ----------
+    predicted : pandas.DataFrame
+        As `unetseg.inference.predict_scans` returns it.
+    outside : pandas.Series of str
+        As `compare_with_training` returns it.
+    trained : pandas.DataFrame
+        Of the training cases, with ``volume_ml``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per scan: ``case``, ``agreement`` (the lowest of its labels), ``volume_ml`` (of all
+        labels), and ``look_at``: why, empty if there is no reason. Reasons are a problem of the
+        file, a label that was not found, an agreement below 0.8, a volume of less than half or
+        more than twice of what was seen in training, and what is `outside`. The scans with the
+        most reasons and the lowest agreement come first.
+    """
+    low, high = trained["volume_ml"].min(), trained["volume_ml"].max()
+    rows = []
+    for case, part in predicted.groupby("case", sort=False):
+        reasons = [f"{text.rstrip('.')}." for text in part["problem"].unique() if text]
+        total = part["volume_ml"].sum(min_count=1)
+        for row in part.dropna(subset=["volume_ml"]).itertuples():
+            if row.volume_ml == 0:
+                reasons.append(f"no {row.name} was found.")
+            elif row.agreement < AGREEMENT:
+                reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}.")
+        if total < low / 2 or total > 2 * high:
+            reasons.append(f"{total:.3g} ml are labelled, trained on {low:.3g} to {high:.3g}.")
+        if outside.get(case):
+            reasons.append(outside[case])
+        about = {"case": case, "agreement": part["agreement"].min(), "volume_ml": total}
+        rows.append(about | {"look_at": " ".join(reasons), "reasons": len(reasons)})
+    table = pd.DataFrame(rows).sort_values(["reasons", "agreement"], ascending=[False, True])
+    return table.drop(columns="reasons").reset_index(drop=True)
+
+
+def sample_voxels(probabilities, truth, rng, most=20_000):
+    """Draw voxels of a case to look at the calibration of its probabilities.
+
+    Far from the structures everything is background with certainty, and would hide the rest.
+
+    Parameters
+    ----------
+    probabilities : (x, y, z, class) ndarray of float32
+    truth : (x, y, z) ndarray of integers
+        Class numbers.
+    rng : numpy.random.Generator
+    most : int, default 20000
+
+    Returns
+    -------
+    probabilities : (n, class) ndarray of float32
+    truth : (n,) ndarray of integers
+        Of at most so many voxels within 3 voxels of where the truth or the prediction has a label.
+    """
+    structures = (truth != 0) | (probabilities.argmax(axis=-1) != 0)
+    near = np.flatnonzero(ndimage.binary_dilation(structures, iterations=NEAR))
+    chosen = rng.choice(near, min(most, near.size), replace=False)
+    return probabilities.reshape(-1, probabilities.shape[-1])[chosen], truth.ravel()[chosen]
+
+
+def soften(probabilities, temperature):
+    """Divide the logits of probabilities by a temperature (Guo et al. 2017).
+
+    Parameters
+    ----------
+    probabilities : (..., class) ndarray of float
+    temperature : float
+        Above 1 makes them less certain, below 1 more; the most probable class stays.
+
+    Returns
+    -------
+    (..., class) ndarray of float32
+        Sum to 1.
+    """
+    logits = np.log(np.maximum(probabilities, 1e-7)) / temperature  # as in the loss
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return (raised / raised.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def fit_temperature(probabilities, truth):
+    """Find the temperature under which the true classes are most probable (Guo et al. 2017).
+
+    Parameters
+    ----------
+    probabilities : (n, class) ndarray of float
+    truth : (n,) ndarray of integers
+        Class numbers.
+
+    Returns
+    -------
+    float
+        From 0.05 to 20.
+    """
+
+    def cross_entropy(log):
+        softened = soften(probabilities, np.exp(log))
+        right = np.take_along_axis(softened, truth[:, None], axis=-1)
+        return -np.log(np.maximum(right, 1e-7)).mean()
+
+    limits = np.log((0.05, 20))
+    return float(np.exp(optimize.minimize_scalar(cross_entropy, bounds=limits).x))
+
+
+def calibration_table(probabilities, truth, n_bins=10):
+    """Compare how certain a prediction is with how often it is right.
+
+    Parameters
+    ----------
+    probabilities : (n, class) ndarray of float
+    truth : (n,) ndarray of integers
+        Class numbers.
+    n_bins : int, default 10
+        Of equal width, of the probability of the predicted class.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per bin that holds any voxel: its number ``bin``, ``n`` voxels, ``confidence``,
+        their mean probability of the predicted class, and ``accuracy``, the share that is right.
+    """
+    confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == truth
+    place = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    voxels = {"bin": place, "n": 1, "confidence": confidence.astype(float), "accuracy": right * 1.0}
+    return pool_calibration(pd.DataFrame(voxels))
+
+
+def pool_calibration(tables):
+    """Put calibration tables together, such as those of all folds.
+
+    Parameters
+    ----------
+    tables : pandas.DataFrame
+        Rows as of `calibration_table`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The same with one row per ``bin``: means over all ``n`` voxels.
+    """
+    numbers = tables[["confidence", "accuracy"]].mul(tables["n"], axis=0)
+    sums = numbers.assign(n=tables["n"]).groupby(tables["bin"]).sum()
+    means = sums[["confidence", "accuracy"]].div(sums["n"], axis=0)
+    return means.assign(n=sums["n"]).reset_index()[["bin", "n", "confidence", "accuracy"]]
+
+
+def expected_calibration_error(table):
+    """Mean difference of confidence and accuracy over the voxels, bin by bin (Naeini et al. 2015).
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `calibration_table` returns it.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 if every voxel is right as often as it is sure.
+    """
+    gap = (table["confidence"] - table["accuracy"]).abs()
+    return float(np.average(gap, weights=table["n"]))
+
+
+def rank_correlation(estimate, dices):
+    """Spearman's correlation of an estimate of quality with the real Dice.
+
+    Parameters
+    ----------
+    estimate, dices : (n,) array of float
+        Pairs in which either is not finite are left out.
+
+    Returns
+    -------
+    rho : float
+        In [-1, 1]; 1 if the estimate puts the cases in the order of their Dice. NaN for fewer
+        than three pairs.
+    low, high : float
+        95 % confidence interval by Fisher's transformation, with Bonett and Wright's (2000)
+        standard error.
+    """
+    pairs = np.array([estimate, dices], float)
+    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+    n = pairs.shape[1]
+    if n < 3:
+        return np.nan, np.nan, np.nan
+    rho = stats.spearmanr(*pairs).statistic
+    width = 1.96 * np.sqrt((1 + rho**2 / 2) / max(n - 3, 1e-9))
+    middle = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    return float(rho), float(np.tanh(middle - width)), float(np.tanh(middle + width))
