@@ -37,6 +37,7 @@ FILES = {
         "train": ["a"],
         "val": ["c"],
     },
+    "hashes.json": {"fold_0/model.weights.h5": "0" * 64},
     "running.json": {"host": "here", "pid": 5, "time": 1.5e9},
 }
 
@@ -113,6 +114,9 @@ def test_what_a_run_writes_is_read(name, tmp_path):
         ("done.json", "minutes", None),
         ("done.json", "train", ["../a"]),
         ("done.json", "steps", 0.5),
+        ("hashes.json", "", ["0" * 64]),
+        ("hashes.json", "cases_csv", "0" * 63),
+        ("hashes.json", "cases_csv", None),
         ("running.json", "pid", -1),
         ("running.json", "pid", "5"),
         ("running.json", "time", None),
