@@ -1,10 +1,14 @@
 """Small NIfTI files of known geometry, for all tests."""
 
+import os
+from pathlib import Path
+
 import matplotlib
 import nibabel as nib
 import numpy as np
 import pytest
 
+from unetseg import workspace
 from unetseg.cases import Case
 
 matplotlib.use("Agg")
@@ -85,11 +89,22 @@ def _store(array, affine, codes):
 def write_case():
     """Return a function that writes one case from RAS+ arrays and returns it.
 
-    The image may be a list of arrays, one file each. `codes` names the storage order.
+    The image may be a list of arrays, one file each. `codes` names the storage order, `turn`
+    rotates the axes.
     """
 
-    def write(folder, case_id, image, mask=None, spacing_mm=(1, 2, 3), codes="RAS", group=None):
+    def write(
+        folder,
+        case_id,
+        image,
+        mask=None,
+        spacing_mm=(1, 2, 3),
+        codes="RAS",
+        group=None,
+        turn=None,
+    ):
         affine = np.diag([*spacing_mm, 1.0])
+        affine[:3, :3] = (np.eye(3) if turn is None else turn) @ affine[:3, :3]
         affine[:3, 3] = (-10, 20, 5)
 
         def save(name, array):
@@ -102,3 +117,52 @@ def write_case():
         return Case(case_id, image, None if mask is None else save("mask", mask), group)
 
     return write
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """A Colab runtime: its project folder on Drive, and its local disk."""
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    monkeypatch.setattr(workspace, "DRIVE", tmp_path / "MyDrive")
+    monkeypatch.setattr(workspace, "LOCAL", tmp_path / "content")
+    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path / "content" / "unetseg")
+    return tmp_path / "MyDrive" / "unetseg", tmp_path / "content"
+
+
+class _Drive:
+    # Writes to a folder and removals from it fail, for every file or for those of some name; or
+    # for every file from the first write of a file of some name on. ``fault`` is an error number,
+    # or "truncates"; None mends it.
+    def __init__(self, monkeypatch, folder, fault, name="", since=""):
+        self.folder, self.fault, self.name = folder, fault, name
+        self.since, self.began = since, not since
+        self.write, self.unlink = workspace.write_file, Path.unlink
+        monkeypatch.setattr(workspace, "write_file", self.write_file)
+        monkeypatch.setattr(Path, "unlink", lambda path, **kwargs: self.remove(path, **kwargs))
+
+    def fails(self, path):
+        here = self.folder in Path(path).parents
+        return self.fault and here and self.began and self.name in Path(path).name
+
+    def write_file(self, path, data):
+        path = Path(path)
+        self.began = self.began or (self.folder in path.parents and self.since in path.name)
+        if not self.fails(path):
+            return self.write(path, data)
+        if self.fault == "truncates":
+            part = path.with_name(path.name + ".part")
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data[: len(data) // 2])
+            raise OSError(f"{part}: reads back differently from what was written.")
+        raise OSError(self.fault, os.strerror(self.fault), str(path))
+
+    def remove(self, path, **kwargs):
+        if self.fails(path) and self.fault != "truncates" and path.exists():
+            raise OSError(self.fault, os.strerror(self.fault), str(path))
+        self.unlink(path, **kwargs)
+
+
+@pytest.fixture
+def break_drive(monkeypatch):
+    """Return a function that makes a folder fail as Google Drive does; see `_Drive`."""
+    return lambda *args, **kwargs: _Drive(monkeypatch, *args, **kwargs)

@@ -469,6 +469,10 @@ PROBLEMS = {
         lambda i, m, a: (i, i, a, a),
         r"mask\.nii\.gz holds the values of the scan; put",
     ),
+    "scan as its mask, rounded in float32": (
+        lambda i, m, a: (i + np.int32(2**24 + 1), i + np.int32(2**24 + 1), a, a),
+        r"mask\.nii\.gz holds the values of the scan; put",
+    ),
     "nan in the mask": (lambda i, m, a: (i, np.where(m, np.nan, m), a, a), r"mask.*holds nan\. Is"),
     "rgb": (lambda i, m, a: (i.astype(RGB), m, a, a), r"scan\.nii\.gz: voxels of type.*Convert"),
     "complex": (lambda i, m, a: (i.astype("c8"), m, a, a), r"scan\.nii\.gz: voxels of type"),
@@ -480,7 +484,14 @@ PROBLEMS = {
     "constant": (lambda i, m, a: (0 * i + 7, m, a, a), r"scan\.nii\.gz has the same value"),
     "nan": (lambda i, m, a: (np.where(m, np.nan, i), m, a, a), r"scan\.nii\.gz holds NaN"),
     "nan only": (lambda i, m, a: (i * np.nan, m, a, a), r"scan\.nii\.gz holds NaN"),
-    "infinite": (lambda i, m, a: (np.where(m, np.inf, i), m, a, a), r"scan\.nii\.gz holds NaN or"),
+    "infinite": (
+        lambda i, m, a: (np.where(m, np.inf, i), m, a, a),
+        r"scan\.nii\.gz holds NaN, inf",
+    ),
+    "huge": (
+        lambda i, m, a: (np.where(m, np.float32([0, -3.4e38, 3.4e38])[m], i), m, a, a),
+        r"scan\.nii\.gz holds NaN, infinite or huge voxels; replace",
+    ),
 }
 
 
@@ -523,6 +534,17 @@ def test_a_mask_of_one_voxel_and_a_scan_of_one_slice_are_no_problem(write_nifti,
     assert (row["problem"], row["volume_ml"], row["shape"]) == ("", 0.006, (4, 5, 1))
 
 
+@pytest.mark.parametrize("codes", ["LPS", "SAR", "PIL"])
+def test_a_mask_stored_in_another_order_than_its_scan_is_no_problem(
+    codes, make_arrays, write_case, tmp_path
+):
+    image, mask = make_arrays()
+    scan = write_case(tmp_path, "scan", image).image
+    stored = write_case(tmp_path, "stored", image, mask, codes=codes).mask
+    (row,) = check_cases([Case("a", scan, stored)]).to_dict("records")
+    assert (row["problem"], row["labels"], row["shape"]) == ("", (1, 2), (8, 10, 6))
+
+
 def test_one_file_as_scan_and_mask_is_found(make_arrays, write_nifti, affine, tmp_path):
     scan = write_nifti(tmp_path / "images" / "a.nii", make_arrays()[1], affine)
     (tmp_path / "labels").mkdir()
@@ -538,7 +560,7 @@ def test_every_channel_is_looked_at(make_arrays, write_nifti, affine, tmp_path):
     mask = write_nifti(tmp_path / "mask.nii", mask, affine)
     (problem,) = check_cases([Case("a", tuple(files), mask)])["problem"]
     assert problem == (
-        "a_0001.nii holds NaN or infinite voxels; replace them. "
+        "a_0001.nii holds NaN, infinite or huge voxels; replace them. "
         "a_0002.nii has the same value everywhere; export it again."
     )
     for k in (0, 3):

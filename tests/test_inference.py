@@ -665,6 +665,7 @@ def test_scans_that_fail_are_reported_and_the_others_go_on(
 ):
     sound = [write_case(tmp_path, case_id, blocks()) for case_id in ("a", "z")]
     holes = write_case(tmp_path, "holes", np.where(blocks() > 80, np.nan, blocks()))
+    vast = write_case(tmp_path, "vast", np.where(blocks() > 80, 1e35, blocks()))
     two = write_case(tmp_path, "two", np.stack([blocks()] * 2, axis=-1))
     flat = write_case(tmp_path, "flat", 0 * blocks() + 3)
     cut, huge = (write_case(tmp_path, name, blocks()) for name in ("cut", "huge"))
@@ -689,13 +690,14 @@ def test_scans_that_fail_are_reported_and_the_others_go_on(
         "cut": "cut_image.nii.gz: cannot be read as NIfTI",
         "flat": "has the same value everywhere",
         "gone": "No such file or directory: '",
-        "holes": "holds NaN or infinite voxels",
+        "holes": "holds NaN, infinite or huge voxels",
         "huge": "its header promises shape (30000, 30000, 30000)",
         "large": "MemoryError",
         "two": "2 channels, the network has 1",
+        "vast": "holds NaN, infinite or huge voxels",
         "z": "",
     }
-    scans = [*sound, holes, two, flat, cut, huge, gone, large]
+    scans = [*sound, holes, vast, two, flat, cut, huge, gone, large]
     for _ in "ab":
         table = predict(scans)
         assert table["case"].tolist() == list(expected)

@@ -1,6 +1,8 @@
 import gzip
+import math
 import re
 import tracemalloc
+import warnings
 from decimal import Decimal
 from itertools import permutations, product
 
@@ -8,9 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from unetseg import nifti
+from unetseg.cases import Case, check_cases
 
 SHAPE = (4, 5, 6)
 # Three letters, one of L/R, P/A and I/S each, in any order: 6 orders x 8 signs.
@@ -26,16 +31,17 @@ def tilted_affine():
     return affine
 
 
-def raw_nifti(array, *, sform=None, qform=None, **fields):
-    """Bytes of a NIfTI-1 file with the given forms, and header fields as a bad writer sets them."""
-    header = nib.Nifti1Header()
+def raw_nifti(array, *, sform=None, qform=None, kind=nib.Nifti1Header, **fields):
+    """Bytes of a NIfTI file with the given forms, and header fields as a bad writer sets them."""
+    header = kind()
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
     for form, setter in ((qform, header.set_qform), (sform, header.set_sform)):
         if form is not None:
             header.set_zooms((*nib.affines.voxel_sizes(form), *[1] * 4)[: array.ndim])
             setter(form, 1)
-    for name, value in {"vox_offset": 352, "scl_slope": 1, "scl_inter": 0, **fields}.items():
+    start = kind.sizeof_hdr + 4
+    for name, value in {"vox_offset": start, "scl_slope": 1, "scl_inter": 0, **fields}.items():
         header[name] = value
     return header.binaryblock + bytes(4) + array.tobytes(order="F")
 
@@ -294,6 +300,14 @@ def test_voxels_too_large_for_float32_become_infinite_without_a_warning(affine, 
     np.testing.assert_array_equal(nifti.load_image(path)[0], np.full(SHAPE, -np.inf))
 
 
+@pytest.mark.parametrize("slope", [1e308, -1e308])
+def test_scaling_beyond_all_numbers_gives_infinity_without_a_warning(slope, affine, tmp_path):
+    path = tmp_path / "scan.nii"
+    array = np.full(SHAPE, 30, np.int16)
+    path.write_bytes(raw_nifti(array, sform=affine, kind=nib.Nifti2Header, scl_slope=slope))
+    np.testing.assert_array_equal(nifti.load_image(path)[0], np.full(SHAPE, slope * np.inf))
+
+
 def test_a_mask_with_channels_is_refused(affine, tmp_path):
     path = save(tmp_path / "mask.nii.gz", np.zeros((4, 5, 6, 2), np.uint8), affine)
     with pytest.raises(ValueError, match=r"mask\.nii\.gz.*\(4, 5, 6, 2\)"):
@@ -458,6 +472,7 @@ IN_DOUBT = {
     "sheared": ({"sform": turned(GRID, xy=0.01)}, "right angles"),
     "infinite": ({"sform": turned(GRID, xx=np.inf)}, "right angles"),
     "origin infinite": ({"sform": turned(GRID, yt=np.inf)}, "right angles"),
+    "origin a light year away": ({"sform": turned(GRID, yt=9.5e18)}, "right angles"),
     "origin NaN": ({"qform": turned(GRID, yt=np.nan)}, "right angles"),
     "quaternion": ({"qform": GRID, "quatern_b": 0.9, "quatern_c": 0.9}, "w2 should be positive"),
     "quaternion NaN": ({"qform": GRID, "quatern_b": np.nan}, ""),
@@ -721,3 +736,208 @@ def test_a_map_turned_against_a_scan_of_other_axes_is_refused(truth, tmp_path):
     scan = save(tmp_path / "scan.nii.gz", *stored_as("SAR", *truth))  # stored as 6 x 5 x 4
     with pytest.raises(ValueError, match=r"shape \(6, 5, 4\) is not the RAS\+ shape \(4, 5, 6\)"):
         nifti.save_map(tmp_path / "map.nii.gz", np.zeros((6, 5, 4)), scan)
+
+
+def with_extension(array, affine, size):
+    raw = raw_nifti(array, sform=affine, vox_offset=352 + 32)
+    extension = np.array([size, 6], "<i4").tobytes() + b"Jane Doe".ljust(24, b"\0")
+    return raw[:348] + b"\1\0\0\0" + extension + raw[352:]
+
+
+@pytest.mark.parametrize("size", [32, 0, -1, 8, 9, 48, 2**31 - 1, -(2**31)])
+def test_an_extension_is_passed_over_whatever_size_it_claims(size, truth, tmp_path):
+    (tmp_path / "scan.nii").write_bytes(with_extension(*truth, size))
+    image, affine = nifti.load_image(tmp_path / "scan.nii")
+    np.testing.assert_array_equal(image, truth[0])
+    np.testing.assert_allclose(affine, truth[1], atol=1e-5)
+    nifti.save_mask(tmp_path / "mask.nii", truth[0], tmp_path / "scan.nii")
+    assert (tmp_path / "mask.nii").stat().st_size == 352 + 120  # of one byte each
+
+
+@pytest.mark.parametrize("row", [(1e200, 0, 0, 0), (1, 0, 0, 1e308)])
+def test_a_grid_beyond_all_distances_is_refused_without_a_warning(row, affine, truth, tmp_path):
+    raw = raw_nifti(truth[0], sform=affine, kind=nib.Nifti2Header, srow_x=row, xyzt_units=1)
+    (tmp_path / "scan.nii").write_bytes(raw)
+    with pytest.raises(ValueError, match=r"scan\.nii: .*right angles.*or remove the case"):
+        nifti.load_image(tmp_path / "scan.nii")
+
+
+# Any bytes at all: sound or refused, never an error of another kind, a warning or much memory.
+
+TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "c8", "c16"]
+TYPES += [[(c, "u1") for c in "RGB"], [(c, "u1") for c in "RGBA"]]
+WHOLE = [*range(-2, 18), 64, 128, 255, 256, 348, 352, 540, 544, 9999, 2**15, 2**31, 2**40, 2**62]
+REAL = [0, 1, -1, 0.5, 1e-3, 1e3, 1e-30, 1e30, 352, 353, 368, 544, np.nan, np.inf, -np.inf]
+# Flags of a gzip member: text, check sum, extra field, name, comment; 0 is none.
+GZIP_FIELDS = {2: b"\1\2", 4: b"\3\0abc", 8: b"name\0", 16: b"a comment\0"}
+
+
+def values_of(dtype):
+    if dtype.kind == "S":
+        return st.binary(max_size=dtype.itemsize)
+    if dtype.kind == "f":
+        ends = [np.finfo(dtype).max, np.finfo(dtype).tiny, np.finfo(dtype).smallest_subnormal]
+        return st.sampled_from([*REAL, *map(float, ends)]) | st.floats(width=8 * dtype.itemsize)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    some = [value for value in WHOLE if low <= value <= high]
+    return st.sampled_from([*some, int(low), int(high)]) | st.integers(low, high)
+
+
+@st.composite
+def headers(draw):
+    header = draw(st.sampled_from([nib.Nifti1Header, nib.Nifti2Header]))(
+        endianness=draw(st.sampled_from("<>"))
+    )
+    header.set_data_dtype(np.dtype(draw(st.sampled_from(TYPES))))
+    header.set_data_shape(draw(st.lists(st.integers(1, 4), min_size=2, max_size=5)))
+    affine = draw(st.sampled_from([GRID, tilted_affine(), np.diag([1e-3, 1e-3, 5, 1])]))
+    header.set_zooms((*nib.affines.voxel_sizes(affine), 1, 1)[: len(header.get_data_shape())])
+    for set_form in draw(
+        st.sampled_from(
+            [[header.set_sform], [header.set_qform], [header.set_sform, header.set_qform], []]
+        )
+    ):
+        set_form(affine, draw(st.integers(1, 4)))
+    header["xyzt_units"] = draw(st.sampled_from([0, 1, 2, 3, 10]))
+    header["scl_slope"], header["scl_inter"] = draw(st.sampled_from([(1, 0), (0, 0), (0.5, -3)]))
+    return header
+
+
+@st.composite
+def nifti_files(draw):
+    header = draw(headers())
+    extensions = draw(
+        st.lists(st.tuples(st.none() | values_of(np.dtype("i4")), st.integers(0, 50)), max_size=2)
+    )
+    order, tail = header.endianness, b""
+    for size, code in extensions:
+        text = draw(st.binary(max_size=24)).ljust(24, b"\0")
+        tail += np.array([len(text) + 8 if size is None else size, code], order + "i4").tobytes()
+        tail += text
+    flag = draw(st.binary(min_size=4, max_size=4)) if draw(st.booleans()) else b"\1\0\0\0"
+    tail = (flag if tail else bytes(4)) + tail
+    header["vox_offset"] = len(header.binaryblock) + len(tail)
+    size = math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    voxels = draw(
+        st.sampled_from([bytes(size), b"\1".ljust(size, b"\0"), b"\x01\x7f" * size])
+        | st.integers(0, 2**32).map(lambda seed: np.random.default_rng(seed).bytes(size))
+    )[:size]
+    names = draw(st.lists(st.sampled_from(header.keys()), max_size=3))
+    fields = header.structarr
+    for name in names:
+        at = draw(st.integers(0, max(fields[name].size - 1, 0)))
+        place = fields[name].reshape(-1)[at : at + 1] if fields[name].ndim else fields[name]
+        place[...] = draw(values_of(fields[name].dtype))
+    return header.binaryblock + tail + voxels
+
+
+@st.composite
+def damaged(draw, content, most):
+    for _ in range(draw(st.integers(0, most))):
+        start, end = sorted(draw(st.integers(0, len(content))) for _ in range(2))
+        kind = draw(st.sampled_from(["flip", "delete", "insert", "cut", "splice"]))
+        if kind == "flip" and start < len(content):
+            flipped = bytes([content[start] ^ 1 << draw(st.integers(0, 7))])
+            content = content[:start] + flipped + content[start + 1 :]
+        elif kind == "delete":
+            content = content[:start] + content[end:]
+        elif kind == "insert":
+            content = content[:start] + draw(st.binary(max_size=20)) + content[start:]
+        elif kind == "cut":
+            content = content[:end]
+        elif kind == "splice":
+            content = content[:end] + content[start:]
+    return content
+
+
+@st.composite
+def packed(draw, content):
+    cut = draw(st.integers(0, len(content)))
+    stream = b""
+    for member in draw(st.sampled_from([[content], [content[:cut], content[cut:]]])):
+        chosen = draw(st.sets(st.sampled_from([*GZIP_FIELDS]), max_size=2))
+        head = bytearray(gzip.compress(member, draw(st.sampled_from([0, 1, 9])), mtime=0))
+        head[3] = sum(chosen)
+        fields = b"".join(GZIP_FIELDS[flag] for flag in (4, 8, 16, 2) if flag in chosen)
+        stream += bytes(head[:10]) + fields + bytes(head[10:])
+    return stream + draw(st.sampled_from([b"", b"", bytes(3), bytes(600), b"\x1f\x8b", b"trash"]))
+
+
+@st.composite
+def any_bytes(draw):
+    if draw(st.integers(0, 9)) == 0:
+        return draw(st.sampled_from([b"", b"\x1f\x8b", b"\x1f\x8b\x08\x00"])) + draw(st.binary())
+    content = draw(nifti_files())
+    content = draw(damaged(content, draw(st.sampled_from([0, 0, 0, 3]))))
+    if draw(st.booleans()):
+        return content
+    return draw(damaged(draw(packed(content)), draw(st.sampled_from([0, 0, 0, 3]))))
+
+
+def sound_or_refused(path, reader, *args, **kwargs):
+    """What the reader gives, or None if it refuses the file as it promises to."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result, refusal = None, None
+        try:
+            result = reader(*args, **kwargs)
+        except ValueError as error:
+            refusal = error
+    assert [str(warning.message) for warning in caught] == []
+    assert type(refusal) in (type(None), ValueError)
+    assert refusal is None or str(refusal).startswith(f"{path}: ")
+    assert not isinstance(getattr(refusal, "__cause__", None), MemoryError)
+    return result
+
+
+def promised_shape(content):
+    """Shape by the header's own numbers, in either order of bytes."""
+    content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    start, size = (16, 8) if content[4:7] == b"n+2" else (40, 2)
+    numbers = {o: np.frombuffer(content, f"{o}i{size}", 8, start).tolist() for o in "<>"}
+    return [tuple(dim[1 : 1 + dim[0]]) for dim in numbers.values()]
+
+
+def look_at(content, path):
+    path.write_bytes(content)
+    image = sound_or_refused(path, nifti.read, path)
+    scan = sound_or_refused(path, nifti.load_image, path)
+    mask = sound_or_refused(path, nifti.load_mask, path)
+    if image is None:
+        assert scan is None
+        assert mask is None
+    else:
+        assert image.shape in promised_shape(content)
+        assert isinstance(image.dataobj, np.ndarray)
+        assert image.shape == image.dataobj.shape
+    for array, affine in filter(None, (scan, mask)):
+        assert array.ndim in (3, 4)
+        assert array.size == math.prod(image.shape)
+        assert sorted(array.shape[:3]) == sorted((*image.shape, 1, 1)[:3])
+        assert affine.dtype == np.float64
+        assert np.isfinite(affine).all()
+        assert np.linalg.det(affine) != 0
+        assert nib.aff2axcodes(affine) == ("R", "A", "S")
+    if scan is not None:
+        assert scan[0].dtype == np.float32
+    if mask is not None:
+        assert mask[0].dtype == np.int32
+        assert mask[0].ndim == 3
+    (row,) = sound_or_refused(path, check_cases, [Case("a", path, path)]).to_dict("records")
+    assert row["problem"]  # a scan is not its own mask
+    assert isinstance(row["shape"], tuple) == (scan is not None)
+    assert tracemalloc.get_traced_memory()[1] < 2**24  # files are at most a few kB
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "examples", [150, pytest.param(3000, marks=pytest.mark.long)], ids=["some", "many"]
+)
+def test_any_bytes_are_read_soundly_or_refused_by_name(examples, tmp_path):
+    @settings(max_examples=examples, derandomize=True, database=None, deadline=None)
+    @given(any_bytes())
+    def look_at_one(content):
+        tracemalloc.start()
+        look_at(content, tmp_path / "scan.nii")
+
+    look_at_one()

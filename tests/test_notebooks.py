@@ -118,7 +118,7 @@ def test_settings_are_literals_in_one_tagged_cell_with_a_form_field_each(noteboo
     for line in cell.source.splitlines():
         assert re.fullmatch(r'[A-Z_]+ = ("[^"]*"|[\d.]+|True|False)  # @param [{\[].*[}\]]', line)
     names = [line.split(" = ")[0] for line in cell.source.splitlines()]
-    assert names[:3] == ["DATA", "RESULTS", "EXPERIMENT"]
+    assert names[:3] in (["DATA", "RESULTS", "EXPERIMENT"], ["SCANS", "RESULTS", "EXPERIMENT"])
 
 
 def test_the_set_up_cell_is_the_same_everywhere():

@@ -38,6 +38,7 @@ FILES = {
         "train": ["a"],
         "val": ["c"],
     },
+    "hashes.json": {"fold_0/model.weights.h5": "0" * 64},
     "running.json": {"host": "here", "pid": 5, "time": 1.5e9},
 }
 NUMBERS = {"volume_ml": 0.288, "volume_sd_ml": None, "agreement": 0.9, "seconds": 2}
@@ -122,6 +123,9 @@ def test_what_a_run_writes_is_read(name, tmp_path):
         ("done.json", "steps", 0.5),
         ("done.json", "temperature", 0),
         ("done.json", "temperature", "1"),
+        ("hashes.json", "", ["0" * 64]),
+        ("hashes.json", "cases_csv", "0" * 63),
+        ("hashes.json", "cases_csv", None),
         ("running.json", "pid", -1),
         ("running.json", "pid", "5"),
         ("running.json", "time", None),

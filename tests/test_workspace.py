@@ -45,16 +45,6 @@ def local(tmp_path, monkeypatch):
     return tmp_path / "project"
 
 
-@pytest.fixture
-def colab(tmp_path, monkeypatch):
-    """A Colab runtime: its project folder on Drive, and its local disk."""
-    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr(workspace, "DRIVE", tmp_path / "MyDrive")
-    monkeypatch.setattr(workspace, "LOCAL", tmp_path / "content")
-    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path / "content" / "unetseg")
-    return tmp_path / "MyDrive" / "unetseg", tmp_path / "content"
-
-
 def test_colab_is_told_by_its_environment_or_its_module(local, monkeypatch):
     assert not workspace.in_colab()
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
@@ -437,32 +427,13 @@ def test_in_colab_splits_edited_on_drive_are_taken_and_other_newer_files_stay(co
 TRAINED = {"fold_0__model.weights_h5": b"w" * 100, "fold_0__done_json": b"{}"}
 
 
-class Drive:
-    """A folder that fails as Google Drive does: for every file, or for those of some name."""
-
-    def __init__(self, monkeypatch, fault, name=""):
-        self.write, self.fault, self.name = workspace.write_file, fault, name
-        monkeypatch.setattr(workspace, "write_file", self.write_file)
-
-    def write_file(self, path, data):
-        path = Path(path)
-        if not self.fault or "drive" not in path.parts or self.name not in path.name:
-            return self.write(path, data)
-        if self.fault == "truncates":
-            part = path.with_name(path.name + ".part")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data[: len(data) // 2])
-            raise OSError(f"{part}: reads back differently from what was written.")
-        raise OSError(self.fault, os.strerror(self.fault), str(path))
-
-
 @pytest.mark.parametrize("fault", [5, 28, 30, 107, "truncates"])  # EIO, ENOSPC, EROFS, ENOTCONN
 def test_a_drive_that_fails_stops_nothing_and_gets_the_files_later(
-    fault, tmp_path, monkeypatch, capsys
+    fault, tmp_path, break_drive, capsys
 ):
     local, drive = tmp_path / "local", tmp_path / "drive"
     fill(local, **TRAINED, scores_csv=b"1")
-    failing = Drive(monkeypatch, fault, "weights")
+    failing = break_drive(drive, fault, "weights")
     assert workspace.back_up(local, drive) is False
     said = capsys.readouterr().out
     assert "NOT SAFE ON DRIVE YET" in said
@@ -562,6 +533,19 @@ def test_a_lock_without_a_sign_of_life_is_taken_over(tmp_path, capsys):
     with workspace.only_run(tmp_path):
         assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
     assert "taken over from process 1 on elsewhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("age", "wait"), [(0, [180]), (200, [])])
+def test_a_lock_whose_content_was_lost_is_taken_over_if_nobody_renews_it(
+    age, wait, tmp_path, monkeypatch
+):
+    path, waited = tmp_path / "running.json", []
+    path.write_bytes(b"")
+    os.utime(path, (time.time() - age,) * 2)
+    monkeypatch.setattr(workspace.time, "sleep", waited.append)
+    with workspace.only_run(tmp_path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert waited == wait
 
 
 def test_on_this_machine_a_lock_holds_as_long_as_its_process_lives(tmp_path, capsys):
@@ -707,3 +691,56 @@ def test_an_address_that_answers_nothing_is_named(server, tmp_path):
 def test_a_data_set_is_not_fetched_without_a_hash(digest, tmp_path):
     with pytest.raises(ValueError, match="file_hash must be the SHA-256 or MD5"):
         workspace.download("http://127.0.0.1:9/x.tar", tmp_path / "x", digest)
+
+
+COPY = """
+import os
+import signal
+import sys
+from pathlib import Path
+from unetseg import workspace
+
+local, drive, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+write_file = workspace.write_file
+
+def killed(path, data):
+    global left
+    left -= 1
+    if left == 0:
+        Path(f"{path}.part").write_bytes(data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_file(path, data)
+
+workspace.write_file = killed
+workspace.back_up(local, drive)
+"""
+
+
+def two_folds(folder, version):
+    names = [f"fold_{k}__{n}" for k in (0, 1) for n in ("done_json", "history_csv", "model_h5")]
+    names += ["fold_1__0_state"] if version == b"old" else []
+    return fill(folder, **dict.fromkeys([*names, "splits_json"], version * 100))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills as Linux and macOS do")
+@pytest.mark.parametrize("write", range(1, 8))
+def test_a_copy_killed_at_any_file_leaves_no_marker_beside_files_of_another_training(
+    write, tmp_path
+):
+    local, drive = two_folds(tmp_path / "local", b"new"), two_folds(tmp_path / "drive", b"old")
+    command = [sys.executable, "-c", COPY, str(local), str(drive), str(write)]
+    assert subprocess.run(command).returncode == -9
+    for fold in ("fold_0", "fold_1"):
+        versions = {path.read_bytes()[:3] for path in (drive / fold).iterdir()}
+        assert len(versions) == 1 or not (drive / fold / "done.json").exists()
+    assert len(list(drive.rglob("*.part"))) == 1
+    assert workspace.back_up(local, drive)
+    assert content_of(drive) == content_of(local)
+
+
+def test_a_back_up_removes_what_a_copy_that_was_cut_off_left_beside_the_whole_file(tmp_path):
+    local, drive = tmp_path / "local", tmp_path / "drive"
+    fill(local, **TRAINED)
+    fill(drive, **TRAINED, **{"fold_0__model.weights.h5_part": b"w", "a__b.png_part": b""})
+    assert workspace.back_up(local, drive)
+    assert content_of(drive) == content_of(local)

@@ -18,6 +18,7 @@ NOT_READ = re.compile(r"\.(hdr|img|mg[hz]|mh[ad]|nrrd|dcm|nii\.(zip|bz2))(\.gz)?
 CHANNEL = re.compile(r"_\d{4}$")
 COPY = re.compile(r" ?\(\d+\)$")  # as Drive and browsers name a second download
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
+HUGE = 1e18  # the square still fits float32
 MAX_LABELS = 255  # a byte tells them and the background apart
 BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
 PERCENTILES = {"intensity_p1": 1, "intensity_median": 50, "intensity_p99": 99}
@@ -290,13 +291,13 @@ def _check_scan(problems, files, image, affine):
     channels = np.moveaxis(image.reshape(*image.shape[:3], -1), 3, 0)
     for k, channel in enumerate(channels):
         name, low, high = files[k % len(files)].name, channel.min(), channel.max()
-        if not np.isfinite([low, high]).all():
-            problems.append(f"{name} holds NaN or infinite voxels; replace them.")
+        if not np.abs([low, high]).max() < HUGE:
+            problems.append(f"{name} holds NaN, infinite or huge voxels; replace them.")
         elif low == high:
             problems.append(f"{name} has the same value everywhere; export it again.")
     # Every n-th voxel of scans above 2 million; n is odd, as most sides are not.
     sample = [channel.ravel(order="K")[:: image.size // 10**6 | 1] for channel in channels]
-    with np.errstate(invalid="ignore"):  # infinite voxels
+    with np.errstate(over="ignore", invalid="ignore"):  # huge and infinite voxels
         values = np.percentile(sample, [*PERCENTILES.values()]).round(3)
     spacing = tuple(voxel_sizes(affine).round(3).tolist())
     row = {"shape": image.shape[:3], "spacing_mm": spacing, "channels": len(channels)}
@@ -316,7 +317,7 @@ def _check_mask(problems, name, mask, affine, labels, scan):
     if scan:
         if mismatch := nifti.describe_grid_mismatch(scan[0].shape, scan[1], mask.shape, affine):
             problems.append(f"{name}: its {mismatch} of the scan; resample it to the scan's grid.")
-        elif scan[0].max() == mask.max() and np.array_equal(np.squeeze(scan[0]), np.squeeze(mask)):
+        elif np.array_equal(np.squeeze(scan[0]), np.squeeze(mask).astype(np.float32)):
             problems.append(f"{name} holds the values of the scan; put the mask there.")
     volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
     return {"labels": present, "volume_ml": round(volume, 3)}

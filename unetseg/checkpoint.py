@@ -144,7 +144,7 @@ def load_state(model, folder, about):
             arrays = np.load(io.BytesIO(content[32:]), allow_pickle=False)
             states.append((json.loads(str(arrays["about"])), arrays))
         else:
-            problem = "damaged, so not used; training goes on from the epoch before"
+            problem = "damaged, so not used; training goes on from an earlier epoch"
             warnings.warn(f"{path}: {problem}.", stacklevel=2)
     states = [pair for pair in states if pair[0] | about == pair[0]]
     if not states:
@@ -172,6 +172,11 @@ class SaveState(keras.callbacks.Callback):
         super().__init__()
         self.folder, self.about, self.last = Path(folder), about, since
 
+    def on_train_begin(self, logs=None):
+        """Write the history that the state tells of: it may be an epoch ahead of the file."""
+        if self.about["history"]:
+            self._write_history()
+
     def on_epoch_end(self, epoch, logs=None):
         """Save."""
         if np.isfinite(logs["loss"]):
@@ -180,8 +185,11 @@ class SaveState(keras.callbacks.Callback):
             self.last, before = time.monotonic(), self.last
             self.about["minutes"] += (self.last - before) / 60
             save_state(self.model, self.folder, self.about)
-            table = pd.DataFrame(self.about["history"])
-            write_file(self.folder / "history.csv", table.to_csv(index=False).encode())
+            self._write_history()
+
+    def _write_history(self):
+        table = pd.DataFrame(self.about["history"])
+        write_file(self.folder / "history.csv", table.to_csv(index=False).encode())
 
 
 class BackUp(keras.callbacks.Callback):

@@ -1,6 +1,7 @@
 """NIfTI files in and out: read, orient, save; each transform beside its inverse."""
 
 import gzip
+import io
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from unetseg.workspace import write_file
 
 LABEL_TOLERANCE = 1e-3  # float32 arithmetic on a scaled integer stays well within this
 SHEAR_TOLERANCE = 1e-3  # largest cosine between two axes
+FARTHEST = 1e9  # in the file's unit; no scan is a kilometre away
 MAX_VOXELS = 2**30  # 4 GiB as float32
 MM = {0: 1, 1: 1000, 2: 1, 3: 0.001}  # of NIfTI's unit codes: not told, m, mm, micron
 COPY_AGAIN = "Export or download it again (git lfs pull, git annex get), or remove the case."
@@ -47,7 +49,7 @@ def read(path, *, voxels=True):
         advice = "Fetch what the link leads to" if path.is_symlink() else "Check the spelling"
         raise FileNotFoundError(f"{path}: no such file. {advice}, or remove the case.")
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, np.errstate(over="ignore", invalid="ignore"):
             packed = file.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=file) if packed else file  # unlike nibabel, checks CRC
             # No deflated byte stands for more than 1032 others.
@@ -65,8 +67,9 @@ def _read_header(stream, most_bytes):
         raise ValueError(f"it begins with {head[:24]!r}; one file in NIfTI-1 or -2 is read")
     header = kind(head[: kind.sizeof_hdr], check=False)
     shape, size = header.get_data_shape(), _count_bytes(header)
-    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VOXELS or size > most_bytes:
-        limits = f"the file can hold {most_bytes}, and {MAX_VOXELS} voxels are allowed"
+    most = min(most_bytes, 8 * MAX_VOXELS)
+    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VOXELS or size > most:
+        limits = f"the file can hold {most}, and {MAX_VOXELS} voxels are allowed"
         raise ValueError(f"its header promises shape {shape} in {size} bytes; {limits}")
     codes = {name: header[name].item() for name in ("scl_slope", "scl_inter", "xyzt_units")}
     if not np.isfinite([*codes.values()]).all() or codes["xyzt_units"] & 7 not in MM:
@@ -90,7 +93,7 @@ def _check_affines(header, shape, sizes):
         found = nib.affines.voxel_sizes(affine)
         axes = np.nan_to_num(affine[:3, :3], posinf=0, neginf=0) / np.maximum(found, 1e-12)
         cosines = np.abs(axes.T @ axes - np.eye(3))
-        if not (np.isfinite(affine).all() and cosines.max() < SHEAR_TOLERANCE):
+        if not (np.abs(affine).max() < FARTHEST and cosines.max() < SHEAR_TOLERANCE):
             raise ValueError(f"its affine {affine[:3].tolist()} sets no voxels at right angles")
         if not np.allclose(found[: len(sizes)], sizes, rtol=1e-3, atol=0):
             raise ValueError(f"voxel size {sizes} by pixdim, {found} by affine; correct the wrong")
@@ -105,8 +108,8 @@ def _read_image(stream, header):
     if len(raw) != size:
         raise ValueError(f"it holds {len(raw)} bytes or more, not the {size} of its header")
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind.from_bytes(raw)
-    return kind(np.asanyarray(image.dataobj), image.affine, image.header)
+    # Extensions are passed over: nothing here looks at them, and they may name the patient.
+    return kind(header.data_from_fileobj(io.BytesIO(raw)), header.get_best_affine(), header)
 
 
 def affine_mm(header):
@@ -348,7 +351,7 @@ def _write_like(path, array, like, dtype):
         problem = f"shape {array.shape} is not the RAS+ shape {shape} of {like}"
         raise ValueError(f"{path}: {problem}. Pass the array in RAS+ on the scan's own grid.")
     header = scan.header.copy()
-    header.extensions.clear()  # these and the free text may name the patient
+    # Free text may name the patient.
     for field in {"descrip", "aux_file", "intent_name", "db_name"} & set(header):
         header[field] = b""
     header["cal_min"] = header["cal_max"] = header["intent_code"] = 0

@@ -1,14 +1,27 @@
-"""What is passed on to others: the report of an experiment."""
+"""What is passed on to others: the report of an experiment, and its models with their card."""
 
 import logging
+import re
+import tarfile
+import tempfile
 from pathlib import Path
 
-from unetseg.workspace import project_dir, write_file
+import pandas as pd
+
+from unetseg import workspace
+from unetseg.workspace import DONE, project_dir, read_json, refuse_any, require, write_file
 
 # nbconvert's page without the scripts that it would fetch from elsewhere.
 REPORT = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block html_head_js{name} %}}{{% endblock %}}" for name in ("", "_mathjax", "_mermaidjs")
 )
+
+SETTINGS = ("experiment.json", "preprocessor.json", "splits.json")
+TABLES, TRIPLES = ("leaks.csv", "scores.csv", "summary.csv"), ("shape", "spacing_mm")
+WEIGHTS, CARD, HASHES = "model.weights.h5", "MODEL_CARD.md", "hashes.json"
+FOLD = (WEIGHTS, "history.csv", "calibration.csv", DONE)
+PLAIN = {"mtime": 0, "mode": 0o644, "uid": 0, "gid": 0, "uname": "", "gname": "", "deep": False}
+RANGES = ["intensity_p1", "intensity_median", "intensity_p99", "volume_ml"]
 
 
 def write_report(notebook, path, **settings):
@@ -56,3 +69,164 @@ def write_report(notebook, path, **settings):
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     name = {"metadata": {"name": Path(path).stem}}
     write_file(path, exporter.from_notebook_node(content, name)[0].encode())
+
+
+def write_model_card(results_dir):
+    """Write down what the models of an experiment are, for those who get them.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        Results of an experiment, finished or not, scored or not.
+
+    Returns
+    -------
+    Path
+        ``MODEL_CARD.md`` in that folder: training data, splits, scores with intervals, leaks,
+        intended use, limits, versions. Cases that failed or leaked are named by their ids.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing that every run leaves.
+    ValueError
+        If a file is not as a run writes it.
+    """
+    import jinja2  # here, as only this needs it
+
+    results_dir = Path(results_dir).resolve()
+    about = {Path(name).stem: read_json(results_dir / name) for name in SETTINGS}
+    about["folds"] = {p.parent.name: read_json(p) for p in results_dir.glob(f"fold_*/{DONE}")}
+    about["weights"] = sum((results_dir / fold / WEIGHTS).is_file() for fold in about["folds"])
+    text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    card = jinja2.Template(text, finalize=_escape, undefined=jinja2.StrictUndefined)
+    try:
+        cases = _read_table(results_dir / "cases.csv")
+        triples = [cases[name].str.extract(r"([\d.]+), ([\d.]+), ([\d.]+)") for name in TRIPLES]
+        spans = pd.concat([*triples, cases[RANGES]], axis=1).astype(float).agg(["min", "max"])
+        about |= {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
+        for path in [results_dir / name for name in TABLES]:
+            about[path.stem] = _read_table(path).to_dict("records") if path.is_file() else None
+        about["number"] = lambda value: float(value or "nan")  # NaN is written as ""
+        text = card.render(name=results_dir.name, **about)
+    except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
+        problem = f"{results_dir}: a file is not as a run writes it ({error!r})"
+        raise ValueError(f"{problem}. Fetch it again, or make it anew.") from error
+    write_file(results_dir / CARD, f"{text}\n".encode())
+    return results_dir / CARD
+
+
+def _read_table(path):
+    return pd.read_csv(path, dtype=str, keep_default_na=False)  # names may read "NA" or "007"
+
+
+def _escape(value):  # what strangers named stays text on its line of Markdown
+    shown = "".join(filter(str.isprintable, " ".join(str(value).split())))
+    return re.sub(r"([\\`*<>\[\]|~$&])", r"\\\1", shown)
+
+
+def pack(results_dir, path):
+    """Pack the finished folds of an experiment into one file, to be opened by `unpack`.
+
+    Weights, settings, splits, tables and a new model card are packed; scans, masks, predictions
+    and figures are not. **The ids of cases and patients are**, in most of these files: if they
+    name patients, train under other ids first.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        Results of an experiment. Gets ``MODEL_CARD.md``, and ``hashes.json`` with the SHA-256 of
+        every other file that is packed.
+    path : str or Path
+        The ``.tar`` file, written in one step. The same results give the same bytes.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file. Tell it to the receiver by another way than the file goes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no fold is finished, or a file is missing.
+    ValueError
+        If weights, a JSON file or a table are damaged. Nothing is packed then.
+    """
+    results_dir, path = Path(results_dir).resolve(), Path(path)
+    finished = _check(results_dir)
+    write_model_card(results_dir)
+    files = [results_dir / name for name in (*SETTINGS, "cases.csv", *TABLES, CARD)]
+    files += [done.with_name(name) for done in finished for name in FOLD]
+    hashes = _hash_files(results_dir, files)
+    workspace.write_json(results_dir / HASHES, hashes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with tarfile.open(part, "w", dereference=True) as packed:
+        for name in sorted([*hashes, HASHES]):
+            member = f"{results_dir.name.lstrip('.')}/{name}"
+            packed.add(results_dir / name, member, filter=lambda one: one.replace(**PLAIN))
+    part.replace(path)
+    return workspace.sha256(path)
+
+
+def unpack(path, results_dir, sha256):
+    """Open what `pack` wrote, after checking all of it.
+
+    Parameters
+    ----------
+    path : str or Path
+    results_dir : str or Path
+        The new results folder; all or nothing.
+    sha256 : str
+        Of the file, as `pack` returned it to the sender.
+
+    Returns
+    -------
+    Path
+        `results_dir`.
+
+    Raises
+    ------
+    FileExistsError
+        If there is such a folder already; it is left as it is.
+    ValueError
+        If the file has another hash, is not a sound tar file, or files in it are missing, too
+        many, changed or not valid.
+    """
+    path, results_dir = Path(path), Path(results_dir)
+    if results_dir.exists():
+        raise FileExistsError(f"{results_dir}: is there already. Choose another, or move it away.")
+    allowed = f"that of {path}; if the sender told this one, fetch the file again"
+    require("sha256", sha256, sha256.lower() == workspace.sha256(path), allowed)
+    results_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=results_dir.parent, prefix=".part-") as temporary:
+        stored_gb = path.stat().st_size / 1e9  # more than that cannot come out
+        folder = workspace.unpack_tar(path, Path(temporary) / "unpacked", path, max_gb=stored_gb)
+        try:
+            listed = read_json(folder / HASHES).items()
+            differ = dict(listed ^ _hash_files(folder, folder.rglob("*")).items())
+            refuse_any(sorted(differ), f"{HASHES} does not fit", "files", "Ask for another.")
+            _check(folder)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {error}".replace(str(folder), folder.name)) from error
+        folder.rename(results_dir)
+    return results_dir
+
+
+def _hash_files(folder, files):
+    files = [file for file in files if file.is_file() and file != folder / HASHES]
+    return {file.relative_to(folder).as_posix(): workspace.sha256(file) for file in files}
+
+
+def _check(results_dir):
+    for path in (*results_dir.glob("*.json"), *[results_dir / name for name in SETTINGS]):
+        read_json(path)
+    finished = sorted(results_dir.glob(f"fold_*/{DONE}"))
+    if not finished:
+        raise FileNotFoundError(f"{results_dir}: no finished fold. Run 02_train_kfold first.")
+    for done in finished:
+        path, noted = done.with_name(WEIGHTS), read_json(done)["weights_sha256"]
+        if not path.is_file() or workspace.sha256(path) != noted:
+            problem = f"missing, or damaged as its SHA-256 is not the one in {DONE}"
+            raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
+    return finished

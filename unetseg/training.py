@@ -1,5 +1,6 @@
 """Training: of one fold, of all folds."""
 
+import contextlib
 import json
 import math
 import tempfile
@@ -231,7 +232,8 @@ def train_fold(
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
     steps = recipe.steps * recipe.epochs
     done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
-    done["temperature"] = temperature
+    predictions = _digests(_predictions(fold_dir.parent, about["val"]))
+    done |= {"temperature": temperature, "predictions_sha256": predictions}
     write_json(fold_dir / DONE, done)
     for file in fold_dir.glob("?.state*"):
         file.unlink()
@@ -372,37 +374,49 @@ def _run_fold(train_cases, val_cases, results_dir, number, left, backup_dir, set
     old = fold_dir.glob("?.state*") if (fold_dir / DONE).exists() else ()  # not of this training
     for file in (*old, fold_dir / DONE, *predictions):
         file.unlink(missing_ok=True)  # or a mixture might be scored
+    if backup_dir:
+        with contextlib.suppress(OSError):  # or the next machine would fetch the old marker
+            (Path(backup_dir) / fold_dir.name / DONE).unlink()
     watch = [Progress(f"fold {number}", left)]
     watch += [checkpoint.BackUp(results_dir, backup_dir)] if backup_dir else []
     try:
         train_fold(train_cases, val_cases, fold_dir, callbacks=watch, **settings)
+        path = results_dir / "experiment.json"
+        minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
+        write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
     except KeyboardInterrupt:
         print(f"Stopped in fold {number}. Run this again: it goes on from the last full epoch.")
         raise
-    path = results_dir / "experiment.json"
-    minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
-    write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
-    if backup_dir:
-        workspace.back_up(results_dir, backup_dir)
+    finally:  # also what a stopped or failed fold has learnt
+        if backup_dir:
+            workspace.back_up(results_dir, backup_dir)
 
 
 def _is_done(results_dir, number, fold):
     path = results_dir / f"fold_{number}" / DONE
     if not path.exists():
         return False
-    done = read_json(path)
+    try:
+        done = read_json(path)
+    except ValueError:  # damaged itself
+        done = {**fold, "weights_sha256": None}
     for part in ("train", "val"):
         if sorted(done[part]) != sorted(fold[part]):
             problem = f"{path}: this fold was trained on another split than splits.json now says."
             raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
-    weights = path.with_name("model.weights.h5")
-    whole = weights.exists() and workspace.sha256(weights) == done["weights_sha256"]
-    if not (whole and all(file.exists() for file in _predictions(results_dir, fold["val"]))):
-        print(
-            f"{path.parent}: was finished, but files are missing or damaged. It is trained again."
-        )
-        return False
-    return True
+    files = [path.with_name("model.weights.h5"), *_predictions(results_dir, fold["val"])]
+    found, noted = _digests(files), done.get("predictions_sha256", {})  # new in version 0.1
+    noted = {files[0].name: done["weights_sha256"], **noted}
+    whole = len(found) == len(files) and found | noted == found
+    if not whole:
+        problem = "was finished, but files are missing or damaged"
+        print(f"{path.parent}: {problem}. It is trained again.")
+        path.unlink()
+    return whole
+
+
+def _digests(files):
+    return {file.name: workspace.sha256(file) for file in files if file.exists()}
 
 
 def _predictions(results_dir, ids):

@@ -225,25 +225,47 @@ def download(url, folder, file_hash, *, max_gb=100):
             raise ValueError(f"{url}: {error} Fetch it again, or correct file_hash.") from error
         except Exception as error:  # get_file has no class of its own for this
             raise OSError(f"{url}: cannot be fetched ({error}). Check the address.") from error
-        try:
-            unpacked = _unpack(packed, Path(temporary) / "unpacked", max_gb)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{url}: not a sound tar file ({error}). Do not use it.") from error
+        unpacked = unpack_tar(packed, Path(temporary) / "unpacked", url, max_gb=max_gb)
         os.replace(unpacked, folder)
     return folder
 
 
-def _unpack(path, folder, max_gb):
+def unpack_tar(path, folder, source, *, max_gb=100):
+    """Unpack a tar file that may come from a stranger.
+
+    Parameters
+    ----------
+    path : str or Path
+    folder : Path
+        Gets what the file holds.
+    source : str or Path
+        What errors call the file: its path, or where it was fetched from.
+    max_gb : float, default 100
+        Unpacked size above which the file is refused.
+
+    Returns
+    -------
+    Path
+        `folder`, or the only folder in it.
+
+    Raises
+    ------
+    ValueError
+        If it is not a sound tar file of plain files that stay in the folder.
+    """
     members, size = [], 0
-    with tarfile.open(path) as packed:
-        for member in packed:
-            size += member.size
-            if size > max_gb * 1e9 or len(members) > MAX_FILES:
-                raise tarfile.TarError(f"over max_gb={max_gb} or over {MAX_FILES} files")
-            if not (member.isfile() or member.isdir()):
-                raise tarfile.TarError(f"{member.name} is no plain file")
-            members.append(member)
-        packed.extractall(folder, members, filter="data")  # refuses what leads out of it
+    try:
+        with tarfile.open(path) as packed:
+            for member in packed:
+                size += member.size
+                if size > max_gb * 1e9 or len(members) > MAX_FILES:
+                    raise tarfile.TarError(f"over max_gb={max_gb} or over {MAX_FILES} files")
+                if not (member.isfile() or member.isdir()):
+                    raise tarfile.TarError(f"{member.name} is no plain file")
+                members.append(member)
+            packed.extractall(folder, members, filter="data")  # refuses what leads out of it
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{source}: not a sound tar file ({error}). Do not use it.") from error
     inside = list(folder.glob("[!.]*"))
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
@@ -263,9 +285,9 @@ def back_up(source, target):
     """
     try:
         mirror(source, target)
-        for state in Path(target).glob("*/?.state*"):
-            if state.with_name(DONE).is_file():
-                state.unlink()
+        left = [p for p in Path(target).glob("*/?.state") if p.with_name(DONE).is_file()]
+        for path in (*left, *Path(target).rglob("*.part")):  # nothing is under way any more
+            path.unlink(missing_ok=True)
     except OSError as error:
         print(f"NOT SAFE ON DRIVE YET: {error} All of it is on the local disk, in {source}.")
         return False
@@ -290,7 +312,7 @@ def only_run(*folders):
     """
     paths = [Path(folder) / LOCK for folder in folders if folder]
     for path in [path for path in paths if path.is_file()]:
-        other = read_json(path)
+        other = _read_lock(path)
         who = f"process {other['pid']} on {other['host']}"
         alive = time.time() - other["time"] < STALE
         if alive and other["host"] == platform.node() and os.name == "posix":
@@ -298,7 +320,7 @@ def only_run(*folders):
         elif alive:
             print(f"{path}: waiting {STALE:.0f} seconds for a sign of life of {who}.")
             time.sleep(STALE)
-            alive = path.is_file() and read_json(path) != other
+            alive = path.is_file() and _read_lock(path) != other
         if alive:
             advice = "Wait for it or stop it. Remove this file only if you are sure that it ended."
             raise RuntimeError(f"{path}: another run uses this folder ({who}). {advice}")
@@ -326,6 +348,13 @@ def only_run(*folders):
         for path in paths:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _read_lock(path):
+    try:
+        return read_json(path)
+    except ValueError:  # Drive lost its content
+        return {"host": "?", "pid": "?", "time": path.stat().st_mtime}
 
 
 def _is_alive(pid):
