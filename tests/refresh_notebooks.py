@@ -22,6 +22,8 @@ def clean(cell):
     for output in cell.get("outputs", []):
         if output.get("name") == "stderr":
             output.text = START_UP.sub("", output.text)
+        if output.get("name") == "stdout":  # a progress bar as it was at last
+            output.text = re.sub(r"[^\n]*\r", "", output.text)
     if "outputs" in cell:
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or o.text.strip()]
     if "viewer" in cell.metadata.get("tags", []):  # megabytes, and scripts that few places run

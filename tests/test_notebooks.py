@@ -20,7 +20,7 @@ from unetseg import sample
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = ["01_load_data", "02_train_kfold", "03_evaluate"]
+NAMES = ["01_load_data", "02_train_kfold", "03_evaluate", "04_predict_new_scans"]
 REPORTED = ("learning_curves", "scores", "volumes", "dice_by_size", "confusion", "examples")
 FIGURES = ("cases", "masks", *REPORTED)
 
@@ -133,10 +133,16 @@ def set_up_source(path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run the three notebooks on a small sample; return the results and the executed notebooks."""
+    """Run the notebooks on a small sample; return the results and the executed notebooks.
+
+    Of the three new scans one is not readable.
+    """
     folder = tmp_path_factory.mktemp("run")
     data = sample.make_sample(folder / "scans", n_cases=5)
+    new = sample.make_sample(folder / "new", n_cases=2, seed=1)
+    (new / "imagesTr" / "broken.nii.gz").write_bytes(b"<html>quota exceeded</html>")
     settings = {"DATA": str(data), "RESULTS": str(folder / "results"), "EXPERIMENT": "small"}
+    settings |= {"SCANS": str(new), "PROBABILITIES": True}
     settings |= {"FOLDS": 2, "EPOCHS": 2, "STEPS": 3, "FILTERS": 4, "DEPTH": 2}
     executed = {name: execute(name, folder, settings) for name in NAMES}
     return folder, settings, executed
@@ -164,7 +170,7 @@ def test_a_run_leaves_what_the_design_lists(run):
         *(
             f"fold_{k}/{n}"
             for k in (0, 1)
-            for n in ("done.json", "history.csv", "model.weights.h5")
+            for n in ("calibration.csv", "done.json", "history.csv", "model.weights.h5")
         ),
         *(
             f"{kind}/{p.name}"
@@ -172,8 +178,41 @@ def test_a_run_leaves_what_the_design_lists(run):
             for kind in ("predictions", "masks")
         ),
     }
+    ids = ("sub-01_ses-1", "sub-01_ses-2")
+    kinds = ("labels", "uncertainty", "disagreement", "probabilities")
+    expected |= {f"new_scans/new/{kind}/{i}.nii.gz" for kind in kinds for i in ids}
+    expected |= {f"new_scans/new/done/{i}.json" for i in ids}
+    expected |= {f"new_scans/new/{n}" for n in ("predictions.csv", "look_at.csv", "montage.png")}
+    expected |= {"MODEL_CARD.md", "hashes.json", "small.tar"}
     written = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
-    assert written == expected
+    assert {name for name in written if not re.fullmatch(r"new_scans/new/sub-.*\.html", name)} == (
+        expected
+    )
+
+
+def test_new_scans_are_segmented_and_a_broken_one_is_reported(run):
+    folder, _, executed = run
+    out = folder / "results" / "small" / "new_scans" / "new"
+    table = pd.read_csv(out / "predictions.csv", keep_default_na=False)
+    assert set(table["case"]) == {"broken", "sub-01_ses-1", "sub-01_ses-2"}
+    assert "cannot be read as NIfTI" in table.set_index("case").loc["broken", "problem"]
+    first = pd.read_csv(out / "look_at.csv").iloc[0]
+    assert (first["case"], "cannot be read" in first["look_at"]) == ("broken", True)
+    said = text_of(executed["04_predict_new_scans"])
+    assert "3 scans: 1 with a problem" in said
+    assert "2 of 3 scans are segmented." in said
+    assert re.search(r"small\.tar: [\d.]+ MB, SHA-256 [0-9a-f]{64}", said)
+
+
+def test_new_scans_that_are_finished_are_not_predicted_again(run, tmp_path):
+    folder, settings, _ = run
+    out = folder / "results" / "small" / "new_scans" / "new"
+    path = out / "labels" / "sub-01_ses-1.nii.gz"
+    before = path.stat().st_mtime_ns
+    (out / "labels" / "sub-01_ses-2.nii.gz").unlink()
+    execute("04_predict_new_scans", tmp_path, settings)
+    assert path.stat().st_mtime_ns == before
+    assert (out / "labels" / "sub-01_ses-2.nii.gz").exists()
 
 
 def test_the_scores_have_a_row_for_every_case_and_label(run):
