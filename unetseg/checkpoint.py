@@ -13,9 +13,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from unetseg.workspace import back_up, read_json, sha256, write_file, write_json
-
-BACK_UP_SECONDS = 900
+from unetseg.workspace import LOCK, read_json, sha256, write_file, write_json
 
 
 def save_weights(model, path):
@@ -184,26 +182,26 @@ class SaveState(keras.callbacks.Callback):
             write_file(self.folder / "history.csv", table.to_csv(index=False).encode())
 
 
-class BackUp(keras.callbacks.Callback):
-    """Copy the results to Drive now and then, at the end of an epoch.
+class StopWithRun(keras.callbacks.Callback):
+    """End a training after an epoch if the run that it is part of has ended.
 
-    Not after each: Drive's trash keeps what is overwritten, and counts it.
+    For workers of a cluster, whom nobody can stop.
 
     Parameters
     ----------
-    source, target : Path
-        As for `unetseg.workspace.back_up`. A copy that failed is tried again after each epoch.
+    results_dir : Path
+        Holds `unetseg.workspace.LOCK` as long as the run is there.
     """
 
-    def __init__(self, source, target):
+    def __init__(self, results_dir):
         super().__init__()
-        self.source, self.target, self.last = source, target, time.monotonic()
+        self.results_dir = results_dir
 
     def on_epoch_end(self, epoch, logs=None):
-        """Copy if it is time."""
-        due = time.monotonic() - self.last > BACK_UP_SECONDS
-        if due and back_up(self.source, self.target):
-            self.last = time.monotonic()
+        """Look."""
+        if LOCK not in os.listdir(self.results_dir):
+            problem = "the run that this training is part of has ended, so it ends too"
+            raise RuntimeError(f"{self.results_dir}: {problem}. Run it again to go on.")
 
 
 def _variables(model):

@@ -24,6 +24,7 @@ DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
 LOCK, STALE = "running.json", 180  # seconds without a sign of life
+PASSING = re.compile(rf"{LOCK}|part-.*|.*\.part")  # files that are never copied
 MAX_FILES = 1_000_000  # of a data set that is fetched
 DONE = "done.json"  # copied last: where it is, everything else is
 
@@ -155,8 +156,10 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
         names the files.
     """
     source, target = Path(source), Path(target)
-    found = {path for pattern in patterns for path in source.glob(pattern)}
-    files = [p for p in found if p.is_file() and p.suffix != ".part" and p.name != LOCK]
+    # Twice, so that of a fold which ends meanwhile the marker does not come without the rest.
+    done, found = ({p for each in patterns for p in source.glob(each)} for _ in range(2))
+    found = {p for p in found if p.name != DONE or p in done}
+    files = [p for p in found if p.is_file() and not PASSING.fullmatch(p.name)]
     copied, failed = 0, {}
     for path in sorted(files, key=lambda path: (path.name == DONE, path)):
         name = path.relative_to(source)
@@ -166,7 +169,8 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
         try:
             copied += _copy(path, target / name, overwrite)
         except OSError as error:
-            failed[name] = error
+            if path.exists():  # else it was removed meanwhile
+                failed[name] = error
     if failed:
         names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise OSError(f"{target}: {len(failed)} files are not there yet: {names} ({first}).")
