@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from unetseg import checkpoint, sample, splits, training, workspace
+from unetseg import parallel, sample, splits, training, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.inference import load_models, predict_case
 from unetseg.model import build_unet, dice_cross_entropy
@@ -89,7 +89,13 @@ def copy(run, tmp_path):
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def in_process(monkeypatch):
+    """Folds are trained in this process, so that a test may replace what they call."""
+    monkeypatch.setattr(parallel, "run_apart", lambda folder, function, *args: function(*args))
+
+
+@pytest.fixture
+def trained(monkeypatch, in_process):
     """Training only notes which folds it was called for."""
     calls = []
 
@@ -477,7 +483,7 @@ def train_watched(cases, tmp_path):
         def build(input_shape, num_classes):
             model = build_tiny(input_shape, num_classes)
             built.append(Watched(model.input, model.output))
-            return built[0]
+            return built[-1]
 
         kept = train_one(cases, tmp_path, build, epochs=4, steps=3, batch_size=1, **recipe)
         assert len(built[0].rates) == 12
@@ -668,7 +674,7 @@ def assert_same_fold(fold, expected):
         np.testing.assert_array_equal(found[key], array)
 
 
-def test_stopping_by_hand_says_how_to_go_on(cases, tmp_path, monkeypatch, capsys):
+def test_stopping_by_hand_says_how_to_go_on(cases, tmp_path, monkeypatch, capsys, in_process):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -715,7 +721,7 @@ def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
         return copy(*args)
 
     monkeypatch.setattr(workspace, "mirror", mirror)
-    monkeypatch.setattr(checkpoint, "BACK_UP_SECONDS", -1)  # after every epoch
+    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", -1)  # after every epoch
     cross_validate(cases, results, backup_dir=drive, **SETTINGS)
     assert "NOT SAFE ON DRIVE YET: [Errno 107]" in capsys.readouterr().out
     assert files(drive) == files(results)

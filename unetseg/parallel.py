@@ -17,15 +17,13 @@ from unetseg.workspace import DONE, back_up, only_run, read_json, write_json
 
 LOOK_SECONDS = 1
 BACK_UP_SECONDS = 900  # not after each epoch: Drive's trash keeps what is overwritten
-_TURN = threading.Lock()  # Keras has one seed and one precision per process
 _RUNNING = {}  # folder: executor
 
 
 def run_apart(folder, function, *args, **kwargs):
     """Call a function that works in a folder, in a fresh process that ends with the call.
 
-    It also ends, at once, if this process does. A process that may have no children, such as a
-    worker of Dask, makes the call itself, and one at a time.
+    It also ends, at once, if this process does.
 
     Parameters
     ----------
@@ -42,10 +40,7 @@ def run_apart(folder, function, *args, **kwargs):
     RuntimeError
         If the process dies, or another one uses the folder.
     """
-    if multiprocessing.current_process().daemon:
-        with _TURN, only_run(folder):
-            function(*args, **kwargs)
-        return
+    multiprocessing.current_process().daemon = False  # of Dask's workers; may have children now
     ours, theirs = multiprocessing.Pipe()
     executor = ProcessPoolExecutor(1, initializer=_end_with, initargs=(theirs,))
     _RUNNING[folder] = executor

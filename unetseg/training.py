@@ -257,8 +257,8 @@ def cross_validate(
 
     likewise on one of Ray with ``ray.util.joblib.register_ray()`` and ``backend="ray"``. The
     scans and the results must be in folders that all machines share, under the same absolute
-    paths, and workers should have one thread each. The fold of a worker that dies goes to another
-    one, which goes on from its last epoch.
+    paths; a worker trains as many folds at once as it has threads. The fold of a worker that dies
+    goes to another one, which goes on from its last epoch.
 
     Parameters
     ----------
