@@ -228,7 +228,12 @@ def _compile(net, num_classes, recipe):
     optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     metrics = [accuracy, model.ForegroundDice(num_classes)]
-    net.compile(optimizer, model.dice_cross_entropy, metrics=metrics)
+    net.compile(optimizer, _loss, metrics=metrics)
+
+
+def _loss(y_true, y_pred):
+    # A scalar Keras would add up over the GPUs instead of averaging it.
+    return keras.ops.expand_dims(model.dice_cross_entropy(y_true, y_pred), 0)
 
 
 def cross_validate(
