@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from unetseg import checkpoint
+from unetseg import checkpoint, workspace
 
 # numpy's complaint about the variables of TensorFlow, which Keras hands to it
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -367,13 +367,10 @@ def test_an_epoch_that_diverged_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_results_are_backed_up_now_and_then_and_again_if_it_failed(monkeypatch):
-    clock, copies, works = [0.0], [], [True]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(checkpoint, "back_up", lambda *_: copies.append(clock[0]) or works[0])
-    callback = checkpoint.BackUp("local", "drive")
-    for minute in range(0, 60, 5):
-        clock[0] = 60.0 * minute
-        works[0] = minute != 20
-        callback.on_epoch_end(minute)
-    assert [second / 60 for second in copies] == [20, 25, 45]
+def test_a_training_ends_after_the_epoch_in_which_its_run_has_ended(tmp_path):
+    callback = checkpoint.StopWithRun(tmp_path)
+    (tmp_path / workspace.LOCK).touch()
+    callback.on_epoch_end(0)
+    (tmp_path / workspace.LOCK).unlink()
+    with pytest.raises(RuntimeError, match=r"the run that this training is part of has ended"):
+        callback.on_epoch_end(1)

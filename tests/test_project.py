@@ -49,8 +49,8 @@ def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path)
     assert code_lines(path) == 4  # three of the tuple, one of the def
 
 
-def test_the_package_stays_under_2600_lines_of_code():
-    assert sum(map(code_lines, MODULES)) < 2600
+def test_the_package_stays_under_2800_lines_of_code():
+    assert sum(map(code_lines, MODULES)) < 2800
 
 
 def test_no_module_is_longer_than_250_lines_of_code():

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from unetseg import checkpoint, sample, splits, training, workspace
+from unetseg import parallel, sample, splits, training, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.inference import load_models, predict_case
 from unetseg.model import build_unet, dice_cross_entropy
@@ -93,7 +93,13 @@ def copy(run, tmp_path):
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def in_process(monkeypatch):
+    """Folds are trained in this process, so that a test may replace what they call."""
+    monkeypatch.setattr(parallel, "run_apart", lambda folder, function, *args: function(*args))
+
+
+@pytest.fixture
+def trained(monkeypatch, in_process):
     """Training only notes which folds it was called for."""
     calls = []
 
@@ -481,7 +487,7 @@ def train_watched(cases, tmp_path):
         def build(input_shape, num_classes):
             model = build_tiny(input_shape, num_classes)
             built.append(Watched(model.input, model.output))
-            return built[0]
+            return built[-1]
 
         kept = train_one(cases, tmp_path, build, epochs=4, steps=3, batch_size=1, **recipe)
         assert len(built[0].rates) == 12
@@ -672,7 +678,7 @@ def assert_same_fold(fold, expected):
         np.testing.assert_array_equal(found[key], array)
 
 
-def test_stopping_by_hand_says_how_to_go_on(cases, tmp_path, monkeypatch, capsys):
+def test_stopping_by_hand_says_how_to_go_on(cases, tmp_path, monkeypatch, capsys, in_process):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -719,7 +725,7 @@ def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
         return copy(*args)
 
     monkeypatch.setattr(workspace, "mirror", mirror)
-    monkeypatch.setattr(checkpoint, "BACK_UP_SECONDS", -1)  # after every epoch
+    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", -1)  # after every epoch
     cross_validate(cases, results, backup_dir=drive, **SETTINGS)
     assert "NOT SAFE ON DRIVE YET: [Errno 107]" in capsys.readouterr().out
     assert files(drive) == files(results)
@@ -818,7 +824,7 @@ def uninterrupted(cases, tmp_path_factory):
         seen.append(files(folder / "drive"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "BACK_UP_SECONDS", -1)  # after every epoch
+        patch.setattr(parallel, "BACK_UP_SECONDS", -1)  # after every epoch
         patch.setattr(workspace, "write_file", watched)
         cross_validate(cases, folder / "results", backup_dir=folder / "drive", **DROPPED)
     return SimpleNamespace(results=folder / "results", drive=folder / "drive", seen=seen)
@@ -829,7 +835,7 @@ def cut_off(cases, tmp_path_factory):
     """What is on Drive of a run whose machine was lost in the third epoch of its second fold."""
     folder = tmp_path_factory.mktemp("cut off")
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutOff):
-        patch.setattr(checkpoint, "BACK_UP_SECONDS", -1)
+        patch.setattr(parallel, "BACK_UP_SECONDS", -1)
         stop(patch, CutOff, fold=1, epochs=2)
         cross_validate(cases, folder / "results", backup_dir=folder / "drive", **DROPPED)
     shutil.rmtree(folder / "results")
@@ -845,7 +851,7 @@ def new_machine(colab, monkeypatch):
     What is on Drive is a copy of a folder, or what was left there. Every epoch is copied there.
     """
     drive, disk = colab
-    monkeypatch.setattr(checkpoint, "BACK_UP_SECONDS", -1)
+    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", -1)
 
     def prepare(content=None, spoil=lambda drive: None):
         shutil.rmtree(disk, ignore_errors=True)
@@ -1034,7 +1040,7 @@ def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
     with monkeypatch.context() as patch, contextlib.suppress(CutOff):
         stop(patch, CutOff, fold=0, epochs=2)
         patch.setattr(workspace, "back_up", lambda *_: False)  # not yet, in so short a time
-        patch.setattr(checkpoint, "back_up", lambda *_: False)
+        patch.setattr(parallel, "back_up", lambda *_: False)
         go_on(place, cases, retrain=True)
     place = workspace.prepare("sample", "x")  # on the same machine
     capsys.readouterr()
@@ -1048,7 +1054,7 @@ def test_a_run_stopped_by_hand_is_on_drive_and_goes_on_with_the_same_settings_on
     uninterrupted, new_machine, cases, monkeypatch, capsys
 ):
     place = new_machine()
-    monkeypatch.setattr(checkpoint, "BACK_UP_SECONDS", 900)
+    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", 900)
     with monkeypatch.context() as patch:
         stop(patch, KeyboardInterrupt, fold=0, epochs=2)
         with pytest.raises(KeyboardInterrupt):

@@ -1,15 +1,9 @@
-import functools
-import gzip
 import hashlib
-import http.server
-import io
 import json
 import os
 import platform
 import subprocess
 import sys
-import tarfile
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +12,6 @@ import numpy as np
 import pytest
 
 from unetseg import workspace
-from unetseg.cases import find_cases
 
 
 def fill(folder, **files):
@@ -567,130 +560,6 @@ def test_an_earlier_run_of_this_process_holds_no_lock(tmp_path):
 def test_locks_are_not_mirrored(tmp_path):
     fill(tmp_path / "local", a_csv=b"1", running_json=b"{}")
     assert workspace.mirror(tmp_path / "local", tmp_path / "drive") == 1
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A web server on this machine: its folder and its address."""
-    folder = tmp_path_factory.mktemp("server")
-    quiet = {"log_message": lambda *_: None}
-    handler = type("Handler", (http.server.SimpleHTTPRequestHandler,), quiet)
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(handler, directory=folder)
-    ) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
-def pack(path, *members, mode="w"):
-    """Write a tar file of (name, content or settings of the member); return its SHA-256."""
-    with tarfile.open(path, mode) as packed:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            data = content if isinstance(content, bytes) else b""
-            member.size = len(data)
-            for field, value in ({} if isinstance(content, bytes) else content).items():
-                setattr(member, field, value)
-            packed.addfile(member, io.BytesIO(data))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-@pytest.mark.parametrize("kind", [hashlib.sha256, hashlib.md5])
-def test_a_task_of_the_decathlon_is_fetched_and_unpacked(mode, kind, server, make_data, tmp_path):
-    source, (folder, address) = make_data(2), server
-    with tarfile.open(folder / "Task00.tar", mode) as packed:
-        packed.add(source, "Task00")
-        packed.addfile(tarfile.TarInfo("._Task00"))  # as a Mac leaves it
-    digest = kind((folder / "Task00.tar").read_bytes()).hexdigest()
-    target = tmp_path / "new" / "Task00"
-    assert workspace.download(f"{address}/Task00.tar", target, digest) == target
-    assert content_of(target) == content_of(source)
-    assert [case.id for case in find_cases(target)] == ["case_00", "case_01"]
-    assert os.listdir(target.parent) == ["Task00"]
-
-
-def test_files_without_a_folder_around_them_are_unpacked_too(server, tmp_path):
-    folder, address = server
-    digest = pack(folder / "flat.tar", ("images/a.nii", b"a"), ("labels/a.nii", b"b"))
-    target = workspace.download(f"{address}/flat.tar", tmp_path / "flat", digest)
-    assert content_of(target) == {"images/a.nii": b"a", "labels/a.nii": b"b"}
-
-
-def test_a_data_set_that_is_there_is_not_fetched_again(tmp_path):
-    fill(tmp_path / "data", mine_txt=b"kept")
-    kept = workspace.download("http://127.0.0.1:9/x.tar", tmp_path / "data", "0" * 64)
-    assert content_of(kept) == {"mine.txt": b"kept"}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("../outside", b"x", "outside"),
-        ("data/../../outside", b"x", "outside"),
-        ("data/link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}, "no plain file"),
-        ("data/hard", {"type": tarfile.LNKTYPE, "linkname": "../../outside"}, "no plain file"),
-        ("data/device", {"type": tarfile.CHRTYPE}, "no plain file"),
-        ("data/pipe", {"type": tarfile.FIFOTYPE}, "no plain file"),
-        ("data/large", bytes(2_000_000), "over max_gb=0.001"),
-    ],
-)
-def test_an_archive_that_is_not_sound_leaves_nothing(name, content, reason, server, tmp_path):
-    folder, address = server
-    digest = pack(folder / "bad.tar.gz", ("data/first", b"1"), (name, content), mode="w:gz")
-    with pytest.raises(ValueError, match=rf"bad\.tar\.gz: not a sound tar file .*{reason}"):
-        workspace.download(f"{address}/bad.tar.gz", tmp_path / "in" / "x", digest, max_gb=0.001)
-    assert content_of(tmp_path) == {}
-    assert os.listdir(tmp_path / "in") == []
-
-
-def test_an_absolute_name_stays_in_the_folder(server, tmp_path):
-    folder, address = server
-    digest = pack(folder / "absolute.tar", (f"{tmp_path}/outside", b"x"), ("data/a", b"a"))
-    target = workspace.download(f"{address}/absolute.tar", tmp_path / "in", digest)
-    assert (target / "data" / "a").read_bytes() == b"a"
-    assert not (tmp_path / "outside").exists()
-
-
-def test_too_many_files_are_refused(server, tmp_path, monkeypatch):
-    folder, address = server
-    monkeypatch.setattr(workspace, "MAX_FILES", 2)
-    digest = pack(folder / "many.tar", *[(f"data/{k}", b"") for k in range(4)])
-    with pytest.raises(ValueError, match="over 2 files"):
-        workspace.download(f"{address}/many.tar", tmp_path / "x", digest)
-
-
-@pytest.mark.parametrize(
-    "data", [b"<html>not a tar</html>" * 100, gzip.compress(b"x" * 10**5)[:90]]
-)
-def test_what_is_no_tar_file_is_refused_by_its_address(data, server, tmp_path):
-    folder, address = server
-    (folder / "page.tar").write_bytes(data)
-    with pytest.raises(ValueError, match=r"page\.tar: not a sound tar file"):
-        workspace.download(f"{address}/page.tar", tmp_path / "x", hashlib.sha256(data).hexdigest())
-    assert os.listdir(tmp_path) == []
-
-
-def test_another_content_than_was_published_is_refused_and_not_unpacked(server, tmp_path):
-    folder, address = server
-    pack(folder / "changed.tar", ("data/a", b"a"))
-    with pytest.raises(ValueError, match=r"changed\.tar: .*hash does not match"):
-        workspace.download(f"{address}/changed.tar", tmp_path / "x", "0" * 64)
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_address_that_answers_nothing_is_named(server, tmp_path):
-    with pytest.raises(OSError, match=r"missing\.tar: cannot be fetched .*404"):
-        workspace.download(f"{server[1]}/missing.tar", tmp_path / "x", "0" * 64)
-
-
-@pytest.mark.parametrize("digest", ["", "md5", "G" * 64, "0" * 63])
-def test_a_data_set_is_not_fetched_without_a_hash(digest, tmp_path):
-    with pytest.raises(ValueError, match="file_hash must be the SHA-256 or MD5"):
-        workspace.download("http://127.0.0.1:9/x.tar", tmp_path / "x", digest)
 
 
 COPY = """

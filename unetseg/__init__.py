@@ -1,14 +1,21 @@
 """U-Net segmentation of NIfTI scans with K-fold cross-validation.
 
 The modules, in the order that data passes through them: `workspace`, `sample`, `cases`, `nifti`,
-`splits`, `preprocessing`, `augmentation`, `model`, `training`, `checkpoint`, `inference`,
-`metrics`, `scores`, `reliability`, `plots`, `sharing`. Each is imported when it is first used, so
+`splits`, `preprocessing`, `augmentation`, `model`, `training`, `parallel`, `checkpoint`,
+`inference`, `metrics`, `scores`, `reliability`, `plots`, `sharing`. Each is imported when it is
+first used, so
 `import unetseg` costs next to nothing and only `model`, `augmentation`, `training`, `checkpoint`
 and `inference` bring in Keras.
 """
 
 import importlib
+import os
 from pathlib import Path
+
+# Else the process that first uses a GPU, such as a notebook that built a network once, keeps all
+# of its memory from the processes that train.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 __version__ = "0.1.0"
 __all__ = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))

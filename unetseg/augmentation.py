@@ -1,5 +1,7 @@
 """Random patches: image and mask are moved together, the image's intensities changed."""
 
+import uuid
+
 import keras
 import numpy as np
 from scipy import ndimage
@@ -203,8 +205,9 @@ class CachedCases:
             if not all(path.exists() for path in paths):
                 x, y = preprocessor.transform(case)
                 for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
-                    np.save(path.with_name("part.npy"), array)
-                    path.with_name("part.npy").replace(path)
+                    part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
+                    np.save(part, array)
+                    part.replace(path)
 
     def __len__(self):
         """Return the number of cases."""

@@ -1,5 +1,6 @@
 """Weights, settings and the state of a training on disk and back: in one step, verified."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,9 +14,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from unetseg.workspace import back_up, read_json, sha256, write_file, write_json
-
-BACK_UP_SECONDS = 900
+from unetseg.workspace import DONE, LOCK, read_json, sha256, write_file, write_json
 
 
 def save_weights(model, path):
@@ -192,26 +191,26 @@ class SaveState(keras.callbacks.Callback):
         write_file(self.folder / "history.csv", table.to_csv(index=False).encode())
 
 
-class BackUp(keras.callbacks.Callback):
-    """Copy the results to Drive now and then, at the end of an epoch.
+class StopWithRun(keras.callbacks.Callback):
+    """End a training after an epoch if the run that it is part of has ended.
 
-    Not after each: Drive's trash keeps what is overwritten, and counts it.
+    For workers of a cluster, whom nobody can stop.
 
     Parameters
     ----------
-    source, target : Path
-        As for `unetseg.workspace.back_up`. A copy that failed is tried again after each epoch.
+    results_dir : Path
+        Holds `unetseg.workspace.LOCK` as long as the run is there.
     """
 
-    def __init__(self, source, target):
+    def __init__(self, results_dir):
         super().__init__()
-        self.source, self.target, self.last = source, target, time.monotonic()
+        self.results_dir = results_dir
 
     def on_epoch_end(self, epoch, logs=None):
-        """Copy if it is time."""
-        due = time.monotonic() - self.last > BACK_UP_SECONDS
-        if due and back_up(self.source, self.target):
-            self.last = time.monotonic()
+        """Look."""
+        if LOCK not in os.listdir(self.results_dir):
+            problem = "the run that this training is part of has ended, so it ends too"
+            raise RuntimeError(f"{self.results_dir}: {problem}. Run it again to go on.")
 
 
 def _variables(model):
@@ -253,3 +252,78 @@ def record_settings(path, settings, run):
         problem = f"this folder holds an experiment with other settings:\n{lines}\n"
         raise ValueError(f"{path}: {problem}{advice}")
     return recorded
+
+
+def is_finished(results_dir, number, fold):
+    """Whether a fold is finished and nothing of it is missing or damaged.
+
+    Parameters
+    ----------
+    results_dir : Path
+    number : int
+        Of the fold. If it was finished once, but is not whole, its ``done.json`` is removed.
+    fold : dict
+        Its ``train`` and ``val`` ids.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    ValueError
+        If it was trained on another split.
+    """
+    path = results_dir / f"fold_{number}" / DONE
+    if not path.exists():
+        return False
+    try:
+        done = read_json(path)
+    except ValueError:  # damaged itself
+        done = {**fold, "weights_sha256": None}
+    for part in ("train", "val"):
+        if sorted(done[part]) != sorted(fold[part]):
+            problem = f"{path}: this fold was trained on another split than splits.json now says."
+            raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
+    files = [path.with_name("model.weights.h5"), *prediction_paths(results_dir, fold["val"])]
+    found, noted = digests(files), done.get("predictions_sha256", {})  # older ones lack it
+    noted = {files[0].name: done["weights_sha256"], **noted}
+    whole = len(found) == len(files) and found | noted == found
+    if not whole:
+        problem = "was finished, but files are missing or damaged"
+        print(f"{path.parent}: {problem}. It is trained again.")
+        path.unlink()
+    return whole
+
+
+def clear_fold(results_dir, number, ids, backup_dir=None):
+    """Remove what an earlier training of a fold left, or a mixture might be scored.
+
+    Parameters
+    ----------
+    results_dir : Path
+    number : int
+        Of the fold. The state of a training that was interrupted stays.
+    ids : sequence of str
+        Of the cases that it validates: their predictions are removed.
+    backup_dir : str or Path, optional
+        Loses ``done.json`` of the fold, or the next machine would fetch it.
+    """
+    fold_dir = results_dir / f"fold_{number}"
+    finished = (fold_dir / DONE).exists()
+    old = (*fold_dir.glob("?.state*"), fold_dir / "history.csv") if finished else ()
+    for file in (*old, fold_dir / DONE, *prediction_paths(results_dir, ids)):
+        file.unlink(missing_ok=True)
+    if backup_dir:
+        with contextlib.suppress(OSError):
+            (Path(backup_dir) / fold_dir.name / DONE).unlink()
+
+
+def prediction_paths(results_dir, ids):
+    """Where the predictions of cases lie."""
+    return [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in ids]
+
+
+def digests(files):
+    """SHA-256 by name, of the files that are there."""
+    return {file.name: sha256(file) for file in files if file.exists()}

@@ -1,5 +1,6 @@
 """The U-Net and its plan, its loss, and the Dice shown while it trains."""
 
+import contextlib
 import math
 import re
 from pathlib import Path
@@ -331,6 +332,36 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
         wanted = f"return a model with output shape {expected}, a probability per voxel and class"
         raise ValueError(f"build_model must {wanted}. Received: {model.output_shape}")
     return model
+
+
+def list_gpus():
+    """List the GPUs that one training can share, by their names in TensorFlow."""
+    return keras.distribution.list_devices("gpu") if keras.backend.backend() == "tensorflow" else []
+
+
+def mirrored(batch_size):
+    """Make the context in which a network is built and compiled to train on several GPUs.
+
+    Each GPU has a copy of the network and takes an equal part of every batch. The only place
+    that knows of TensorFlow.
+
+    Parameters
+    ----------
+    batch_size : int
+        Of all GPUs together. As many are used as can share it evenly.
+
+    Returns
+    -------
+    context manager
+        One that does nothing if that is less than two, or without TensorFlow.
+    """
+    gpus = list_gpus()
+    count = max((n for n in range(2, len(gpus) + 1) if batch_size % n == 0), default=1)
+    if count == 1:
+        return contextlib.nullcontext()
+    import tensorflow as tf  # here, as Keras may run without it
+
+    return tf.distribute.MirroredStrategy(gpus[:count]).scope()
 
 
 def choose_precision(precision="auto"):

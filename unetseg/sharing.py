@@ -1,9 +1,12 @@
-"""What is passed on to others: the report of an experiment, and its models with their card."""
+"""What is passed on and received: reports, models with their card, data sets that are fetched."""
 
 import logging
+import lzma
+import os
 import re
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +24,7 @@ TABLES, TRIPLES = ("leaks.csv", "scores.csv", "summary.csv"), ("shape", "spacing
 WEIGHTS, CARD, HASHES = "model.weights.h5", "MODEL_CARD.md", "hashes.json"
 FOLD = (WEIGHTS, "history.csv", "calibration.csv", DONE)
 PLAIN = {"mtime": 0, "mode": 0o644, "uid": 0, "gid": 0, "uname": "", "gname": "", "deep": False}
+MAX_FILES = 1_000_000  # of a data set that is fetched
 RANGES = ["intensity_p1", "intensity_median", "intensity_p99", "volume_ml"]
 
 
@@ -201,7 +205,7 @@ def unpack(path, results_dir, sha256):
     results_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=results_dir.parent, prefix=".part-") as temporary:
         stored_gb = path.stat().st_size / 1e9  # more than that cannot come out
-        folder = workspace.unpack_tar(path, Path(temporary) / "unpacked", path, max_gb=stored_gb)
+        folder = unpack_tar(path, Path(temporary) / "unpacked", path, max_gb=stored_gb)
         try:
             listed = read_json(folder / HASHES).items()
             differ = dict(listed ^ _hash_files(folder, folder.rglob("*")).items())
@@ -230,3 +234,91 @@ def _check(results_dir):
             problem = f"missing, or damaged as its SHA-256 is not the one in {DONE}"
             raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
     return finished
+
+
+def download(url, folder, file_hash, *, max_gb=100):
+    """Fetch a data set that is packed as a tar file, such as a task of the Decathlon.
+
+    Parameters
+    ----------
+    url : str
+        Of a ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file.
+    folder : str or Path
+        Gets what the file holds, without a folder around all of it; all or nothing. If it is
+        there already it is left as it is and nothing is fetched.
+    file_hash : str
+        SHA-256 or MD5 of the file, as published with it.
+    max_gb : float, default 100
+        Unpacked size above which the file is refused.
+
+    Returns
+    -------
+    Path
+        `folder`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be fetched.
+    ValueError
+        If it has another hash, or is not a tar file of plain files that stay in the folder.
+    """
+    import keras  # here, as it takes seconds
+
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    fits = re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", file_hash)
+    require("file_hash", file_hash, fits, "the SHA-256 or MD5 of the file, in hexadecimal digits")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
+        place = {"cache_dir": temporary, "cache_subdir": "fetched"}
+        try:
+            packed = keras.utils.get_file("packed", url, file_hash=file_hash, **place)
+        except ValueError as error:
+            raise ValueError(f"{url}: {error} Fetch it again, or correct file_hash.") from error
+        except Exception as error:  # get_file has no class of its own for this
+            raise OSError(f"{url}: cannot be fetched ({error}). Check the address.") from error
+        unpacked = unpack_tar(packed, Path(temporary) / "unpacked", url, max_gb=max_gb)
+        os.replace(unpacked, folder)
+    return folder
+
+
+def unpack_tar(path, folder, source, *, max_gb=100):
+    """Unpack a tar file that may come from a stranger.
+
+    Parameters
+    ----------
+    path : str or Path
+    folder : Path
+        Gets what the file holds.
+    source : str or Path
+        What errors call the file: its path, or where it was fetched from.
+    max_gb : float, default 100
+        Unpacked size above which the file is refused.
+
+    Returns
+    -------
+    Path
+        `folder`, or the only folder in it.
+
+    Raises
+    ------
+    ValueError
+        If it is not a sound tar file of plain files that stay in the folder.
+    """
+    members, size = [], 0
+    try:
+        with tarfile.open(path) as packed:
+            for member in packed:
+                size += member.size
+                if size > max_gb * 1e9 or len(members) > MAX_FILES:
+                    raise tarfile.TarError(f"over max_gb={max_gb} or over {MAX_FILES} files")
+                if not (member.isfile() or member.isdir()):
+                    raise tarfile.TarError(f"{member.name} is no plain file")
+                members.append(member)
+            packed.extractall(folder, members, filter="data")  # refuses what leads out of it
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{source}: not a sound tar file ({error}). Do not use it.") from error
+    inside = list(folder.glob("[!.]*"))
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder

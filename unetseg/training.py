@@ -1,6 +1,7 @@
 """Training: of one fold, of all folds."""
 
 import contextlib
+import functools
 import json
 import math
 import tempfile
@@ -8,12 +9,13 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import joblib
 import keras
 import numpy as np
 import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, model, nifti, reliability, workspace
+from unetseg import checkpoint, model, nifti, parallel, reliability, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_case
@@ -38,7 +40,7 @@ class Recipe:
     steps : int, optional
         Batches per epoch. By default as many as cover the training cases once, from 50 to 250.
     batch_size : int, optional
-        Patches per step. By default as `plan_batch` says.
+        Patches per step, shared out among the GPUs. By default as `plan_batch` says.
     learning_rate : float
         At its peak, for `unetseg.model.Muon`.
     weight_decay : float
@@ -84,7 +86,7 @@ def plan_batch(patch):
     """Choose how many patches make a batch.
 
     One, as more steps learn more in the same time; as many as hold 50,000 voxels if they are
-    small, such as slices, and the memory bears it.
+    small, such as slices, and the memory bears it; a multiple of the GPUs.
 
     Parameters
     ----------
@@ -94,43 +96,15 @@ def plan_batch(patch):
     -------
     int
     """
-    return max(1, min(50_000, patch_budget()) // math.prod(patch))
+    count = max(1, min(50_000, patch_budget()) // math.prod(patch))
+    gpus = max(1, len(model.list_gpus()))
+    return -(-count // gpus) * gpus
 
 
 def plan_model(build_model, preprocessor, model_args):
     """Complete the arguments of `build_unet` by `plan_unet`; those of other builders stay."""
     given = model_args or {}
     return model.plan_unet(preprocessor, **given) if build_model is model.build_unet else given
-
-
-class Progress(keras.callbacks.Callback):
-    """One line of text per epoch, with the time that is left for all folds.
-
-    Parameters
-    ----------
-    title : str
-        Opens every line.
-    folds_left : int
-        Folds still to train after this one.
-    """
-
-    def __init__(self, title, folds_left):
-        super().__init__()
-        self.title, self.folds_left = title, folds_left
-
-    def on_train_begin(self, logs=None):
-        """Start the clock."""
-        self.started, self.done = time.monotonic(), 0
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Print the line."""
-        epochs, self.done = self.params["epochs"], self.done + 1
-        left = (epochs - epoch - 1 + self.folds_left * epochs) / self.done
-        minutes, seconds = divmod(round(left * (time.monotonic() - self.started)), 60)
-        names = {"loss": "loss", "accuracy": "accuracy", "Dice": "dice"}
-        values = [f"{n} {logs[k]:.3f} (val {logs[f'val_{k}']:.3f})" for n, k in names.items()]
-        title = f"{self.title} epoch {epoch + 1}/{epochs}"
-        print(title, *values, f"{minutes}:{seconds:02d} min left", sep="  ", flush=True)
 
 
 def train_fold(
@@ -173,7 +147,7 @@ def train_fold(
     cache_dir : str or Path, optional
         Keeps the preprocessed cases on a local disk; by default a temporary folder.
     callbacks : sequence of keras.callbacks.Callback, optional
-        Called while training, such as `Progress`.
+        Called while training.
 
     Raises
     ------
@@ -184,11 +158,9 @@ def train_fold(
     fold_dir.mkdir(parents=True, exist_ok=True)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     model_args = plan_model(build_model, preprocessor, model_args)
-    with tempfile.TemporaryDirectory() as temporary:
-        cache_dir = Path(cache_dir or temporary)
-        train, val = (CachedCases(preprocessor, c, cache_dir) for c in (train_cases, val_cases))
-        keras.utils.set_random_seed(seed)
-        net = model.build_for(preprocessor, build_model, model_args, recipe.precision)
+    keep = contextlib.nullcontext(cache_dir) if cache_dir else tempfile.TemporaryDirectory()
+    with keep as cache:
+        train, val = (CachedCases(preprocessor, c, Path(cache)) for c in (train_cases, val_cases))
         sampling = {"patch": preprocessor.patch, "batch_size": batch_size, "seed": seed}
         neighbours, planes = preprocessor.neighbours or 0, preprocessor.planes or ()
         sampling |= {"neighbours": neighbours, "planes": planes}
@@ -199,13 +171,19 @@ def train_fold(
         cover *= max(1, len(planes)) / (2 * neighbours + 1)  # a slice is seen as a neighbour too
         steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
         recipe = replace(recipe, steps=recipe.steps or steps)
-        _compile(net, preprocessor.num_classes, recipe)
-        net.optimizer.build(net.trainable_variables)
-        about = {"recipe": asdict(recipe), "batch_size": batch_size, "seed": seed}
-        about |= {"precision": net.dtype_policy.name}
-        about |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
-        whole = about | {"preprocessor": asdict(preprocessor), "model_args": model_args}
-        state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
+        build = functools.partial(
+            model.build_for, preprocessor, build_model, model_args, recipe.precision
+        )
+        keras.utils.set_random_seed(seed)
+        with model.mirrored(batch_size):
+            net = build()
+            _compile(net, preprocessor.num_classes, recipe)
+            net.optimizer.build(net.trainable_variables)
+            about = {"recipe": asdict(recipe), "batch_size": batch_size, "seed": seed}
+            about |= {"precision": net.dtype_policy.name}
+            about |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
+            whole = about | {"preprocessor": asdict(preprocessor), "model_args": model_args}
+            state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
         past = len(state["history"])
         own = [checkpoint.SaveState(fold_dir, state, started), TerminateOnNaN()]
         if recipe.averaging:  # swapped in before each validation, so first in the list
@@ -227,13 +205,15 @@ def train_fold(
         raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
     trained = time.monotonic()
     digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
+    net = build()  # on one device, and with what is in the file
+    checkpoint.load_weights(net, fold_dir / "model.weights.h5", digest)
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
     temperature = _predict_fold(net, val_cases, preprocessor, fold_dir, axes)
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
     steps = recipe.steps * recipe.epochs
     done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
-    predictions = _digests(_predictions(fold_dir.parent, about["val"]))
-    done |= {"temperature": temperature, "predictions_sha256": predictions}
+    predictions = checkpoint.prediction_paths(fold_dir.parent, about["val"])
+    done |= {"temperature": temperature, "predictions_sha256": checkpoint.digests(predictions)}
     write_json(fold_dir / DONE, done)
     for file in fold_dir.glob("?.state*"):
         file.unlink()
@@ -271,7 +251,12 @@ def _compile(net, num_classes, recipe):
     optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     metrics = [accuracy, model.ForegroundDice(num_classes)]
-    net.compile(optimizer, model.dice_cross_entropy, metrics=metrics)
+    net.compile(optimizer, _loss, metrics=metrics)
+
+
+def _loss(y_true, y_pred):
+    # A scalar Keras would add up over the GPUs instead of averaging it.
+    return keras.ops.expand_dims(model.dice_cross_entropy(y_true, y_pred), 0)
 
 
 def cross_validate(
@@ -286,9 +271,22 @@ def cross_validate(
     retrain=False,
     allow_leaks=False,
     backup_dir=None,
+    n_jobs=None,
     **recipe,
 ):
     """Train and predict every fold; a fold that is finished is left as it is.
+
+    Each fold is trained in a process of its own, so memory does not grow from fold to fold.
+    Folds meet in the results folder alone. Several run at once with ``n_jobs``, or on a cluster::
+
+        client = dask.distributed.Client("tcp://scheduler:8786")
+        with joblib.parallel_config(backend="dask"):
+            cross_validate(...)
+
+    likewise on one of Ray with ``ray.util.joblib.register_ray()`` and ``backend="ray"``. The
+    scans and the results must be in folders that all machines share, under the same absolute
+    paths; a worker trains as many folds at once as it has threads. The fold of a worker that dies
+    goes to another one, which goes on from its last epoch.
 
     Parameters
     ----------
@@ -309,6 +307,10 @@ def cross_validate(
         Whether to train although `unetseg.splits.find_leaks` found something; ``leaks.csv`` tells.
     backup_dir : str or Path, optional
         Folder on Google Drive that gets a copy of all files after every fold.
+    n_jobs : int, optional
+        Folds that are trained at once, -1 for as many as there are processor cores. By default 1,
+        or what `joblib.parallel_config` says. On one GPU, or on few cores, more than 1 saves
+        little time and costs memory.
     **recipe
         Fields of `Recipe`, such as ``epochs=30``.
 
@@ -321,9 +323,12 @@ def cross_validate(
     ------
     ValueError
         Before any training: if a case has a problem, the folds are unsound, a leak is found, or
-        the folder holds an experiment with other settings.
+        the folder holds an experiment with other settings. Later if the loss of a fold becomes
+        NaN or infinite.
+    RuntimeError
+        If another run uses the folder, or the process of a fold dies.
     """
-    results_dir, recipe = Path(results_dir), Recipe(**recipe)
+    results_dir, recipe = Path(results_dir).absolute(), Recipe(**recipe)
     by_id = {case.id: case for case in sorted(cases, key=lambda case: case.id)}
     table = check_cases(cases, labels=preprocessor and preprocessor.labels)
     refuse_problems(table)
@@ -354,70 +359,43 @@ def cross_validate(
             workspace.write_file(results_dir / file, rows.to_csv(index=False).encode())
         shared = {"preprocessor": preprocessor, "build_model": build_model}
         shared |= {"model_args": model_args, "recipe": recipe}
-        pending = [n for n, f in enumerate(folds) if retrain or not _is_done(results_dir, n, f)]
+        pending = [
+            n
+            for n, f in enumerate(folds)
+            if retrain or not checkpoint.is_finished(results_dir, n, f)
+        ]
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
+        for number in pending:
+            checkpoint.clear_fold(results_dir, number, folds[number]["val"], backup_dir)
         with tempfile.TemporaryDirectory() as cache_dir:
-            for left, number in zip(range(len(pending) - 1, -1, -1), pending, strict=True):
+            jobs = []
+            for number in pending:
                 parts = [[by_id[i] for i in folds[number][part]] for part in ("train", "val")]
-                one = {"seed": seed + number, "cache_dir": cache_dir, **shared}
-                _run_fold(*parts, results_dir, number, left, backup_dir, one)
-        if backup_dir:
-            workspace.back_up(results_dir, backup_dir)  # what an interrupted run did not get there
+                fold_dir, one = results_dir / f"fold_{number}", {"seed": seed + number, **shared}
+                job = joblib.delayed(parallel.run_apart)
+                jobs.append(job(fold_dir, _run_fold, *parts, fold_dir, cache_dir, one))
+            _run_folds(jobs, n_jobs, results_dir, pending, recipe.epochs, backup_dir)
     return folds
 
 
-def _run_fold(train_cases, val_cases, results_dir, number, left, backup_dir, settings):
-    fold_dir = results_dir / f"fold_{number}"
-    predictions = _predictions(results_dir, [case.id for case in val_cases])
-    old = fold_dir.glob("?.state*") if (fold_dir / DONE).exists() else ()  # not of this training
-    for file in (*old, fold_dir / DONE, *predictions):
-        file.unlink(missing_ok=True)  # or a mixture might be scored
-    if backup_dir:
-        with contextlib.suppress(OSError):  # or the next machine would fetch the old marker
-            (Path(backup_dir) / fold_dir.name / DONE).unlink()
-    watch = [Progress(f"fold {number}", left)]
-    watch += [checkpoint.BackUp(results_dir, backup_dir)] if backup_dir else []
+def _run_folds(jobs, n_jobs, results_dir, pending, epochs, backup_dir):
     try:
-        train_fold(train_cases, val_cases, fold_dir, callbacks=watch, **settings)
-        path = results_dir / "experiment.json"
-        minutes = sum(read_json(done)["minutes"] for done in results_dir.glob(f"fold_*/{DONE}"))
-        write_json(path, read_json(path) | {"minutes": round(minutes, 1)})
+        with parallel.Follower(results_dir, pending, epochs, backup_dir):
+            parallel.run_all(jobs, n_jobs, results_dir)
     except KeyboardInterrupt:
-        print(f"Stopped in fold {number}. Run this again: it goes on from the last full epoch.")
+        folders = {number: results_dir / f"fold_{number}" for number in pending}
+        begun = [n for n, path in folders.items() if path.exists() and not (path / DONE).exists()]
+        stopped = ", ".join(map(str, begun or pending[:1]))
+        print(f"Stopped in fold {stopped}. Run this again: it goes on from the last full epoch.")
         raise
-    finally:  # also what a stopped or failed fold has learnt
-        if backup_dir:
-            workspace.back_up(results_dir, backup_dir)
 
 
-def _is_done(results_dir, number, fold):
-    path = results_dir / f"fold_{number}" / DONE
-    if not path.exists():
-        return False
-    try:
-        done = read_json(path)
-    except ValueError:  # damaged itself
-        done = {**fold, "weights_sha256": None}
-    for part in ("train", "val"):
-        if sorted(done[part]) != sorted(fold[part]):
-            problem = f"{path}: this fold was trained on another split than splits.json now says."
-            raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
-    files = [path.with_name("model.weights.h5"), *_predictions(results_dir, fold["val"])]
-    found, noted = _digests(files), done.get("predictions_sha256", {})  # new in version 0.1
-    noted = {files[0].name: done["weights_sha256"], **noted}
-    whole = len(found) == len(files) and found | noted == found
-    if not whole:
-        problem = "was finished, but files are missing or damaged"
-        print(f"{path.parent}: {problem}. It is trained again.")
-        path.unlink()
-    return whole
-
-
-def _digests(files):
-    return {file.name: workspace.sha256(file) for file in files if file.exists()}
-
-
-def _predictions(results_dir, ids):
-    return [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in ids]
+def _run_fold(train_cases, val_cases, fold_dir, cache_dir, settings):
+    if (fold_dir / DONE).exists():  # by a worker that was then lost
+        return
+    cache_dir = cache_dir if Path(cache_dir).is_dir() else None  # it is on another machine
+    callbacks = [checkpoint.StopWithRun(fold_dir.parent)]
+    settings = {"cache_dir": cache_dir, "callbacks": callbacks, **settings}
+    train_fold(train_cases, val_cases, fold_dir, **settings)

@@ -5,18 +5,15 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import lzma
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +21,7 @@ DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
 LOCK, STALE = "running.json", 180  # seconds without a sign of life
-MAX_FILES = 1_000_000  # of a data set that is fetched
+PASSING = re.compile(rf"{LOCK}|part-.*|.*\.part")  # files that are never copied
 DONE = "done.json"  # copied last: where it is, everything else is
 
 
@@ -155,8 +152,10 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
         names the files.
     """
     source, target = Path(source), Path(target)
-    found = {path for pattern in patterns for path in source.glob(pattern)}
-    files = [p for p in found if p.is_file() and p.suffix != ".part" and p.name != LOCK]
+    # Twice, so that of a fold which ends meanwhile the marker does not come without the rest.
+    done, found = ({p for each in patterns for p in source.glob(each)} for _ in range(2))
+    found = {p for p in found if p.name != DONE or p in done}
+    files = [p for p in found if p.is_file() and not PASSING.fullmatch(p.name)]
     copied, failed = 0, {}
     for path in sorted(files, key=lambda path: (path.name == DONE, path)):
         name = path.relative_to(source)
@@ -166,7 +165,8 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
         try:
             copied += _copy(path, target / name, overwrite)
         except OSError as error:
-            failed[name] = error
+            if path.exists():  # else it was removed meanwhile
+                failed[name] = error
     if failed:
         names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise OSError(f"{target}: {len(failed)} files are not there yet: {names} ({first}).")
@@ -180,94 +180,6 @@ def _copy(path, copy, overwrite):
         copy.with_name(DONE).unlink(missing_ok=True)
     write_file(copy, path.read_bytes())
     return True
-
-
-def download(url, folder, file_hash, *, max_gb=100):
-    """Fetch a data set that is packed as a tar file, such as a task of the Decathlon.
-
-    Parameters
-    ----------
-    url : str
-        Of a ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file.
-    folder : str or Path
-        Gets what the file holds, without a folder around all of it; all or nothing. If it is
-        there already it is left as it is and nothing is fetched.
-    file_hash : str
-        SHA-256 or MD5 of the file, as published with it.
-    max_gb : float, default 100
-        Unpacked size above which the file is refused.
-
-    Returns
-    -------
-    Path
-        `folder`.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be fetched.
-    ValueError
-        If it has another hash, or is not a tar file of plain files that stay in the folder.
-    """
-    import keras  # here, as it takes seconds
-
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    fits = re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", file_hash)
-    require("file_hash", file_hash, fits, "the SHA-256 or MD5 of the file, in hexadecimal digits")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
-        place = {"cache_dir": temporary, "cache_subdir": "fetched"}
-        try:
-            packed = keras.utils.get_file("packed", url, file_hash=file_hash, **place)
-        except ValueError as error:
-            raise ValueError(f"{url}: {error} Fetch it again, or correct file_hash.") from error
-        except Exception as error:  # get_file has no class of its own for this
-            raise OSError(f"{url}: cannot be fetched ({error}). Check the address.") from error
-        unpacked = unpack_tar(packed, Path(temporary) / "unpacked", url, max_gb=max_gb)
-        os.replace(unpacked, folder)
-    return folder
-
-
-def unpack_tar(path, folder, source, *, max_gb=100):
-    """Unpack a tar file that may come from a stranger.
-
-    Parameters
-    ----------
-    path : str or Path
-    folder : Path
-        Gets what the file holds.
-    source : str or Path
-        What errors call the file: its path, or where it was fetched from.
-    max_gb : float, default 100
-        Unpacked size above which the file is refused.
-
-    Returns
-    -------
-    Path
-        `folder`, or the only folder in it.
-
-    Raises
-    ------
-    ValueError
-        If it is not a sound tar file of plain files that stay in the folder.
-    """
-    members, size = [], 0
-    try:
-        with tarfile.open(path) as packed:
-            for member in packed:
-                size += member.size
-                if size > max_gb * 1e9 or len(members) > MAX_FILES:
-                    raise tarfile.TarError(f"over max_gb={max_gb} or over {MAX_FILES} files")
-                if not (member.isfile() or member.isdir()):
-                    raise tarfile.TarError(f"{member.name} is no plain file")
-                members.append(member)
-            packed.extractall(folder, members, filter="data")  # refuses what leads out of it
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{source}: not a sound tar file ({error}). Do not use it.") from error
-    inside = list(folder.glob("[!.]*"))
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def back_up(source, target):

@@ -1,0 +1,188 @@
+"""Folds in processes of their own, and what is seen of them from outside."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+
+import joblib
+import pandas as pd
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from unetseg.workspace import DONE, back_up, only_run, read_json, write_json
+
+LOOK_SECONDS = 1
+BACK_UP_SECONDS = 900  # not after each epoch: Drive's trash keeps what is overwritten
+_RUNNING = {}  # folder: executor
+
+
+def run_apart(folder, function, *args, **kwargs):
+    """Call a function that works in a folder, in a fresh process that ends with the call.
+
+    It also ends, at once, if this process does.
+
+    Parameters
+    ----------
+    folder : Path
+        Locked by `only_run` for the time of the call.
+    function : callable
+        May be defined in a notebook. What it returns is dropped, what it raises is raised here
+        and what it warns of is warned of here.
+    *args, **kwargs
+        Of the function.
+
+    Raises
+    ------
+    RuntimeError
+        If the process dies, or another one uses the folder.
+    """
+    multiprocessing.current_process().daemon = False  # of Dask's workers; may have children now
+    ours, theirs = multiprocessing.Pipe()
+    executor = ProcessPoolExecutor(1, initializer=_end_with, initargs=(theirs,))
+    _RUNNING[folder] = executor
+    try:
+        with only_run(folder):
+            try:
+                caught = executor.submit(_call, function, args, kwargs).result()
+                executor.shutdown()
+            finally:
+                executor.shutdown(kill_workers=True)
+    except TerminatedWorkerError as error:
+        cause = "Most often memory ran out: take a smaller patch or batch, or fewer n_jobs."
+        advice = "Run this again: it goes on from the last full epoch."
+        raise RuntimeError(
+            f"{folder}: the process that trained here died. {cause} {advice}"
+        ) from error
+    finally:
+        ours.close()
+        theirs.close()
+        del _RUNNING[folder]
+    for warning in caught:
+        warnings.warn_explicit(*warning)
+
+
+def _end_with(connection):
+    # Ctrl-C and a notebook's stop button reach all processes: the first one alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_wait_for_end, args=(connection,), daemon=True).start()
+
+
+def _wait_for_end(connection):
+    with contextlib.suppress(EOFError, OSError):
+        connection.recv()  # nothing is ever sent
+    os._exit(1)
+
+
+def _call(function, args, kwargs):
+    with warnings.catch_warnings(record=True) as caught:
+        function(*args, **kwargs)
+    return [(str(one.message), one.category, one.filename, one.lineno) for one in caught]
+
+
+def run_all(jobs, n_jobs, folder):
+    """Run jobs through joblib; whatever ends this, no process of theirs on this machine goes on.
+
+    Parameters
+    ----------
+    jobs : sequence
+        Calls of `run_apart`, made by `joblib.delayed`, for folders inside `folder`.
+    n_jobs : int or None
+        As for `joblib.Parallel`.
+    folder : Path
+    """
+    try:
+        joblib.Parallel(n_jobs=n_jobs, prefer="threads", batch_size=1)(jobs)
+    finally:
+        while own := [one for path, one in list(_RUNNING.items()) if path.parent == folder]:
+            for executor in own:
+                executor.shutdown(kill_workers=True)
+            time.sleep(0.01)  # until their threads have cleaned up
+
+
+class Follower:
+    """Tells of each epoch of some folds, and copies the results to Drive, while they are trained.
+
+    A context manager. All it knows of the folds is in their folders, so they may be trained
+    anywhere; nobody else writes to Drive meanwhile.
+
+    Parameters
+    ----------
+    results_dir : Path
+    numbers : sequence of int
+        Of the folds.
+    epochs : int
+        Of each fold.
+    backup_dir : Path, optional
+        Gets a copy when a fold is finished, at the end, and after an epoch every quarter of an
+        hour. A copy that failed is tried again after the next epoch.
+    """
+
+    def __init__(self, results_dir, numbers, epochs, backup_dir=None):
+        self.results_dir, self.epochs, self.backup_dir = results_dir, epochs, backup_dir
+        self.paths = {n: results_dir / f"fold_{n}" / "history.csv" for n in numbers}
+        self.stamps, self.rows = dict.fromkeys(numbers), dict.fromkeys(numbers, 0)
+        for number, path in self.paths.items():
+            if path.exists():  # of an interrupted run
+                self.stamps[number] = path.stat().st_mtime_ns
+                self.rows[number] = len(pd.read_csv(path))
+        self.before, self.finished = sum(self.rows.values()), self._count_finished()
+        self.due, self.ended = False, threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self):
+        """Begin."""
+        self.started = self.saved = time.monotonic()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        """Tell the last of it, and leave everything on Drive."""
+        self.ended.set()
+        self.thread.join()
+        if self.backup_dir:  # also what a stopped or failed fold has learnt
+            back_up(self.results_dir, self.backup_dir)
+
+    def _follow(self):
+        while not self.ended.wait(LOOK_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self):
+        with contextlib.suppress(OSError):  # a network folder may be away for a while
+            news = [self._tell(number) for number in self.paths]
+            if (finished := self._count_finished()) > self.finished:
+                self.finished, self.due = finished, True
+                path = self.results_dir / "experiment.json"
+                done = map(read_json, self.results_dir.glob(f"fold_*/{DONE}"))
+                minutes = round(sum(fold["minutes"] for fold in done), 1)
+                write_json(path, read_json(path) | {"minutes": minutes})
+                news.append(True)
+            late = time.monotonic() - self.saved > BACK_UP_SECONDS
+            if self.backup_dir and any(news) and (self.due or late):
+                self.due = not back_up(self.results_dir, self.backup_dir)
+                self.saved = time.monotonic()
+
+    def _count_finished(self):
+        return sum(path.with_name(DONE).exists() for path in self.paths.values())
+
+    def _tell(self, number):
+        path = self.paths[number]
+        if not path.exists() or path.stat().st_mtime_ns == self.stamps[number]:
+            return False
+        self.stamps[number] = path.stat().st_mtime_ns
+        table = pd.read_csv(path)
+        for epoch in range(min(self.rows[number], len(table) - 1), len(table)):
+            self.rows[number] = epoch + 1
+            done = sum(self.rows.values())
+            left = (len(self.rows) * self.epochs - done) / max(1, done - self.before)
+            minutes, seconds = divmod(round(left * (time.monotonic() - self.started)), 60)
+            names = {"loss": "loss", "accuracy": "accuracy", "Dice": "dice"}
+            row = table.loc[epoch]
+            values = [f"{n} {row[k]:.3f} (val {row[f'val_{k}']:.3f})" for n, k in names.items()]
+            title = f"fold {number} epoch {epoch + 1}/{self.epochs}"
+            print(title, *values, f"{minutes}:{seconds:02d} min left", sep="  ", flush=True)
+        return True
