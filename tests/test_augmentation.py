@@ -443,6 +443,22 @@ def test_cached_cases_are_memory_maps_of_transform_and_computed_once(
             np.testing.assert_array_equal(array, whole)
 
 
+def test_two_processes_may_cache_the_same_case_at_once(tmp_path, write_case, monkeypatch):
+    cases, folder = [write_case(tmp_path, "a", *scan(1))], tmp_path / "cache"
+    preprocessor, save = Preprocessor().fit(cases), np.save
+
+    def save_with_other(path, array):
+        monkeypatch.setattr(np, "save", save)
+        CachedCases(preprocessor, cases, folder)  # all of it, while this one is about to write
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", save_with_other)
+    ((x, y, _),) = CachedCases(preprocessor, cases, folder)
+    for found, right in zip((x, y), preprocessor.transform(cases[0]), strict=True):
+        np.testing.assert_array_equal(found, right)
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_only_the_cases_that_are_missing_are_computed(tmp_path, write_case, monkeypatch):
     cases = [write_case(tmp_path, name, *scan(1)) for name in "abc"]
     preprocessor, done, transform = Preprocessor().fit(cases), [], Preprocessor.transform

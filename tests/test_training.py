@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from unetseg import parallel, sample, splits, training, workspace
+from unetseg import model, parallel, sample, splits, training, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.inference import load_models, predict_case
 from unetseg.model import build_unet, dice_cross_entropy
@@ -1178,3 +1178,146 @@ def test_a_run_whose_machine_is_lost_20_times_while_it_copies_ends_as_if_it_had_
             for folder in (place.results, place.backup):
                 assert_same_run(folder, uninterrupted.results)
             shutil.rmtree(place.backup)
+
+
+SHARED = """
+import sys
+from pathlib import Path
+import keras
+import tensorflow as tf
+from unetseg import cases, model, training
+from unetseg.preprocessing import Preprocessor
+
+data, folder, devices, loss, stop = sys.argv[1:]
+[cpu] = tf.config.list_physical_devices("CPU")
+parts = [tf.config.LogicalDeviceConfiguration()] * int(devices)
+tf.config.set_logical_device_configuration(cpu, parts)
+if devices == "2":
+    model.list_gpus = lambda: keras.distribution.list_devices("cpu")
+    assert training.plan_batch((128, 128, 128)) == 2
+if loss == "cross-entropy":
+    error = keras.losses.sparse_categorical_crossentropy
+    model.dice_cross_entropy = lambda *pair: keras.ops.mean(error(*pair))
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        assert replicas == int(devices)
+        if epoch == int(stop):
+            raise KeyboardInterrupt
+
+found = cases.find_cases(data)
+settings = {"preprocessor": Preprocessor(patch=(8, 8, 4)).fit(found)}
+settings["model_args"] = {"filters": 8, "depth": 1}
+recipe = {"epochs": 4, "steps": 4, "batch_size": 4, "averaging": 0.3, "precision": "float32"}
+settings["recipe"] = training.Recipe(**recipe)
+try:
+    training.train_fold(found[:3], found[3:], folder, callbacks=[Stop()], **settings)
+except KeyboardInterrupt:
+    stop = -1
+    training.train_fold(found[:3], found[3:], folder, callbacks=[Stop()], **settings)
+"""
+
+
+@pytest.fixture
+def train_shared(make_data, tmp_path):
+    """Return a function that trains in a process of its own, on so many logical devices."""
+    data = make_data(4)
+
+    def train(devices, loss, stop=-1):
+        fold = tmp_path / f"{devices} {loss} {stop}" / "fold_0"
+        arguments = [str(data), str(fold), str(devices), loss, str(stop)]
+        subprocess.run([sys.executable, "-c", SHARED, *arguments], check=True, capture_output=True)
+        return fold
+
+    return train
+
+
+@pytest.mark.long
+def test_two_devices_train_as_one_with_the_same_batch(train_shared):
+    one, two = train_shared(1, "cross-entropy"), train_shared(2, "cross-entropy")
+    histories = [pd.read_csv(fold / "history.csv") for fold in (one, two)]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-5)  # measured: 2e-7
+    found, right = (weights(fold / "model.weights.h5") for fold in (two, one))
+    for key, array in right.items():
+        np.testing.assert_allclose(found[key], array, atol=1e-5)  # measured: 3e-7
+    first = pd.read_csv(one / "history.csv")["loss"]
+    assert first.iloc[-1] < 0.8 * first[0]  # so that there is something to compare
+
+
+@pytest.mark.long
+def test_dice_pooled_on_each_device_changes_the_curve_by_less_than_a_hundredth(train_shared):
+    one, two = (
+        pd.read_csv(train_shared(n, "Dice and cross-entropy") / "history.csv") for n in (1, 2)
+    )
+    for name in ("loss", "val_loss"):
+        np.testing.assert_allclose(two[name], one[name], rtol=0.01)  # measured: 0.0014
+
+
+@pytest.mark.long
+def test_a_training_on_two_devices_that_was_stopped_ends_as_if_it_had_not_been(train_shared):
+    whole = train_shared(2, "Dice and cross-entropy")
+    assert_same_fold(train_shared(2, "Dice and cross-entropy", stop=2), whole)
+
+
+@pytest.mark.parametrize(("batch", "gpus"), [(1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (5, 1)])
+def test_a_batch_is_shared_by_as_many_gpus_as_divide_it(monkeypatch, batch, gpus):
+    class Strategy:
+        def __init__(self, devices):
+            self.devices = devices
+
+        def scope(self):
+            return self
+
+    monkeypatch.setattr(model, "list_gpus", lambda: ["gpu:0", "gpu:1", "gpu:2"])
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", Strategy)
+    assert len(getattr(model.mirrored(batch), "devices", ["one"])) == gpus
+
+
+@pytest.mark.parametrize(("gpus", "batch"), [(0, 11), (1, 11), (2, 12), (4, 12), (16, 16)])
+def test_the_automatic_batch_is_a_multiple_of_the_gpus(monkeypatch, gpus, batch):
+    monkeypatch.setattr(training, "patch_budget", lambda: 25_000)
+    monkeypatch.setattr(model, "list_gpus", lambda: [f"gpu:{n}" for n in range(gpus)])
+    assert training.plan_batch((40, 56, 1)) == batch
+
+
+def test_what_is_scored_is_what_the_file_of_the_weights_holds(cases, tmp_path, monkeypatch):
+    save = training.checkpoint.save_weights
+
+    def save_zeros(net, path):
+        net.set_weights([np.zeros_like(array) for array in net.get_weights()])
+        digest = save(net, path)
+        net.set_weights([np.full_like(array, np.nan) for array in net.get_weights()])
+        return digest
+
+    monkeypatch.setattr(training.checkpoint, "save_weights", save_zeros)
+    train_one(cases, tmp_path)
+    for path in (tmp_path / "predictions").iterdir():
+        assert np.unique(load_mask(path)[0]).tolist() == [0]  # all classes equally likely
+
+
+def test_folds_at_once_give_what_they_give_one_after_another(run, cases, tmp_path):
+    cross_validate(cases, tmp_path / "results", n_jobs=2, **SETTINGS)
+    for fold in ("fold_0", "fold_1"):
+        assert_same_fold(tmp_path / "results" / fold, run.results / fold)
+    assert files(tmp_path / "results") == files(run.results)
+
+
+def test_a_fold_that_another_worker_finished_is_not_trained_again(copy, cases, trained):
+    settings = {"seed": 1}
+    training._run_fold(cases[:2], cases[2:], copy / "fold_0", "/nowhere", settings)
+    assert trained == []
+
+
+def test_a_machine_without_the_cache_of_the_run_makes_its_own(cases, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(training, "train_fold", lambda *_, cache_dir, **__: used.append(cache_dir))
+    for cache in (tmp_path, tmp_path / "elsewhere"):
+        training._run_fold(cases[:2], cases[2:], tmp_path / "fold_0", cache, {})
+    assert used == [tmp_path, None]
+
+
+def test_importing_the_package_leaves_the_gpus_to_the_processes_that_train():
+    code = "import os, unetseg; print(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "true\n"

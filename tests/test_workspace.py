@@ -557,9 +557,41 @@ def test_an_earlier_run_of_this_process_holds_no_lock(tmp_path):
         pass
 
 
-def test_locks_are_not_mirrored(tmp_path):
-    fill(tmp_path / "local", a_csv=b"1", running_json=b"{}")
+def test_locks_and_files_that_are_being_written_are_not_mirrored(tmp_path):
+    fill(tmp_path / "local", a_csv=b"1", running_json=b"{}", fold_0__running_json=b"{}")
+    for name in ("a.csv.part", "part-model.weights.h5"):
+        (tmp_path / "local" / name).touch()
     assert workspace.mirror(tmp_path / "local", tmp_path / "drive") == 1
+
+
+def test_a_file_that_goes_while_others_are_mirrored_is_no_failure(tmp_path, monkeypatch):
+    source = fill(tmp_path / "local", fold_0__0_state=b"s", fold_0__history_csv=b"h")
+    copy = workspace._copy
+
+    def copy_late(path, *rest):
+        path.unlink() if path.suffix == ".state" else None
+        return copy(path, *rest)
+
+    monkeypatch.setattr(workspace, "_copy", copy_late)
+    assert workspace.back_up(source, tmp_path / "drive")
+    assert set(content_of(tmp_path / "drive")) == {"fold_0/history.csv"}
+
+
+def test_the_marker_of_a_fold_that_ends_while_files_are_listed_comes_with_all_the_rest(
+    tmp_path, monkeypatch
+):
+    source, drive = fill(tmp_path / "local", fold_0__history_csv=b"h"), tmp_path / "drive"
+    glob = Path.glob
+
+    def list_late(folder, pattern):
+        monkeypatch.setattr(Path, "glob", glob)
+        early = list(glob(folder, pattern))
+        fill(source, **TRAINED)
+        return [*early, source / "fold_0" / "done.json"]
+
+    monkeypatch.setattr(Path, "glob", list_late)
+    workspace.mirror(source, drive)
+    assert content_of(drive) == content_of(source)
 
 
 COPY = """

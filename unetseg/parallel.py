@@ -131,11 +131,11 @@ class Follower:
                 self.rows[number] = len(pd.read_csv(path))
         self.before, self.finished = sum(self.rows.values()), self._count_finished()
         self.due, self.ended = False, threading.Event()
+        self.started = self.saved = time.monotonic()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self):
         """Begin."""
-        self.started = self.saved = time.monotonic()
         self.thread.start()
         return self
 
@@ -171,10 +171,10 @@ class Follower:
 
     def _tell(self, number):
         path = self.paths[number]
-        if not path.exists() or path.stat().st_mtime_ns == self.stamps[number]:
+        if not path.exists() or (stamp := path.stat().st_mtime_ns) == self.stamps[number]:
             return False
-        self.stamps[number] = path.stat().st_mtime_ns
         table = pd.read_csv(path)
+        self.stamps[number] = stamp
         for epoch in range(min(self.rows[number], len(table) - 1), len(table)):
             self.rows[number] = epoch + 1
             done = sum(self.rows.values())

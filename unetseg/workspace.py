@@ -21,7 +21,7 @@ DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
 LOCK, STALE = "running.json", 180  # seconds without a sign of life
-PASSING = re.compile(rf"{LOCK}|part-.*|.*\.part")  # files that are never copied
+PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5")  # never copied
 DONE = "done.json"  # copied last: where it is, everything else is
 
 
