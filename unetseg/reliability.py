@@ -10,7 +10,7 @@ from scipy import ndimage, optimize, stats
 from unetseg.metrics import dice
 
 NEAR = 3  # voxels around the structures in which calibration is looked at
-AGREEMENT = 0.8  # Dice between folds below which a person should look; readers agree better
+AGREEMENT = 0.8  # Dice between the folds that is usual where no score is known
 # Of the trained values, how far beyond them still counts as like them.
 MARGINS = {"spacing, mm,": (0.9, 1.1), "field of view, mm,": (0.8, 1.25), "brightness": (0.5, 2)}
 
@@ -104,7 +104,7 @@ def describe_votes(votes, labels, voxel_ml):
     return rows
 
 
-def flag(predicted, outside, trained):
+def flag(predicted, outside, trained, usual=None):
     """Say which predictions a person should look at first, and why.
 
     Parameters
@@ -115,16 +115,20 @@ def flag(predicted, outside, trained):
         As `compare_with_training` returns it.
     trained : pandas.DataFrame
         Of the training cases, with ``volume_ml``.
+    usual : mapping of int to float, optional
+        Per label, the mean Dice in cross-validation; by default 0.8.
 
     Returns
     -------
     pandas.DataFrame
         A row per scan: ``case``, ``agreement`` (the lowest of its labels), ``volume_ml`` (of all
         labels), and ``look_at``: why, empty if there is no reason. Reasons are a problem of the
-        file, a label that was not found, an agreement below 0.8, a volume of less than half or
-        more than twice of what was seen in training, and what is `outside`. The scans with the
-        most reasons and the lowest agreement come first.
+        file, a label that was not found, folds that agree less with one another than they usually
+        do with the truth, a volume of less than half or more than twice of what was seen in
+        training, and what is `outside`. The scans with the most reasons and the lowest agreement
+        come first.
     """
+    usual = dict(usual if usual is not None else {})
     low, high = trained["volume_ml"].min(), trained["volume_ml"].max()
     rows = []
     for case, part in predicted.groupby("case", sort=False):
@@ -133,7 +137,7 @@ def flag(predicted, outside, trained):
         for row in part.dropna(subset=["volume_ml"]).itertuples():
             if row.volume_ml == 0:
                 reasons.append(f"no {row.name} was found.")
-            elif row.agreement < AGREEMENT:
+            elif row.agreement < usual.get(row.label, AGREEMENT):
                 reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}.")
         if total < low / 2 or total > 2 * high:
             seen = f"{_short(low)} to {_short(high)}"
