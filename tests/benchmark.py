@@ -2,13 +2,18 @@
 
 python -m tests.benchmark                      everything, minutes
 python -m tests.benchmark memory N X,Y,Z STEPS   peak memory of training on N cases of 128 x 128
-                                               x 128; called by the former, as a process each
+                                               x 128; called by the first, as a process each
+python -m tests.benchmark folds apart|inside   memory of a process after 1 and after 5 tiny folds,
+                                               each in a process of its own or all inside it, and
+                                               seconds per fold; called by the first likewise
 
 Every time is the median of repeats. Times that are compared come from one run, in which the
 alternatives took turns. Training is as in a fold: the optimiser, the weight averaging and the
 metrics included.
 """
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -28,7 +33,7 @@ import pandas as pd
 from keras import layers, ops
 from scipy import ndimage
 
-from unetseg import inference, model, training, workspace
+from unetseg import inference, model, parallel, training, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import Case
 from unetseg.preprocessing import Preprocessor
@@ -52,6 +57,7 @@ def main():
         rows += waiting("2-D", slices, CachedCases(slices, cases, Path(folder) / "cache2"))
         rows += prediction_speed(volume, cases)
     rows += memory()
+    rows += memory_of_folds()
     rows += peers()
     table = pd.DataFrame(rows, columns=["what", "setting", "value", "unit", "repeats"])
     content = {**workspace.describe_machine(), "rows": table.to_dict("records")}
@@ -264,6 +270,39 @@ def memory():
     return [*rows, ("memory of a patch", "3-D, float32", per_voxel, "bytes/voxel", 1)]
 
 
+def train_folds(where):
+    """Print the resident memory after one tiny fold, after four more, and seconds per fold."""
+    if where == "inside":
+        parallel.run_apart = lambda folder, function, *args: function(*args)
+    resident, seconds = [], []
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        cases = make_cases(Path(folder) / "scans", 5)
+        settings = {"epochs": 1, "steps": 2, "model_args": {"filters": 8}}
+        settings["preprocessor"] = Preprocessor(patch=(16, 16, 16))
+        ids = [case.id for case in cases]
+        folds = [{"train": [i for i in ids if i != one], "val": [one]} for one in ids]
+        for name, chosen in (("one", folds[:1]), ("more", folds[1:])):
+            workspace.write_json(Path(folder) / name / "splits.json", chosen)
+            start = time.perf_counter()
+            training.cross_validate(cases, Path(folder) / name, **settings)
+            seconds.append(time.perf_counter() - start)
+            status = Path("/proc/self/status").read_text()
+            resident.append(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024)
+    print(*resident, (seconds[1] - seconds[0]) / 3)
+
+
+def memory_of_folds():
+    rows = []
+    for where, setting in (("apart", "a process per fold"), ("inside", "all folds in one process")):
+        command = [sys.executable, "-m", "tests.benchmark", "folds", where]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        one, five, seconds = map(float, done.stdout.split()[-3:])
+        for count, value in (("1 fold", one), ("5 folds", five)):
+            rows.append(("memory kept", f"after {count}, {setting}", value / 2**20, "MiB", 1))
+        rows.append(("a tiny fold", setting, seconds, "s", 1))
+    return rows
+
+
 def peers():
     """Rows of tests.benchmark_metrics, from a process of one thread."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmark_metrics"]
@@ -275,5 +314,7 @@ SMALL, LARGE = (40, 48, 48), (96, 96, 96)
 if __name__ == "__main__":
     if sys.argv[1:2] == ["memory"]:
         train_large(int(sys.argv[2]), tuple(map(int, sys.argv[3].split(","))), int(sys.argv[4]))
+    elif sys.argv[1:2] == ["folds"]:
+        train_folds(sys.argv[2])
     else:
         main()

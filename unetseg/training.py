@@ -277,13 +277,14 @@ def cross_validate(
     """Train and predict every fold; a fold that is finished is left as it is.
 
     Each fold is trained in a process of its own, so memory does not grow from fold to fold.
-    Folds meet in the results folder alone. Several run at once with ``n_jobs``, or on a cluster::
+    Folds meet in the results folder alone. Several run at once with ``n_jobs``, or on a cluster
+    of Dask (which ``pip install "unetseg[cluster]"`` brings)::
 
         client = dask.distributed.Client("tcp://scheduler:8786")
         with joblib.parallel_config(backend="dask"):
             cross_validate(...)
 
-    likewise on one of Ray with ``ray.util.joblib.register_ray()`` and ``backend="ray"``. The
+    and likewise of Ray, with ``ray.util.joblib.register_ray()`` and ``backend="ray"``. The
     scans and the results must be in folders that all machines share, under the same absolute
     paths; a worker trains as many folds at once as it has threads. The fold of a worker that dies
     goes to another one, which goes on from its last epoch.
@@ -367,29 +368,38 @@ def cross_validate(
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
-        for number in pending:
-            checkpoint.clear_fold(results_dir, number, folds[number]["val"], backup_dir)
-        with tempfile.TemporaryDirectory() as cache_dir:
-            jobs = []
-            for number in pending:
-                parts = [[by_id[i] for i in folds[number][part]] for part in ("train", "val")]
-                fold_dir, one = results_dir / f"fold_{number}", {"seed": seed + number, **shared}
-                job = joblib.delayed(parallel.run_apart)
-                jobs.append(job(fold_dir, _run_fold, *parts, fold_dir, cache_dir, one))
-            _run_folds(jobs, n_jobs, results_dir, pending, recipe.epochs, backup_dir)
+        parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
+        _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
     return folds
 
 
-def _run_folds(jobs, n_jobs, results_dir, pending, epochs, backup_dir):
+def _run_folds(parts, results_dir, settings, seed, n_jobs, backup_dir):
+    folders = {number: results_dir / f"fold_{number}" for number in parts}
+    for number, (_, val_cases) in parts.items():
+        ids = [case.id for case in val_cases]
+        checkpoint.clear_fold(results_dir, number, ids, backup_dir)
+    call = joblib.delayed(parallel.run_apart)
     try:
-        with parallel.Follower(results_dir, pending, epochs, backup_dir):
-            parallel.run_all(jobs, n_jobs, results_dir)
+        with tempfile.TemporaryDirectory() as cache_dir:
+            jobs = []
+            for number, folder in folders.items():
+                own = {"seed": seed + number, **settings}
+                jobs.append(call(folder, _run_fold, *parts[number], folder, cache_dir, own))
+            epochs = settings["recipe"].epochs
+            with parallel.Follower(results_dir, list(parts), epochs, backup_dir):
+                parallel.run_all(jobs, n_jobs, results_dir)
     except KeyboardInterrupt:
-        folders = {number: results_dir / f"fold_{number}" for number in pending}
         begun = [n for n, path in folders.items() if path.exists() and not (path / DONE).exists()]
-        stopped = ", ".join(map(str, begun or pending[:1]))
+        stopped = ", ".join(map(str, begun or [*parts][:1]))
         print(f"Stopped in fold {stopped}. Run this again: it goes on from the last full epoch.")
         raise
+
+
+def _clear(fold_dir, ids):
+    finished = (fold_dir / DONE).exists()
+    old = (*fold_dir.glob("?.state*"), fold_dir / "history.csv") if finished else ()
+    for file in (*old, fold_dir / DONE, *_predictions(fold_dir.parent, ids)):
+        file.unlink(missing_ok=True)  # or a mixture might be scored
 
 
 def _run_fold(train_cases, val_cases, fold_dir, cache_dir, settings):
