@@ -293,6 +293,9 @@ def is_finished(results_dir, number, fold):
         problem = "was finished, but files are missing or damaged"
         print(f"{path.parent}: {problem}. It is trained again.")
         path.unlink()
+    left = (*path.parent.glob("?.state*"), path.with_name(LOCK)) if whole else ()
+    for file in left:  # of a run that was killed at its end
+        file.unlink(missing_ok=True)
     return whole
 
 
