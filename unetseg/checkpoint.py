@@ -261,7 +261,8 @@ def is_finished(results_dir, number, fold):
     ----------
     results_dir : Path
     number : int
-        Of the fold. If it was finished once, but is not whole, its ``done.json`` is removed.
+        Of the fold. If it was finished once, but is not whole, its ``done.json`` is removed; if
+        it is whole, what a run that was killed at its end left: states and a lock.
     fold : dict
         Its ``train`` and ``val`` ids.
 
