@@ -5,8 +5,10 @@ import pickle
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from unetseg import model, parallel, sample, splits, training, workspace
+from unetseg import checkpoint, model, parallel, sample, splits, training, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.inference import load_models, predict_case
 from unetseg.model import build_unet, dice_cross_entropy
@@ -634,9 +636,14 @@ def test_mirrored_copies_are_predicted_only_by_models_that_saw_mirrored_patches(
     cases, tmp_path, monkeypatch, augment, axes
 ):
     used = []
-    monkeypatch.setattr(training, "predict_cases", lambda *_, mirror_axes: used.append(mirror_axes))
+
+    def predict(*args, mirror_axes):
+        used.append(mirror_axes)
+        return predict_case(*args, mirror_axes=mirror_axes)
+
+    monkeypatch.setattr(training, "predict_case", predict)
     train_one(cases, tmp_path, augment=augment)
-    assert used == [axes]
+    assert used == [axes, axes]  # of two cases
 
 
 class StopAt(keras.callbacks.Callback):
@@ -703,6 +710,17 @@ def test_a_fold_trained_again_does_not_go_on_from_an_old_state(copy, cases, trai
     (copy / "fold_0" / "1.state").write_bytes(b"left")
     cross_validate(cases, copy, retrain=True, **SETTINGS)
     assert not (copy / "fold_0" / "1.state").exists()
+
+
+def test_a_finished_fold_keeps_no_state_and_no_lock_of_a_run_that_was_killed_at_its_end(
+    copy, run, cases, trained
+):
+    (copy / "fold_1" / "0.state").write_bytes(b"left")
+    lock = {"host": platform.node(), "pid": 1, "time": time.time()}
+    (copy / "fold_1" / "running.json").write_text(json.dumps(lock))
+    cross_validate(cases, copy, **SETTINGS)
+    assert trained == []
+    assert files(copy) == files(run.results)
 
 
 def test_a_finished_fold_whose_weights_are_damaged_is_trained_again(copy, cases, trained, capsys):
@@ -803,15 +821,50 @@ class CutOff(BaseException):
     """The virtual machine is gone, with its local disk."""
 
 
-def stop(monkeypatch, error, fold, epochs):
-    """Make training stop with an error in a fold, in the epoch after so many full ones."""
+def train_here(patch):
+    """Train folds in this process, and look at them after each epoch and each fold, never else.
 
-    class Stopped(training.Progress):
+    So each epoch is copied to Drive before the next one begins, however fast this machine is.
+    """
+    looks = []
+
+    class Follower(parallel.Follower):
+        def __enter__(self):
+            looks.append(self._look)
+            return super().__enter__()
+
+    class SaveState(checkpoint.SaveState):
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            looks[-1]()
+
+    def run(folder, function, *args):
+        with workspace.only_run(folder):
+            function(*args)
+        looks[-1]()
+
+    patch.setattr(parallel, "Follower", Follower)
+    patch.setattr(checkpoint, "SaveState", SaveState)
+    patch.setattr(parallel, "run_apart", run)
+    patch.setattr(parallel, "LOOK_SECONDS", 3600)
+    patch.setattr(parallel, "BACK_UP_SECONDS", -1)
+
+
+def cut_off_now(patch):
+    """End this machine, which then copies nothing more."""
+    patch.setattr(parallel, "back_up", lambda *_: False)
+    raise CutOff
+
+
+def stop(patch, fold, epochs, end=cut_off_now):
+    """Make training end in a fold, in the epoch after so many full ones."""
+
+    class Stopped(checkpoint.SaveState):
         def on_train_batch_end(self, batch, logs=None):
-            if (self.title, self.done) == (f"fold {fold}", epochs):
-                raise error
+            if (self.folder.name, len(self.about["history"])) == (f"fold_{fold}", epochs):
+                end(patch)
 
-    monkeypatch.setattr(training, "Progress", Stopped)
+    patch.setattr(checkpoint, "SaveState", Stopped)
 
 
 @pytest.fixture(scope="module")
@@ -824,7 +877,7 @@ def uninterrupted(cases, tmp_path_factory):
         seen.append(files(folder / "drive"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "BACK_UP_SECONDS", -1)  # after every epoch
+        train_here(patch)
         patch.setattr(workspace, "write_file", watched)
         cross_validate(cases, folder / "results", backup_dir=folder / "drive", **DROPPED)
     return SimpleNamespace(results=folder / "results", drive=folder / "drive", seen=seen)
@@ -835,8 +888,8 @@ def cut_off(cases, tmp_path_factory):
     """What is on Drive of a run whose machine was lost in the third epoch of its second fold."""
     folder = tmp_path_factory.mktemp("cut off")
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutOff):
-        patch.setattr(parallel, "BACK_UP_SECONDS", -1)
-        stop(patch, CutOff, fold=1, epochs=2)
+        train_here(patch)
+        stop(patch, fold=1, epochs=2)
         cross_validate(cases, folder / "results", backup_dir=folder / "drive", **DROPPED)
     shutil.rmtree(folder / "results")
     lock = {"host": "the lost one", "pid": 1, "time": time.time() - 3600}
@@ -851,7 +904,7 @@ def new_machine(colab, monkeypatch):
     What is on Drive is a copy of a folder, or what was left there. Every epoch is copied there.
     """
     drive, disk = colab
-    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", -1)
+    train_here(monkeypatch)
 
     def prepare(content=None, spoil=lambda drive: None):
         shutil.rmtree(disk, ignore_errors=True)
@@ -1038,28 +1091,72 @@ def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
 ):
     place = new_machine(uninterrupted.drive)
     with monkeypatch.context() as patch, contextlib.suppress(CutOff):
-        stop(patch, CutOff, fold=0, epochs=2)
-        patch.setattr(workspace, "back_up", lambda *_: False)  # not yet, in so short a time
-        patch.setattr(parallel, "back_up", lambda *_: False)
+        stop(patch, fold=0, epochs=2)
+        patch.setattr(parallel, "back_up", lambda *_: False)  # not yet, in so short a time
         go_on(place, cases, retrain=True)
     place = workspace.prepare("sample", "x")  # on the same machine
     capsys.readouterr()
     go_on(place, cases)
-    assert epochs_of(capsys.readouterr().out) == ["fold 0 epoch 3/3"]
+    assert epochs_of(capsys.readouterr().out) == [
+        *("fold 0 epoch 3/3", "fold 1 epoch 1/3", "fold 1 epoch 2/3", "fold 1 epoch 3/3")
+    ]
     for folder in (place.results, place.backup):
         assert_same_run(folder, uninterrupted.results)
 
 
+HELD = """
+import pickle
+import sys
+import time
+from unetseg import training
+
+def hold(*args):  # defined here, so what it does is done in the process of the fold
+    from unetseg import checkpoint, training
+
+    class Held(checkpoint.SaveState):
+        def on_epoch_begin(self, epoch, logs=None):
+            while epoch == 2:
+                time.sleep(600)
+
+    checkpoint.SaveState = Held
+    training._run_fold(*args)
+
+training._run_fold = hold
+cases, results, drive, settings = pickle.load(sys.stdin.buffer)
+training.cross_validate(cases, results, backup_dir=drive, **settings)
+"""
+
+
+@contextlib.contextmanager
+def held(cases, results, drive):
+    """A training in processes of their own, held in the third epoch of its first fold."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parent,  # where build_tiny is found
+    )
+    pickle.dump((cases, results, drive, DROPPED), process.stdin)
+    process.stdin.flush()
+    try:
+        while b"fold 0 epoch 2/3" not in process.stdout.readline():
+            assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_run_stopped_by_hand_is_on_drive_and_goes_on_with_the_same_settings_only(
-    uninterrupted, new_machine, cases, monkeypatch, capsys
+    uninterrupted, new_machine, cases, capsys
 ):
     place = new_machine()
-    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", 900)
-    with monkeypatch.context() as patch:
-        stop(patch, KeyboardInterrupt, fold=0, epochs=2)
-        with pytest.raises(KeyboardInterrupt):
-            go_on(place, cases)
-    assert "Stopped in fold 0. Run this again: it goes on from" in capsys.readouterr().out
+    with held(cases, place.results, place.backup) as process:
+        assert not list(place.backup.rglob("*.state"))  # a quarter of an hour is not over
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate()
+    assert b"Stopped in fold 0. Run this again: it goes on from" in said
     place = new_machine()
     with pytest.raises(ValueError, match="other settings") as error:
         go_on(place, cases, epochs=5, learning_rate=0.001)
@@ -1075,43 +1172,37 @@ def test_a_run_stopped_by_hand_is_on_drive_and_goes_on_with_the_same_settings_on
     assert_same_run(place.backup, uninterrupted.results)
 
 
-HELD = """
-import pickle
-import sys
-from unetseg import training
+def test_an_error_of_a_fold_leaves_on_drive_what_it_has_learnt(
+    uninterrupted, new_machine, cases, monkeypatch, capsys
+):
+    def fail(patch):
+        raise MemoryError("of the GPU")
 
-class Held(training.Progress):
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == 1:
-            print("in the third epoch", flush=True)
-            sys.stdin.read()
-
-training.Progress = Held
-cases, results, drive, settings = pickle.load(sys.stdin.buffer)
-training.cross_validate(cases, results, backup_dir=drive, **settings)
-"""
+    place = new_machine()
+    with monkeypatch.context() as patch:
+        stop(patch, fold=1, epochs=1, end=fail)
+        patch.setattr(parallel, "BACK_UP_SECONDS", 900)
+        with pytest.raises(MemoryError):
+            go_on(place, cases)
+    place = new_machine()
+    capsys.readouterr()
+    go_on(place, cases)
+    assert epochs_of(capsys.readouterr().out) == ["fold 1 epoch 2/3", "fold 1 epoch 3/3"]
+    assert_same_run(place.backup, uninterrupted.results)
 
 
 def test_a_second_run_is_refused_until_the_first_is_killed_and_then_goes_on(
-    uninterrupted, cases, tmp_path, capsys
+    uninterrupted, cases, tmp_path, capsys, monkeypatch
 ):
     results, drive = tmp_path / "results", tmp_path / "drive"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HELD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parent,  # where build_tiny is found
-    )
-    pickle.dump((cases, results, drive, DROPPED), process.stdin)
-    process.stdin.flush()
-    while b"third" not in process.stdout.readline():
-        assert process.poll() is None
-    for folder in (results, tmp_path / "other results"):
-        with pytest.raises(RuntimeError, match=f"another run .*process {process.pid} on"):
-            cross_validate(cases, folder, backup_dir=drive, **DROPPED)
-    assert finish(process, after=0) == -9
-    process.stdin.close()
+    train_here(monkeypatch)
+    with held(cases, results, drive) as process:
+        for folder in (results, tmp_path / "other results"):
+            with pytest.raises(RuntimeError, match=f"another run .*process {process.pid} on"):
+                cross_validate(cases, folder, backup_dir=drive, **DROPPED)
+        process.kill()
+        process.stdout.read()  # ends when the process of the fold does, which writes there too
+    assert process.returncode == -9
     cross_validate(cases, results, backup_dir=drive, **DROPPED)
     said = capsys.readouterr().out
     assert f"taken over from process {process.pid} on" in said
@@ -1136,12 +1227,14 @@ def lose(patch, folder, writes, name=""):
     def lost(path, data):
         nonlocal left
         path = Path(path)
+        if threading.current_thread() is not threading.main_thread():  # renews a lock
+            return write_file(path, data)
         left -= folder in path.parents and name in path.name
         if left > 0:
             return write_file(path, data)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(f"{path.name}.part").write_bytes(data[: len(data) // 2])
-        raise CutOff
+        cut_off_now(patch)
 
     patch.setattr(workspace, "write_file", lost)
 
@@ -1154,9 +1247,11 @@ def test_a_machine_lost_between_the_last_state_and_its_history_loses_no_epoch(
         lose(patch, place.backup, 1, "history.csv")
         go_on(place, cases)
     place = new_machine()
+    assert len(pd.read_csv(place.results / "fold_1" / "history.csv")) == 2
     capsys.readouterr()
+    stop(monkeypatch, fold=1, epochs=2)  # would be reached if an epoch were trained
     go_on(place, cases)
-    assert epochs_of(capsys.readouterr().out) == []
+    assert epochs_of(capsys.readouterr().out) == ["fold 1 epoch 3/3"]  # found in the state
     for folder in (place.results, place.backup):
         assert_same_run(folder, uninterrupted.results)
 

@@ -261,7 +261,8 @@ def is_finished(results_dir, number, fold):
     ----------
     results_dir : Path
     number : int
-        Of the fold. If it was finished once, but is not whole, its ``done.json`` is removed.
+        Of the fold. If it was finished once, but is not whole, its ``done.json`` is removed; if
+        it is whole, what a run that was killed at its end left: states and a lock.
     fold : dict
         Its ``train`` and ``val`` ids.
 
@@ -293,6 +294,9 @@ def is_finished(results_dir, number, fold):
         problem = "was finished, but files are missing or damaged"
         print(f"{path.parent}: {problem}. It is trained again.")
         path.unlink()
+    left = (*path.parent.glob("?.state*"), path.with_name(LOCK)) if whole else ()
+    for file in left:  # of a run that was killed at its end
+        file.unlink(missing_ok=True)
     return whole
 
 
