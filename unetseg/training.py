@@ -395,13 +395,6 @@ def _run_folds(parts, results_dir, settings, seed, n_jobs, backup_dir):
         raise
 
 
-def _clear(fold_dir, ids):
-    finished = (fold_dir / DONE).exists()
-    old = (*fold_dir.glob("?.state*"), fold_dir / "history.csv") if finished else ()
-    for file in (*old, fold_dir / DONE, *_predictions(fold_dir.parent, ids)):
-        file.unlink(missing_ok=True)  # or a mixture might be scored
-
-
 def _run_fold(train_cases, val_cases, fold_dir, cache_dir, settings):
     if (fold_dir / DONE).exists():  # by a worker that was then lost
         return
