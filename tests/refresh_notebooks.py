@@ -19,13 +19,19 @@ START_UP = re.compile(r"^(WARNING: All log|[IWE]0000 |To enable the following).*
 
 def clean(cell):
     cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+    joined = []
     for output in cell.get("outputs", []):
+        if joined and output.get("name") and output.get("name") == joined[-1].get("name"):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    for output in joined:
         if output.get("name") == "stderr":
             output.text = START_UP.sub("", output.text)
-        if output.get("name") == "stdout":  # a progress bar as it was at last
+        elif output.get("name") == "stdout":  # a progress bar as it was at last
             output.text = re.sub(r"[^\n]*\r", "", output.text)
     if "outputs" in cell:
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or o.text.strip()]
+        cell.outputs = [o for o in joined if o.get("name") != "stderr" or o.text.strip()]
     if "viewer" in cell.metadata.get("tags", []):  # megabytes, and scripts that few places run
         cell.outputs = [o for o in cell.outputs if o.output_type == "stream"]
 
