@@ -23,6 +23,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = ["01_load_data", "02_train_kfold", "03_evaluate", "04_predict_new_scans"]
 REPORTED = ("learning_curves", "scores", "volumes", "dice_by_size", "confusion", "examples")
 FIGURES = ("cases", "masks", *REPORTED)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def code_cells(notebook):
@@ -138,14 +139,23 @@ def run(tmp_path_factory):
     Of the three new scans one is not readable.
     """
     folder = tmp_path_factory.mktemp("run")
-    data = sample.make_sample(folder / "scans", n_cases=5)
+    settings, executed = train(folder)
     new = sample.make_sample(folder / "new", n_cases=2, seed=1)
     (new / "imagesTr" / "broken.nii.gz").write_bytes(b"<html>quota exceeded</html>")
-    settings = {"DATA": str(data), "RESULTS": str(folder / "results"), "EXPERIMENT": "small"}
     settings |= {"SCANS": str(new), "PROBABILITIES": True}
-    settings |= {"FOLDS": 2, "EPOCHS": 2, "STEPS": 3, "FILTERS": 4, "DEPTH": 2}
-    executed = {name: execute(name, folder, settings) for name in NAMES}
+    executed[NAMES[3]] = execute(NAMES[3], folder, settings)
     return folder, settings, executed
+
+
+def train(folder):
+    """Train and evaluate on a small sample with the first three notebooks.
+
+    Returns their settings and the executed notebooks. The results are in ``results/small``.
+    """
+    data = sample.make_sample(folder / "scans", n_cases=5)
+    settings = {"DATA": str(data), "RESULTS": str(folder / "results"), "EXPERIMENT": "small"}
+    settings |= {"FOLDS": 2, "EPOCHS": 2, "STEPS": 3, "FILTERS": 4, "DEPTH": 2}
+    return settings, {name: execute(name, folder, settings) for name in NAMES[:3]}
 
 
 def execute(name, folder, settings):
@@ -252,12 +262,15 @@ PROBE = """<script>addEventListener("load", () => setTimeout(() => {
 }, 3000));</script>"""
 
 
+def find_browser():
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def open_in_browser(page, folder):
     """Open a page in headless Chromium and tell what became of it."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
+    browser = find_browser()
     if browser is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
     before, end, after = page.rpartition("</body>")
     (folder / "probed.html").write_text(before + PROBE + end + after, encoding="utf-8")
     quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
