@@ -225,6 +225,16 @@ def test_new_scans_that_are_finished_are_not_predicted_again(run, tmp_path):
     assert (out / "labels" / "sub-01_ses-2.nii.gz").exists()
 
 
+def test_new_scans_are_predicted_by_models_that_were_not_scored(run, tmp_path):
+    folder, settings, _ = run
+    results = copy_results(folder, tmp_path)
+    for name in ("scores.csv", "summary.csv", "report.html"):
+        (results / name).unlink()
+    again = execute("04_predict_new_scans", tmp_path, settings | {"RESULTS": str(results.parent)})
+    assert "Not scored yet: run notebook 3." in text_of(again)
+    assert "2 of 3 scans are segmented." in text_of(again)
+
+
 def test_the_scores_have_a_row_for_every_case_and_label(run):
     folder, *_ = run
     rows = (folder / "results" / "small" / "scores.csv").read_text().splitlines()
