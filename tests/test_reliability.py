@@ -212,18 +212,18 @@ def flagged(trained, *scans, outside=None):
 
 REASONS = {
     "none": ({}, ""),
-    "missing": ({"front": (0.0, NAN)}, "no front was found."),
-    "one fold found it": ({"back": (0.0, 0.0), "front": (3.0, 0.9)}, "no back was found."),
-    "folds disagree": ({"back": (3.0, 0.794)}, "the folds agree by a Dice of 0.79 on back."),
+    "missing": ({"front": (0.0, NAN)}, "no front was found"),
+    "one fold found it": ({"back": (0.0, 0.0), "front": (3.0, 0.9)}, "no back was found"),
+    "folds disagree": ({"back": (3.0, 0.794)}, "the folds agree by a Dice of 0.79 on back"),
     "just agree": ({"back": (3.0, 0.8)}, ""),
     # Of 2 to 6 ml in training, half and twice.
-    "small": ({"front": (0.5, 0.9), "back": (0.4, 0.9)}, "0.9 ml are labelled, trained on 2 to 6."),
+    "small": ({"front": (0.5, 0.9), "back": (0.4, 0.9)}, "0.9 ml are labelled, trained on 2 to 6"),
     "small enough": ({"front": (0.5, 0.9), "back": (0.6, 0.9)}, ""),
-    "large": ({"back": (1229.0, 0.9)}, "1230 ml are labelled, trained on 2 to 6."),
+    "large": ({"back": (1229.0, 0.9)}, "1230 ml are labelled, trained on 2 to 6"),
     "large enough": ({"back": (10.9, 0.9)}, ""),
     "single fold": ({"front": (1.0, NAN), "back": (3.0, NAN)}, ""),
-    "failed": ({"problem": "a.nii: cannot be read."}, "a.nii: cannot be read."),
-    "failed without a stop": ({"problem": "a.nii: no such file"}, "a.nii: no such file."),
+    "failed": ({"problem": "a.nii: cannot be read."}, "a.nii: cannot be read"),
+    "failed without a stop": ({"problem": "a.nii: no such file"}, "a.nii: no such file"),
 }
 
 
@@ -237,13 +237,13 @@ def test_every_reason_to_look_is_told(kind, trained):
 def test_several_reasons_are_told_together(trained):
     odd = predicted("a", front=(0.0, NAN), back=(0.5, 0.5))
     (row,) = flagged(trained, odd, outside={"a": "contrast is 9."}).to_dict("records")
-    small = "0.5 ml are labelled, trained on 2 to 6."
-    disagreement = "the folds agree by a Dice of 0.50 on back."
-    assert row["look_at"] == f"no front was found. {disagreement} {small} contrast is 9."
+    small = "0.5 ml are labelled, trained on 2 to 6"
+    disagreement = "the folds agree by a Dice of 0.50 on back"
+    assert row["look_at"] == f"no front was found; {disagreement}; {small}; contrast is 9"
     assert row == {"case": "a", "agreement": 0.5, "volume_ml": 0.5, "look_at": row["look_at"]}
 
 
-def test_what_has_most_reasons_comes_first_then_what_the_folds_agree_on_least(trained):
+def test_what_failed_comes_first_then_most_reasons_then_the_least_agreement(trained):
     table = flagged(
         trained,
         predicted("fine", front=(1.0, 0.93)),
@@ -255,9 +255,9 @@ def test_what_has_most_reasons_comes_first_then_what_the_folds_agree_on_least(tr
         predicted("one reason", front=(1.0, 0.7)),
         outside={"unlike": "contrast is 9.", "fine": "", "another scan": "x."},
     )
-    order = ["two reasons", "one reason", "unlike", "failed", "fine", "better", "alone"]
+    order = ["failed", "two reasons", "one reason", "unlike", "fine", "better", "alone"]
     assert table["case"].tolist() == order
-    assert table["agreement"].tolist()[:3] == [0.7, 0.7, 0.91]  # the lower of both labels
+    assert table["agreement"].tolist()[1:4] == [0.7, 0.7, 0.91]  # the lower of both labels
     assert table["volume_ml"].tolist()[:2] == [4, 4]
     assert table.loc[3, ["agreement", "volume_ml"]].isna().all()
     assert list(table.columns) == ["case", "agreement", "volume_ml", "look_at"]

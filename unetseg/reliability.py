@@ -125,29 +125,31 @@ def flag(predicted, outside, trained, usual=None):
         labels), and ``look_at``: why, empty if there is no reason. Reasons are a problem of the
         file, a label that was not found, folds that agree less with one another than they usually
         do with the truth, a volume of less than half or more than twice of what was seen in
-        training, and what is `outside`. The scans with the most reasons and the lowest agreement
-        come first.
+        training, and what is `outside`. Files with a problem come first, then the scans with the
+        most reasons, then those with the lowest agreement.
     """
     usual = dict(usual if usual is not None else {})
     low, high = trained["volume_ml"].min(), trained["volume_ml"].max()
     rows = []
     for case, part in predicted.groupby("case", sort=False):
-        reasons = [f"{text.rstrip('.')}." for text in part["problem"].unique() if text]
+        broken = [text.rstrip(".") for text in part["problem"].unique() if text]
+        reasons = [*broken]
         total = part["volume_ml"].sum(min_count=1)
         for row in part.dropna(subset=["volume_ml"]).itertuples():
             if row.volume_ml == 0:
-                reasons.append(f"no {row.name} was found.")
+                reasons.append(f"no {row.name} was found")
             elif row.agreement < usual.get(row.label, AGREEMENT):
-                reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}.")
+                reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}")
         if total < low / 2 or total > 2 * high:
             seen = f"{_short(low)} to {_short(high)}"
-            reasons.append(f"{_short(total)} ml are labelled, trained on {seen}.")
+            reasons.append(f"{_short(total)} ml are labelled, trained on {seen}")
         if outside.get(case):
-            reasons.append(outside[case])
+            reasons.append(outside[case].rstrip("."))
         about = {"case": case, "agreement": part["agreement"].min(), "volume_ml": total}
-        rows.append(about | {"look_at": " ".join(reasons), "reasons": len(reasons)})
-    table = pd.DataFrame(rows).sort_values(["reasons", "agreement"], ascending=[False, True])
-    return table.drop(columns="reasons").reset_index(drop=True)
+        order = (-len(broken), -len(reasons), about["agreement"])
+        rows.append((order, about | {"look_at": "; ".join(reasons)}))
+    rows.sort(key=lambda row: tuple(np.nan_to_num(row[0], nan=2.0)))
+    return pd.DataFrame([row for _, row in rows])
 
 
 def sample_voxels(probabilities, truth, rng, most=20_000):
