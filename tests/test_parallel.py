@@ -69,7 +69,7 @@ def test_a_daemonic_process_may_call_too(tmp_path):
 
 
 WAITING = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import joblib
 from unetseg import parallel
@@ -78,6 +78,7 @@ def wait(folder):
     (folder / "pid").write_text(str(os.getpid()))
     time.sleep(600)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 folder = Path(sys.argv[1])
 names = ["fold_0", "fold_1"]
 jobs = [joblib.delayed(parallel.run_apart)(folder / n, wait, folder / n) for n in names]
@@ -114,7 +115,10 @@ def test_no_process_goes_on_after_the_first_one_was_stopped(tmp_path, n_jobs, en
             "interrupt all": lambda: os.killpg(run.pid, signal.SIGINT),
             "kill": run.kill,
         }[end]()
-        said, _ = run.communicate(timeout=60)
+        try:
+            said, _ = run.communicate(timeout=60)
+        finally:
+            run.kill()
         assert said == ("" if end == "kill" else "stopped\n")
     until = time.monotonic() + 10
     while any(map(is_alive, pids)) and time.monotonic() < until:
