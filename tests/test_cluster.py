@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 def cluster():
     """Two workers of one thread; each is a process under a nanny that replaces it if it dies."""
     workers = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
-    place = {"dashboard_address": None, "host": "127.0.0.1"}
+    place = {"dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with LocalCluster(**workers, **place) as made, Client(made) as client:
         yield client
 
