@@ -187,8 +187,10 @@ class SaveState(keras.callbacks.Callback):
             self._write_history()
 
     def _write_history(self):
-        table = pd.DataFrame(self.about["history"])
-        write_file(self.folder / "history.csv", table.to_csv(index=False).encode())
+        table = pd.DataFrame(self.about["history"]).to_csv(index=False).encode()
+        path = self.folder / "history.csv"
+        if not (path.exists() and path.read_bytes() == table):  # a new file tells of a new epoch
+            write_file(path, table)
 
 
 class StopWithRun(keras.callbacks.Callback):

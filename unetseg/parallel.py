@@ -1,7 +1,6 @@
 """Folds in processes of their own, and what is seen of them from outside."""
 
 import contextlib
-import io
 import multiprocessing
 import os
 import signal
@@ -125,10 +124,10 @@ class Follower:
     def __init__(self, results_dir, numbers, epochs, backup_dir=None):
         self.results_dir, self.epochs, self.backup_dir = results_dir, epochs, backup_dir
         self.paths = {n: results_dir / f"fold_{n}" / "history.csv" for n in numbers}
-        self.told, self.rows = dict.fromkeys(numbers), dict.fromkeys(numbers, 0)
+        self.stamps, self.rows = dict.fromkeys(numbers), dict.fromkeys(numbers, 0)
         for number, path in self.paths.items():
             if path.exists():  # of an interrupted run
-                self.told[number] = path.read_bytes()
+                self.stamps[number] = path.stat().st_mtime_ns
                 self.rows[number] = len(pd.read_csv(path))
         self.before, self.finished = sum(self.rows.values()), self._count_finished()
         self.due, self.ended = False, threading.Event()
@@ -172,11 +171,10 @@ class Follower:
 
     def _tell(self, number):
         path = self.paths[number]
-        content = path.read_bytes() if path.exists() else None
-        if content in (None, self.told[number]):  # or written anew, when a fold goes on
+        if not path.exists() or (stamp := path.stat().st_mtime_ns) == self.stamps[number]:
             return False
-        table = pd.read_csv(io.BytesIO(content))
-        self.told[number] = content
+        table = pd.read_csv(path)
+        self.stamps[number] = stamp
         for epoch in range(min(self.rows[number], len(table) - 1), len(table)):
             self.rows[number] = epoch + 1
             done = sum(self.rows.values())
