@@ -331,14 +331,18 @@ def read_json(path, kind=None):
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
-    schemas = json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
-    if (kind or path.name) in schemas["$defs"]:
-        schemas["$ref"] = f"#/$defs/{kind or path.name}"
-        errors = jsonschema.Draft202012Validator(schemas).iter_errors(value)
-        if error := jsonschema.exceptions.best_match(errors):
+    schemas, name = _load_schemas(), kind or path.name
+    if name in schemas["$defs"]:
+        validator = jsonschema.Draft202012Validator({**schemas, "$ref": f"#/$defs/{name}"})
+        if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
             found = f"at {error.json_path}: {error.message[:300]}"
             raise ValueError(f"{path}: {found}. Correct it, or fetch it again.")
     return value
+
+
+@functools.cache
+def _load_schemas():
+    return json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
 
 
 def _refuse_constant(name):
