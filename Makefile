@@ -46,7 +46,7 @@ endef
 test: $(READY)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile
 
 # Ten minutes on two cores, and 6 GB of temporary files; MONAI brings PyTorch.
 benchmark: $(READY)
