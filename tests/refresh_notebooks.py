@@ -13,8 +13,6 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-# TensorFlow writes these before its log level counts.
-START_UP = re.compile(r"^(WARNING: All log|[IWE]0000 |To enable the following).*\n?", re.MULTILINE)
 
 
 def clean(cell):
@@ -26,12 +24,10 @@ def clean(cell):
         else:
             joined.append(output)
     for output in joined:
-        if output.get("name") == "stderr":
-            output.text = START_UP.sub("", output.text)
-        elif output.get("name") == "stdout":  # a progress bar as it was at last
+        if output.get("name") == "stdout":  # a progress bar as it was at last
             output.text = re.sub(r"[^\n]*\r", "", output.text)
     if "outputs" in cell:
-        cell.outputs = [o for o in joined if o.get("name") != "stderr" or o.text.strip()]
+        cell.outputs = joined
     if "viewer" in cell.metadata.get("tags", []):  # megabytes, and scripts that few places run
         cell.outputs = [o for o in cell.outputs if o.output_type == "stream"]
 

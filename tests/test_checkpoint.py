@@ -333,7 +333,8 @@ def test_without_a_state_a_training_begins(tmp_path):
 
 def test_the_state_of_something_else_is_not_used(tmp_path):
     save(net(), tmp_path, 3)
-    state = checkpoint.load_state(net(), tmp_path, ABOUT | {"train": ["b"]})
+    with pytest.warns(UserWarning, match="of a training with another train, so it begins anew"):
+        state = checkpoint.load_state(net(), tmp_path, ABOUT | {"train": ["b"]})
     assert state["history"] == []
 
 

@@ -786,6 +786,24 @@ def test_two_scans_of_one_id_are_refused(tmp_path, predict, write_case):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "error", "words"),
+    [
+        ({"overlap": 1}, ValueError, r"overlap must be in \[0, 1\)"),
+        ({"mirror_axes": [2]}, ValueError, "mirror_axes must be among"),
+        ({"temperature": 0}, ValueError, "temperature must be above 0"),
+        ({"window": 3}, TypeError, "window"),
+    ],
+)
+def test_a_setting_that_is_not_possible_is_refused_once_and_not_scan_by_scan(
+    setting, error, words, tmp_path, predict, write_case
+):
+    scan = write_case(tmp_path, "a", blocks())
+    with pytest.raises(error, match=words):
+        predict([scan], **setting)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_experiment_that_cannot_be_used_is_refused_at_once(tmp_path, predict, write_case):
     scan = write_case(tmp_path, "a", blocks())
     with pytest.raises(FileNotFoundError, match="no finished fold"):

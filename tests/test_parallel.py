@@ -11,7 +11,7 @@ import joblib
 import pandas as pd
 import pytest
 
-from unetseg import parallel
+from unetseg import parallel, workspace
 
 
 def call(function, folder, *args):
@@ -150,7 +150,8 @@ def follow(tmp_path, monkeypatch):
     """Return functions that end an epoch of a fold, and that make a follower of two folds."""
     monkeypatch.setattr(parallel, "LOOK_SECONDS", 0.01)
     (tmp_path / "experiment.json").write_text('{"settings": 1}')
-    monkeypatch.setattr(parallel, "read_json", lambda path: json.loads(path.read_text()))
+    for module in (parallel, workspace):  # without the schemas
+        monkeypatch.setattr(module, "read_json", lambda path: json.loads(path.read_text()))
 
     def end_epoch(fold, epochs):
         names = [f"{part}{name}" for part in ("", "val_") for name in ("loss", "accuracy", "dice")]

@@ -547,6 +547,16 @@ def test_an_estimate_of_quality_is_drawn_against_the_truth_with_its_correlation(
     assert colours == [plots.colour_of(label, LABELS) for label in LABELS]
 
 
+def test_estimates_that_hardly_differ_are_not_drawn_far_apart():
+    near, rho = {1: [0.970, 0.971], 4: [0.2, 0.9]}, dict.fromkeys(LABELS, (NAN, NAN, NAN))
+    figure = render(plots.quality_estimate(near, near, LABELS, rho=rho))
+    close, wide = figure.axes
+    for limits in (close.get_xlim(), close.get_ylim()):
+        np.testing.assert_allclose(limits, (0.9205, 1.0205))
+    for limits in (wide.get_xlim(), wide.get_ylim()):
+        np.testing.assert_allclose(limits, (0.55 - 0.385, 0.55 + 0.385))
+
+
 @pytest.mark.parametrize("values", [[], [NAN, NAN], [0.5]])
 def test_an_estimate_without_any_case_is_drawn_too(values):
     numbers = {label: np.array(values) for label in LABELS}
@@ -575,7 +585,8 @@ def test_reliability_is_drawn_against_a_line_with_the_voxels_below():
         np.testing.assert_array_equal(counts.get_xydata(), tables[name][["confidence", "n"]])
         assert curve.get_color() == counts.get_color()
     texts = [text.get_text() for text in above.get_legend().get_texts()]
-    assert texts == ["as trained: expected error 0.0860", "calibrated: expected error 0.0241"]
+    lines = ["as trained: expected error 0.0860", "calibrated: expected error 0.0241"]
+    assert texts == [*lines, "right as often as sure"]
     assert (above.get_ylabel(), below.get_ylabel()) == ("share that is right", "voxels")
     assert below.get_xlabel() == "probability of the predicted class"
     assert below.get_yscale() == "log"

@@ -645,3 +645,42 @@ def test_a_back_up_removes_what_a_copy_that_was_cut_off_left_beside_the_whole_fi
     fill(drive, **TRAINED, **{"fold_0__model.weights.h5_part": b"w", "a__b.png_part": b""})
     assert workspace.back_up(local, drive)
     assert content_of(drive) == content_of(local)
+
+
+WRITES = """
+import os, sys
+from unetseg import workspace
+with workspace.hushed():
+    os.write(2, b"of compiled code ")
+    if sys.argv[1] == "fails":
+        raise ValueError("an error")
+os.write(2, b"later")
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"), [("well", ["later"]), ("fails", ["of compiled code", "an error"])]
+)
+def test_what_is_hushed_is_shown_only_with_an_error(ends, expected):
+    shown = subprocess.run([sys.executable, "-c", WRITES, ends], capture_output=True).stderr
+    words = ("of compiled code", "an error", "later")
+    assert [word for word in words if word.encode() in shown] == expected
+
+
+@pytest.mark.parametrize("module", ["training", "inference"])
+def test_tensorflow_starts_without_a_word(module):
+    code = f"import unetseg; unetseg.{module}; import sys; assert 'keras' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def test_folds_are_read_in_the_order_of_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "read_json", lambda path: json.loads(path.read_text()))
+    for number in (10, 9, 2):
+        fill(tmp_path, **{f"fold_{number}__done_json": json.dumps(number).encode()})
+    fill(tmp_path, fold_3__history_csv=b"not finished")
+    folds = workspace.read_folds(tmp_path)
+    assert [*folds.items()] == [(tmp_path / f"fold_{n}", n) for n in (2, 9, 10)]
+    assert [*workspace.read_folds(tmp_path, [10, 2]).values()] == [10, 2]
+    with pytest.raises(FileNotFoundError, match=r"fold_3, fold_4 is not a finished fold\. Run 02"):
+        workspace.read_folds(tmp_path, [2, 3, 4])

@@ -3,9 +3,8 @@
 The modules, in the order that data passes through them: `workspace`, `sample`, `cases`, `nifti`,
 `splits`, `preprocessing`, `augmentation`, `model`, `training`, `parallel`, `checkpoint`,
 `inference`, `metrics`, `scores`, `reliability`, `plots`, `sharing`. Each is imported when it is
-first used, so
-`import unetseg` costs next to nothing and only `model`, `augmentation`, `training`, `checkpoint`
-and `inference` bring in Keras.
+first used, so `import unetseg` costs next to nothing and only `model`, `augmentation`, `training`,
+`checkpoint` and `inference` bring in Keras.
 """
 
 import importlib
@@ -23,5 +22,8 @@ __all__ = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 def __getattr__(name):
     if name in __all__:
-        return importlib.import_module(f"{__name__}.{name}")
+        from unetseg.workspace import hushed
+
+        with hushed():
+            return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")

@@ -128,7 +128,7 @@ def load_state(model, folder, about):
         Of the same architecture, compiled, its optimizer built.
     folder : str or Path
     about : dict
-        What is trained now. States that tell of something else are not used.
+        What is trained now. States that tell of something else are warned of and not used.
 
     Returns
     -------
@@ -145,10 +145,14 @@ def load_state(model, folder, about):
         else:
             problem = "damaged, so not used; training goes on from an earlier epoch"
             warnings.warn(f"{path}: {problem}.", stacklevel=2)
-    states = [pair for pair in states if pair[0] | about == pair[0]]
-    if not states:
+    fitting = [pair for pair in states if pair[0] | about == pair[0]]
+    if states and not fitting:
+        other = ", ".join(key for key in about if states[0][0].get(key) != about[key])
+        problem = f"its state is of a training with another {other}, so it begins anew"
+        warnings.warn(f"{folder}: {problem}.", stacklevel=2)
+    if not fitting:
         return {**about, "history": [], "minutes": 0.0}
-    stored, arrays = max(states, key=lambda pair: len(pair[0]["history"]))
+    stored, arrays = max(fitting, key=lambda pair: len(pair[0]["history"]))
     for n, variable in enumerate(_variables(model)):
         variable.assign(arrays[str(n)])
     return stored

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from unetseg import checkpoint, nifti
+from unetseg import checkpoint, nifti, workspace
 from unetseg.augmentation import add_neighbours
 from unetseg.cases import check_cases
 from unetseg.model import build_for, build_unet
@@ -68,16 +68,14 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
     ValueError
         If the weights are damaged or do not fit.
     """
-    results_dir = Path(results_dir)
-    done = _finished(results_dir, folds)
+    results_dir, models = Path(results_dir), []
+    done = workspace.read_folds(results_dir, folds)
     settings = read_json(results_dir / "experiment.json")["settings"]
     preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
-    models = []
-    for path in done:
+    for folder, about in done.items():
         precision = settings["recipe"]["precision"]
         model = build_for(preprocessor, build_model, settings["model_args"], precision)
-        digest = read_json(path)["weights_sha256"]
-        checkpoint.load_weights(model, path.parent / "model.weights.h5", digest)
+        checkpoint.load_weights(model, folder / "model.weights.h5", about["weights_sha256"])
         models.append(model)
     return models
 
@@ -95,19 +93,8 @@ def load_temperature(results_dir):
         Geometric mean over the finished folds, each fitted on the cases that the fold validated
         (`unetseg.reliability.fit_temperature`); 1 for experiments that have none.
     """
-    done = [read_json(path) for path in _finished(Path(results_dir))]
+    done = workspace.read_folds(results_dir).values()
     return float(np.exp(np.mean([np.log(one.get("temperature", 1)) for one in done])))
-
-
-def _finished(results_dir, folds=None):
-    done = sorted(results_dir.glob("fold_*/done.json"), key=lambda p: int(p.parent.name[5:]))
-    if folds is not None:
-        done = [results_dir / f"fold_{fold}" / "done.json" for fold in folds]
-    missing = [path.parent.name for path in done if not path.is_file()]
-    if missing or not done:
-        which = f"{', '.join(missing)} is not a" if missing else "no"
-        raise FileNotFoundError(f"{results_dir}: {which} finished fold. Run 02_train_kfold first.")
-    return done
 
 
 def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, temperature=1.0):
@@ -134,10 +121,7 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
     -------
     Prediction
     """
-    trained = preprocessor.mirror_axes or ()
-    mirror_axes = trained if mirror_axes is None else tuple(mirror_axes)
-    allowed = f"among {trained}, along which the models saw mirrored patches"
-    require("mirror_axes", mirror_axes, {*trained}.issuperset(mirror_axes), allowed)
+    mirror_axes = _settle(preprocessor, overlap, mirror_axes, temperature)
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
     found = (_predict(model, x, preprocessor, overlap, mirror_axes) for model in models)
@@ -152,6 +136,16 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
         probabilities = soften(probabilities, temperature)
     uncertainty = normalised_entropy(probabilities)
     return Prediction(labels, probabilities, uncertainty, votes, disagreement)
+
+
+def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
+    trained = preprocessor.mirror_axes or ()
+    mirror_axes = trained if mirror_axes is None else tuple(mirror_axes)
+    allowed = f"among {trained}, along which the models saw mirrored patches"
+    require("mirror_axes", mirror_axes, {*trained}.issuperset(mirror_axes), allowed)
+    require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
+    require("temperature", temperature, temperature > 0, "above 0")
+    return mirror_axes
 
 
 def _predict(model, x, preprocessor, overlap, mirror_axes):
@@ -208,19 +202,21 @@ def predict_scans(
     Raises
     ------
     FileNotFoundError, ValueError
-        As `load_models` does, or if two scans have one id.
+        As `load_models` does, or if two scans have one id, or a setting is not possible.
     """
     results_dir, folder, maps = Path(results_dir), Path(folder), tuple(maps)
     allowed = ("uncertainty", "disagreement", "probabilities")
     require("maps", maps, {*maps} <= {*allowed}, f"among {allowed}")
     ids = [scan.id for scan in scans]
     refuse_any(sorted({i for i in ids if ids.count(i) > 1}), "scans:", "ids stand twice", "Rename.")
-    models = tuple(read_json(path)["weights_sha256"] for path in _finished(results_dir))
+    models = tuple(one["weights_sha256"] for one in workspace.read_folds(results_dir).values())
     kwargs = {"temperature": load_temperature(results_dir), **kwargs}
     about = {"models": [*models], "maps": [*maps], "settings": json.loads(json.dumps(kwargs))}
     job = joblib.delayed(_predict_scan)
     jobs = (job(scan, results_dir, folder, build_model, about) for scan in scans)
-    _load_ensemble(results_dir, build_model, models)  # what is wrong with it is said at once
+    # What is wrong with them is said at once, not scan by scan.
+    _, preprocessor = _load_ensemble(results_dir, build_model, models)
+    _settle(preprocessor, **kwargs)
     found = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
     bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
     table = pd.DataFrame([row for rows in bar for row in rows], columns=COLUMNS)

@@ -13,7 +13,7 @@ import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from unetseg.workspace import DONE, back_up, only_run, read_json, write_json
+from unetseg.workspace import DONE, back_up, hushed, only_run, read_folds, read_json, write_json
 
 LOOK_SECONDS = 1
 BACK_UP_SECONDS = 900  # not after each epoch: Drive's trash keeps what is overwritten
@@ -69,6 +69,8 @@ def _end_with(connection):
     # Ctrl-C and a notebook's stop button reach all processes: the first one alone decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_wait_for_end, args=(connection,), daemon=True).start()
+    with hushed():
+        import keras  # noqa: F401
 
 
 def _wait_for_end(connection):
@@ -157,7 +159,7 @@ class Follower:
             if (finished := self._count_finished()) > self.finished:
                 self.finished, self.due = finished, True
                 path = self.results_dir / "experiment.json"
-                done = map(read_json, self.results_dir.glob(f"fold_*/{DONE}"))
+                done = read_folds(self.results_dir).values()
                 minutes = round(sum(fold["minutes"] for fold in done), 1)
                 write_json(path, read_json(path) | {"minutes": minutes})
                 news.append(True)

@@ -381,6 +381,10 @@ def quality_estimate(estimate, dices, labels, *, rho):
         pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
         ax.scatter(*pairs, s=16, color=colour_of(label, labels), alpha=0.7)
         ax.set(xlabel="mean Dice between the folds", ylabel="Dice with the truth")
+        for values, set_limits in zip(pairs, (ax.set_xlim, ax.set_ylim), strict=True):
+            if values.size:  # a few thousandths are not drawn as if they were much
+                half = max(0.05, 0.55 * np.ptp(values))
+                set_limits((values.min() + values.max()) / 2 + np.array([-half, half]))
         middle, low, high = rho[label]
         title = f"{name}: rank correlation {middle:.2f}\n({low:.2f} to {high:.2f}, "
         title = f"{name}: no rank correlation\n(" if np.isnan(middle) else title
@@ -409,7 +413,7 @@ def reliability_curves(tables, errors):
         look = {"color": colour, "label": f"{name}: expected error {errors[name]:.4f}"}
         axes[0].plot(table["confidence"], table["accuracy"], "o-", **look)
         below[0].plot(table["confidence"], table["n"], "o-", color=colour)
-    axes[0].plot([0, 1], [0, 1], "k--", linewidth=1)
+    axes[0].plot([0, 1], [0, 1], "k--", linewidth=1, label="right as often as sure")
     voxels = max(table["n"].sum() for table in tables.values())
     axes[0].set(ylabel="share that is right", title=f"{voxels:,} voxels near the structures")
     axes[0].legend()

@@ -160,7 +160,7 @@ def pack(results_dir, path):
     finished = _check(results_dir)
     write_model_card(results_dir)
     files = [results_dir / name for name in (*SETTINGS, "cases.csv", *TABLES, CARD)]
-    files += [done.with_name(name) for done in finished for name in FOLD]
+    files += [folder / name for folder in finished for name in FOLD]
     hashes = _hash_files(results_dir, files)
     workspace.write_json(results_dir / HASHES, hashes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,12 +225,9 @@ def _hash_files(folder, files):
 def _check(results_dir):
     for path in (*results_dir.glob("*.json"), *[results_dir / name for name in SETTINGS]):
         read_json(path)
-    finished = sorted(results_dir.glob(f"fold_*/{DONE}"))
-    if not finished:
-        raise FileNotFoundError(f"{results_dir}: no finished fold. Run 02_train_kfold first.")
-    for done in finished:
-        path, noted = done.with_name(WEIGHTS), read_json(done)["weights_sha256"]
-        if not path.is_file() or workspace.sha256(path) != noted:
+    finished = workspace.read_folds(results_dir)
+    for path, about in [(folder / WEIGHTS, about) for folder, about in finished.items()]:
+        if not path.is_file() or workspace.sha256(path) != about["weights_sha256"]:
             problem = f"missing, or damaged as its SHA-256 is not the one in {DONE}"
             raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
     return finished

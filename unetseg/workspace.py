@@ -349,10 +349,61 @@ def _refuse_constant(name):
     raise ValueError(f"{name} is no number of JSON")
 
 
+def read_folds(results_dir, folds=None):
+    """Read what the finished folds of an experiment say of themselves.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+    folds : iterable of int, optional
+        By default every fold that is finished.
+
+    Returns
+    -------
+    dict of Path to dict
+        The folder and the ``done.json`` of each, in the order of their numbers.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no fold is finished, or one that was asked for is not.
+    ValueError
+        If a ``done.json`` is damaged.
+    """
+    paths = sorted(Path(results_dir).glob(f"fold_*/{DONE}"), key=lambda p: int(p.parent.name[5:]))
+    if folds is not None:
+        paths = [Path(results_dir) / f"fold_{fold}" / DONE for fold in folds]
+    missing = [path.parent.name for path in paths if not path.is_file()]
+    if missing or not paths:
+        which = f"{', '.join(missing)} is not a" if missing else "no"
+        raise FileNotFoundError(f"{results_dir}: {which} finished fold. Run 02_train_kfold first.")
+    return {path.parent: read_json(path) for path in paths}
+
+
 def sha256(path):
     """SHA-256 of a file's content, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def hushed():
+    """Keep back the lines that TensorFlow writes as it starts, which no log level silences.
+
+    What was written to the error output before an exception is shown.
+    """
+    with tempfile.TemporaryFile() as kept:
+        shown = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(shown, kept.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def describe_machine():
