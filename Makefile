@@ -48,7 +48,7 @@ test: $(READY)
 	$(RUN) ruff format --check .
 	$(RUN) pytest -n 2 --dist loadfile
 
-# Ten minutes on two cores, and 6 GB of temporary files; MONAI brings PyTorch.
+# A quarter of an hour on two cores, and 6 GB of temporary files; MONAI brings PyTorch.
 benchmark: $(READY)
 	$(RUN) pip install -q --disable-pip-version-check -e ".[benchmark]"
 	$(RUN) tests.benchmark
