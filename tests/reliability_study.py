@@ -122,7 +122,7 @@ def main(data, outers):
             "dice_below_0.7": int(sum(bad[k].sum() for k in labels)),
             "flagged_of_these": int(sum((low[k] & bad[k]).sum() for k in labels)),
             "mean_dice": {labels[k]: round(float(dices[k].mean()), 4) for k in labels},
-            "rank_correlation": {labels[k]: np.round(rho[k], 3).tolist() for k in labels},
+            "rank_correlation": {labels[k]: np.round(rho[k], 4).tolist() for k in labels},
         }
     said["expected_calibration_error"] = {k: round(v, 4) for k, v in errors.items()}
     figures = {"quality_estimate": plots.quality_estimate(agreement, dices, labels, rho=rho)}
