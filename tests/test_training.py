@@ -1106,6 +1106,7 @@ def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
 
 HELD = """
 import pickle
+import signal
 import sys
 import time
 from unetseg import training
@@ -1122,6 +1123,7 @@ def hold(*args):  # defined here, so what it does is done in the process of the 
     training._run_fold(*args)
 
 training._run_fold = hold
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 cases, results, drive, settings = pickle.load(sys.stdin.buffer)
 training.cross_validate(cases, results, backup_dir=drive, **settings)
 """
