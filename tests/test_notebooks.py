@@ -102,13 +102,14 @@ def test_a_stored_viewer_has_no_output_but_its_text(notebook):
     assert {output.output_type for output in outputs} <= {"stream"}
 
 
-def test_refreshing_drops_the_noise_and_what_viewers_show_and_keeps_the_tags():
-    text = new_output("stream", name="stdout", text="case 1, mean Dice 0.8\n")
-    noise = new_output("stream", name="stderr", text="I0000 00:00:1 port.cc:153] oneDNN\n")
+def test_refreshing_drops_what_viewers_show_and_old_bars_and_keeps_logs_and_tags():
+    bar = new_output("stream", name="stdout", text="0%\r100%\nmean Dice 0.8\n")
+    last = new_output("stream", name="stdout", text="100%\nmean Dice 0.8\n")
+    log = new_output("stream", name="stderr", text="I0000 00:00:1 port.cc:153] oneDNN\n")
     shown = new_output("execute_result", data={"text/html": "<iframe>"}, execution_count=2)
-    outputs, metadata = [text, noise, shown], {"execution": {}}
-    for tags, kept in ((["viewer"], [text]), (["other"], [text, shown])):
-        cell = new_code_cell("1", metadata={"tags": tags, **metadata}, outputs=[*outputs])
+    for tags, kept in ((["viewer"], [last, log]), (["other"], [last, log, shown])):
+        metadata = {"tags": tags, "execution": {}}
+        cell = new_code_cell("1", metadata=metadata, outputs=[bar, log, shown])
         refresh_notebooks.clean(cell)
         assert cell.outputs == kept
         assert cell.metadata == {"tags": tags}
