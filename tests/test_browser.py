@@ -184,7 +184,6 @@ def test_every_cell_runs_in_its_order(seen):
 
 
 def test_no_cell_shows_an_error_or_a_log_and_jupyterlab_asks_nothing(seen):
-    # TensorFlow's first words come from outside of Python.
     logs = [text.strip() for text in red(seen.page).all_text_contents()]
     assert [text for text in logs if text] == []
     assert seen.page.locator(".jp-Dialog, .Toastify__toast").count() == 0

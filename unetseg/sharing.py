@@ -226,7 +226,8 @@ def _check(results_dir):
     for path in (*results_dir.glob("*.json"), *[results_dir / name for name in SETTINGS]):
         read_json(path)
     finished = workspace.read_folds(results_dir)
-    for path, about in [(folder / WEIGHTS, about) for folder, about in finished.items()]:
+    for folder, about in finished.items():
+        path = folder / WEIGHTS
         if not path.is_file() or workspace.sha256(path) != about["weights_sha256"]:
             problem = f"missing, or damaged as its SHA-256 is not the one in {DONE}"
             raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
