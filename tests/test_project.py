@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from radon.complexity import cc_visit
+from radon.visitors import Function
 
 import unetseg
 
@@ -49,12 +51,72 @@ def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path)
     assert code_lines(path) == 4  # three of the tuple, one of the def
 
 
-def test_the_package_stays_under_2800_lines_of_code():
-    assert sum(map(code_lines, MODULES)) < 2800
+def test_no_module_is_longer_than_300_lines_of_code():
+    assert {path.name: n for path in MODULES if (n := code_lines(path)) >= 300} == {}
 
 
-def test_no_module_is_longer_than_250_lines_of_code():
-    assert {path.name: n for path in MODULES if (n := code_lines(path)) > 250} == {}
+# What stands here is still more complicated than the gates allow; nothing may join it.
+RUFF_EXCEPTIONS = {
+    "augmentation.random_patch: PLR0914",
+    "plots._show_plane: PLR0914",
+    "preprocessing.Preprocessor.fit: C901",
+    "preprocessing.Preprocessor.fit: PLR0914",
+    "scores.compare: PLR0914",
+    "training.train_fold: PLR0914",
+    "training.train_fold: PLR0915",
+    "training.cross_validate: PLR0914",
+}
+RADON_EXCEPTIONS = {
+    "augmentation.random_patch",
+    "cases._group_function",
+    "plots.show_cases",
+    "preprocessing.Preprocessor.__post_init__",
+    "preprocessing.Preprocessor.fit",
+    "training.cross_validate",
+    "workspace.mirror",
+}
+MOST_COMPLEX = 15
+
+
+def function_names(path):
+    """Map the line of every function of a module to its name, that of its class before it."""
+    names = {}
+
+    def visit(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            inside = prefix
+            if isinstance(child, ast.ClassDef | ast.FunctionDef):
+                inside = f"{prefix}.{child.name}"
+                names[child.lineno] = inside
+            visit(child, inside)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), path.stem)
+    return names
+
+
+def test_functions_are_simple_by_the_measure_of_ruff():
+    # At most 10 branches (C901), 15 locals (PLR0914) and 40 statements (PLR0915): pyproject.toml.
+    gates = ["--select", "C901,PLR0914,PLR0915", "--preview", "--output-format", "json"]
+    call = [sys.executable, "-m", "ruff", "check", "--exit-zero", *gates, "unetseg"]
+    answer = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    offenders = set()
+    for finding in json.loads(answer):
+        names = function_names(Path(finding["filename"]))
+        offenders.add(f"{names[finding['location']['row']]}: {finding['code']}")
+    assert offenders == RUFF_EXCEPTIONS
+
+
+def test_functions_are_simple_by_the_measure_of_radon():
+    offenders = set()
+    for path in MODULES:
+        blocks = cc_visit(path.read_text(encoding="utf-8"))
+        functions = [block for block in blocks if isinstance(block, Function)]
+        offenders |= {
+            f"{path.stem}.{block.fullname}"
+            for block in functions
+            if block.complexity > MOST_COMPLEX
+        }
+    assert offenders == RADON_EXCEPTIONS
 
 
 def test_every_module_has_its_tests():
