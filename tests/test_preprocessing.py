@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from itertools import permutations, product
 
 import nibabel as nib
@@ -403,7 +403,7 @@ def test_neighbours_are_for_slices_and_not_negative(patch, neighbours):
         Preprocessor(patch=patch, neighbours=neighbours)
 
 
-GIVEN = Preprocessor((1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2), 0, ())
+GIVEN = Preprocessor((1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2), 0, (), "zero")
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Preprocessor)])
@@ -492,20 +492,109 @@ def hollow(tmp_path, write_case):
 
 def test_zscore_gives_mean_0_and_deviation_1_over_non_zero_voxels_per_channel(hollow):
     case, inside = hollow
-    x, _ = Preprocessor(patch=(8, 8, 8), labels={1: "a"}).fit([case]).transform(case)
+    preprocessor = Preprocessor(patch=(8, 8, 8), labels={1: "a"}, empty_space="zero")
+    x, _ = preprocessor.fit([case]).transform(case)
     np.testing.assert_allclose(x[inside].mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(x[inside].std(axis=0), 1, atol=1e-4)
 
 
 def test_percentile_brings_percentiles_1_and_99_of_non_zero_voxels_to_0_and_1(hollow):
     case, inside = hollow
-    preprocessor = Preprocessor(patch=(8, 8, 8), labels={1: "a"}, normalisation="percentile")
+    settings = {"normalisation": "percentile", "empty_space": "zero"}
+    preprocessor = Preprocessor(patch=(8, 8, 8), labels={1: "a"}, **settings)
     x, _ = preprocessor.fit([case]).transform(case)
     ordered = np.sort(x[inside], axis=0)
     n = len(ordered) - 1
     for share, value in ((0.01, 0), (0.99, 1)):
         assert (ordered[int(share * n)] <= value + 1e-4).all()
         assert (ordered[int(share * n) + 1] >= value - 1e-4).all()
+
+
+def framed(shape, background, seed=0, margin=3):
+    """Noise about 100 in the middle of a field of view that one value fills."""
+    image = np.full(shape, background, np.float32)
+    middle = tuple(slice(margin, n - margin) if n > 2 * margin else slice(None) for n in shape[:3])
+    image[middle] = np.random.default_rng(seed).normal(100, 20, image[middle].shape)
+    return image, middle
+
+
+SHAPES = [(20, 18, 16), (20, 18, 1), (20, 18, 16, 2)]
+
+
+@pytest.mark.parametrize("normalisation", ["zscore", "percentile"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["3-D", "one slice", "two channels"])
+@pytest.mark.parametrize("background", [0, -1, -1024, 250, None])
+@pytest.mark.parametrize(("factor", "offset"), [(1, 1000), (1, -100), (0.01, 0), (37, -5)])
+def test_a_scan_in_another_unit_gives_the_same_input(
+    tmp_path, write_case, normalisation, shape, background, factor, offset
+):
+    image = noise(shape) if background is None else framed(shape, background)[0]
+    image[..., 8:10, 8:10, 0] = image.min()  # a hole
+    image = image.astype(np.float32)
+    usual = write_case(tmp_path, "a", image)
+    other = write_case(tmp_path, "b", (image * factor + offset).astype(np.float32))
+    fitted = Preprocessor(labels={1: "a"}, normalisation=normalisation).fit([usual])
+    assert fitted.fit([other]) == fitted
+    np.testing.assert_allclose(fitted.transform(other)[0], fitted.transform(usual)[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("background", [0, -1, -1024, 500])
+def test_what_fills_the_field_of_view_takes_no_part_in_the_box_and_the_normalisation(
+    tmp_path, write_case, background
+):
+    image, middle = framed((20, 18, 16), background)
+    case = write_case(tmp_path, "a", image)
+    preprocessor = Preprocessor(patch=(16, 16, 12), labels={1: "a"})
+    x, _ = preprocessor.fit([case]).transform(case)
+    body = image[middle]  # 14 x 12 x 10 voxels, which padding by 1, 2 and 1 brings to the patch
+    np.testing.assert_allclose(x[1:-1, 2:-2, 1:-1, 0], (body - body.mean()) / body.std(), atol=1e-4)
+    around = (background - body.mean()) / body.std()
+    np.testing.assert_allclose(x[[0, -1]], around, rtol=1e-4)
+    np.testing.assert_allclose(x[:, [0, 1, -2, -1]], around, rtol=1e-4)
+
+
+def test_where_tissue_reaches_all_faces_padding_is_the_mean(tmp_path, write_case):
+    case = write_case(tmp_path, "a", noise((10, 10, 10)))
+    x, _ = Preprocessor(patch=(16, 16, 16), labels={1: "a"}).fit([case]).transform(case)
+    assert (x[:3] == 0).all()
+    assert x[3:13, 3:13, 3:13].std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("normalisation", ["zscore", "percentile"])
+@pytest.mark.parametrize("background", [0, -1, -1000])
+@pytest.mark.parametrize("signal", ["rare", "one value", "two values"])
+def test_what_the_network_sees_stays_within_sane_numbers(
+    tmp_path, write_case, normalisation, background, signal
+):
+    image = np.full((40, 40, 40), background, np.float32)
+    body = image[18:22, 18:22, 18:22]
+    body[:] = 1e6 if signal == "one value" else 500
+    if signal == "two values":
+        body[0, 0, 0] = 501  # of 64, so percentiles 1 and 99 may be equal
+    if signal == "rare":
+        body[:] = np.random.default_rng(0).normal(500, 30, body.shape)
+    case = write_case(tmp_path, "a", image)
+    preprocessor = Preprocessor(labels={1: "a"}, normalisation=normalisation)
+    x, _ = preprocessor.fit([case]).transform(case)
+    assert np.isfinite(x).all()
+    assert np.abs(x).max() < 2e3  # -1000 lies 1500 units of at most 1 below 500
+
+
+def test_many_voxels_in_several_channels_are_summed_exactly(tmp_path, write_case):
+    # float32 sums of 2 million numbers near 1000 are off by several units, channel by channel
+    image = np.random.default_rng(0).normal(1000, 5, (128, 128, 128, 2)).astype(np.float32)
+    case = write_case(tmp_path, "a", image)
+    preprocessor = Preprocessor((1, 2, 3), (64, 64, 64), {1: "a"}, 2, "zscore", 3, (), 0, ())
+    x, _ = preprocessor.transform(case)
+    np.testing.assert_allclose(x.mean(axis=(0, 1, 2), dtype=float), 0, atol=0.01)
+    np.testing.assert_allclose(x.std(axis=(0, 1, 2), dtype=float), 1, atol=0.01)
+
+
+def test_settings_of_version_0_1_leave_zeros_out_as_it_did(tmp_path):
+    old = asdict(GIVEN)
+    del old["empty_space"]
+    (tmp_path / "preprocessor.json").write_text(json.dumps(old))
+    assert Preprocessor.load(tmp_path / "preprocessor.json").empty_space == "zero"
 
 
 @pytest.mark.parametrize("normalisation", preprocessing.NORMALISATIONS)

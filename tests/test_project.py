@@ -60,7 +60,6 @@ RUFF_EXCEPTIONS = {
     "augmentation.random_patch: PLR0914",
     "plots._show_plane: PLR0914",
     "preprocessing.Preprocessor.fit: C901",
-    "preprocessing.Preprocessor.fit: PLR0914",
     "scores.compare: PLR0914",
     "training.train_fold: PLR0914",
     "training.train_fold: PLR0915",

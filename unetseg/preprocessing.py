@@ -9,14 +9,17 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
+from unetseg.body import find_body, find_box
 from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, require, write_json
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
 GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
 BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 NORMALISATIONS = ("zscore", "percentile", "none")
+EMPTY_SPACE = ("outside", "zero")
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
+PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
 SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
 MIRRORINGS = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
@@ -29,8 +32,8 @@ class Preprocessor:
     """What is done to every case before the network, and undone after it.
 
     Every setting that is left at None is chosen by `fit`. The steps of `transform`: RAS+
-    orientation, cropping to the box of non-zero voxels, resampling to the common spacing,
-    normalisation, padding to at least the patch.
+    orientation, cropping to the box of the body, resampling to the common spacing, normalisation,
+    padding to at least the patch with what is around the body (the mean, if that is not known).
 
     Parameters
     ----------
@@ -48,9 +51,10 @@ class Preprocessor:
     channels : int, optional
         Number of image channels. Chosen: that of the first case.
     normalisation : {"zscore", "percentile", "none"}, optional
-        Per case and channel, over its non-zero voxels: to mean 0 and standard deviation 1;
-        or percentiles 1 and 99 to 0 and 1; or none. Chosen: z-scores, but percentiles if in
-        the median case voxels lie more than 20 standard deviations above the mean.
+        Per case and channel, over the body: to mean 0 and standard deviation 1; or percentiles 1
+        and 99 to 0 and 1 (if they are equal, the extremes); or none. Chosen: z-scores, but
+        percentiles if in the median case voxels lie more than 20 standard deviations above the
+        mean.
     dimensions : {3, 2}, optional
         2 makes `fit` choose a patch of one slice, across the axis of the largest spacing (z if
         they are equal). Chosen: 3, but 2 for stacks of fewer than 8 slices of low resolution.
@@ -66,6 +70,11 @@ class Preprocessor:
         another, whose slices the same network sees with both axes swapped; predictions of both
         are averaged. Chosen: two if the voxels are as long along both (up to 1.2 times), the other
         being the one that changes the slices' size least; none in 3-D.
+    empty_space : {"outside", "zero"}, optional
+        What is not body: the one value that fills the field of view outside of it, whatever it
+        is (`unetseg.body.find_background`), or voxels of 0 wherever they are, as version 0.1 had
+        it. Chosen: ``outside``; so a scan that is shifted by a constant, or scaled, gives the
+        same input.
     """
 
     spacing_mm: tuple | None = None
@@ -77,6 +86,7 @@ class Preprocessor:
     mirror_axes: tuple | None = None
     neighbours: int | None = None
     planes: tuple | None = None
+    empty_space: str | None = None
 
     def __post_init__(self):
         """Check the settings."""
@@ -94,6 +104,7 @@ class Preprocessor:
             ("dimensions", lambda v: v in known, f"one of {known}, 2 for a patch of one slice"),
             ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
             ("planes", lambda v: v in PLANES and (not v or 2 in known), f"in 2-D one of {PLANES}"),
+            ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
             ("neighbours", lambda v: v == 0 or (v > 0 and 2 in known), "0, or more in 2-D"),
         ):
             value = getattr(self, name)
@@ -139,7 +150,8 @@ class Preprocessor:
         if None not in [getattr(self, field.name) for field in fields(self)]:
             return self
         require("cases", cases, len(cases), "at least one")
-        facts = [_describe(case) for case in cases]
+        self.empty_space = self.empty_space or "outside"
+        facts = [self._describe(case) for case in cases]
         shapes = np.array([fact["shape"] for fact in facts])
         spacings = np.array([fact["spacing_mm"] for fact in facts])
         if self.spacing_mm is None:
@@ -166,10 +178,7 @@ class Preprocessor:
             far = np.median([fact["brightest_sd"] for fact in facts])
             self.normalisation = "percentile" if far > OUTLIERS else "zscore"
         if self.mirror_axes is None:
-            sides = {v: [f["sides"][v] for f in facts if v in f["sides"]] for v in self.labels}
-            known = [abs(np.mean(offsets)) for offsets in sides.values() if offsets]
-            mirrored = known and max(known) < SIDED and self.patch[0] > 1
-            self.mirror_axes = (0,) if mirrored else ()
+            self.mirror_axes = self._choose_mirror_axes([fact["sides"] for fact in facts])
         several = self.dimensions == 2 and sizes[self.patch.index(1)] > 1
         if self.neighbours is None:
             self.neighbours = 2 if several else 0
@@ -177,6 +186,12 @@ class Preprocessor:
             self.planes = self._choose_planes(sizes, several)
         self.__post_init__()
         return self
+
+    def _choose_mirror_axes(self, sides):
+        offsets = [[of[label] for of in sides if label in of] for label in self.labels]
+        known = [abs(np.mean(each)) for each in offsets if each]
+        mirrored = known and max(known) < SIDED and self.patch[0] > 1
+        return (0,) if mirrored else ()
 
     def _choose_planes(self, sizes, several):
         if self.dimensions == 3:
@@ -208,9 +223,12 @@ class Preprocessor:
             value that is not among the labels.
         """
         image, affine = self._load(case)
-        box, shape, padding = self._geometry(image, affine)
-        x = np.stack([_zoom(image[box][..., c], shape) for c in range(self.channels)], axis=-1)
-        x = np.pad(self._normalise(x), (*padding, (0, 0)))
+        body, backgrounds = self._find_body(image)
+        box, shape, padding = self._geometry(body, affine)
+        inside = _zoom(body[box].astype(np.float32), shape) > 0
+        channels = zip(np.moveaxis(image[box], -1, 0), backgrounds, strict=True)
+        channels = [self._normalise(_zoom(c, shape), inside, b, padding) for c, b in channels]
+        x = np.stack(channels, axis=-1)
         if case.mask is None:
             return x, None
         mask, _ = nifti.load_mask(case.mask)
@@ -249,7 +267,8 @@ class Preprocessor:
         (x, y, z, class) ndarray of float32
         """
         image, affine = self._load(case)
-        box, shape, padding = self._geometry(image, affine)
+        body, _ = self._find_body(image)
+        box, shape, padding = self._geometry(body, affine)
         inner = tuple(slice(a, a + n) for (a, _), n in zip(padding, shape, strict=True))
         for probabilities in several:
             native = np.zeros((*image.shape[:3], probabilities.shape[-1]), np.float32)
@@ -324,8 +343,9 @@ class Preprocessor:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
-        # Older files lack the two.
-        settings = {"neighbours": 0, "planes": ()} | read_json(path, "preprocessor.json")
+        # Older files lack some.
+        settings = {"neighbours": 0, "planes": (), "empty_space": "zero"}
+        settings |= read_json(path, "preprocessor.json")
         if settings["labels"]:
             settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
         return cls(**settings)
@@ -338,10 +358,15 @@ class Preprocessor:
             raise ValueError(f"{case.image}: {problem}. Give every scan the same channels.")
         return image, affine
 
-    def _geometry(self, image, affine):
-        # The box of non-zero voxels, its shape at the common spacing, and the padding after it.
-        box = _content(image)
-        extent = image[box].shape[:3] * voxel_sizes(affine)
+    def _find_body(self, image):
+        if self.empty_space == "zero":
+            return image.any(axis=-1), [None] * image.shape[3]
+        return find_body(image)
+
+    def _geometry(self, body, affine):
+        # The box of the body, its shape at the common spacing, and the padding around it.
+        box = find_box(body)
+        extent = body[box].shape * voxel_sizes(affine)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         least = np.array(self.patch)
         for axis in (self.planes or ())[1:]:
@@ -349,36 +374,62 @@ class Preprocessor:
         missing = np.maximum(0, least - shape)
         return box, tuple(shape), [(m // 2, m - m // 2) for m in missing.tolist()]
 
-    def _normalise(self, x):
-        inside = x.any(axis=-1)
-        voxels = x[inside] if inside.any() else x.reshape(-1, x.shape[-1])
+    def _normalise(self, channel, inside, background, padding):
+        low, scale = self._measure(channel, inside)
+        around = 0 if background is None else (background - low) / scale
+        normalised = ((channel - low) / scale).astype(np.float32)
+        return np.pad(normalised, padding, constant_values=around)
+
+    def _measure(self, channel, inside):
+        # What is taken away from a channel, and what the rest is divided by: of the body, or of
+        # all there is if the body has one value alone. Without any signal all becomes 0.
+        if self.normalisation == "none":
+            return 0, 1
+        for voxels in (channel[inside], channel):
+            if not voxels.size:
+                continue
+            low, scale = self._measure_voxels(voxels)
+            if scale > PRECISION * abs(low):
+                return low, scale
+        return low, np.inf
+
+    def _measure_voxels(self, voxels):
         if self.normalisation == "zscore":
-            low, scale = voxels.mean(axis=0), voxels.std(axis=0)
-        elif self.normalisation == "percentile":
-            low, high = np.percentile(voxels, (1, 99), axis=0)
-            scale = high - low
-        else:
-            return x
-        return ((x - low) / np.maximum(scale, 1e-8)).astype(np.float32)
+            return voxels.mean(), voxels.std()
+        low, high = np.percentile(voxels, (1, 99))
+        if low == high:
+            low, high = voxels.min(), voxels.max()
+        return low, high - low
+
+    def _describe(self, case):
+        # The facts of a case from which settings are chosen.
+        image, affine = nifti.load_image(case.image)
+        image = image if image.ndim == 4 else image[..., None]
+        body, _ = self._find_body(image)
+        voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
+        mask = nifti.load_mask(case.mask)[0] if case.mask else np.zeros((1, 1, 1), np.int32)
+        return {
+            "shape": body[find_box(body)].shape,
+            "spacing_mm": voxel_sizes(affine),
+            "channels": image.shape[3],
+            "brightest_sd": max(_brightest_sd(channel) for channel in voxels.T),
+            "sides": _measure_sides(mask),
+        }
 
 
-def _describe(case):
-    image, affine = nifti.load_image(case.image)
-    image = image if image.ndim == 4 else image[..., None]
-    voxels = image[image.any(axis=-1) | (image == 0).all()]
-    brightest = (voxels.max(axis=0) - voxels.mean(axis=0)) / np.maximum(voxels.std(axis=0), 1e-8)
-    mask = nifti.load_mask(case.mask)[0] if case.mask else np.zeros((1, 1, 1), np.int32)
+def _brightest_sd(voxels):
+    # By how many standard deviations the brightest voxel lies above the mean.
+    spread = voxels.std()
+    return (voxels.max() - voxels.mean()) / spread if spread > 0 else 0.0
+
+
+def _measure_sides(mask):
+    # How far each label lies from the middle of the foreground along x, in widths of it.
     values, foreground = np.unique(mask[mask != 0]).tolist(), mask != 0
     middle = ndimage.center_of_mass(foreground)[0] if values else 0
     width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1 if values else 1
     centres = ndimage.center_of_mass(foreground, mask, values)
-    return {
-        "shape": image[_content(image)].shape[:3],
-        "spacing_mm": voxel_sizes(affine),
-        "channels": image.shape[3],
-        "brightest_sd": brightest.max(),
-        "sides": {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)},
-    }
+    return {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)}
 
 
 def _coarse_axis(spacing_mm):
@@ -412,11 +463,6 @@ def patch_budget():
     gpu = machine["gpu"] and computes_on_gpu()
     memory, most = ("gpu_memory_gb", GPU_PATCH_VOXELS) if gpu else ("memory_gb", CPU_PATCH_VOXELS)
     return min(int(machine[memory] * 1e9 / 2 / BYTES_PER_VOXEL), most)
-
-
-def _content(image):
-    box = ndimage.find_objects(image.any(axis=-1).astype(np.uint8))
-    return box[0] if box else (slice(None),) * 3
 
 
 def _zoom(array, shape):

@@ -1,0 +1,89 @@
+"""Body and background, on made scans."""
+
+import numpy as np
+import pytest
+
+from unetseg.body import find_background, find_body, find_box, find_void
+
+
+def tissue(shape, seed=0):
+    return np.random.default_rng(seed).normal(100, 20, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("value", [0, -1, -1024, 3000, 0.25])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_padding_on_one_side_is_background_whatever_its_value(value, axis):
+    scan = tissue((12, 14, 16))
+    scan[(slice(None),) * axis + (slice(2),)] = value
+    assert find_background(scan) == value
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_edges_of_a_slice_tell_its_background(axis):
+    scan = np.full((12, 14), -7, np.float32)
+    scan[4:9, 5:10] = tissue((5, 5))
+    assert find_background(np.expand_dims(scan, axis)) == -7
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        tissue((12, 14, 16)),
+        np.random.default_rng(0).integers(0, 4, (12, 14, 16)),  # a quarter each
+        np.broadcast_to(np.arange(16), (12, 14, 16)),  # each plane has another value
+        tissue((1, 1, 1)),
+    ],
+    ids=["tissue", "four values", "ramp", "one voxel"],
+)
+def test_where_no_value_fills_a_face_nothing_is_background(scan):
+    assert find_background(scan) is None
+    body, backgrounds = find_body(scan[..., None])
+    assert body.all()
+    assert backgrounds == [None]
+
+
+def test_a_voxel_is_body_if_any_channel_has_signal():
+    image = np.full((10, 10, 10, 2), (0, -5), np.float32)
+    image[3:6, 3:7, 3:7, 0] = 1
+    image[5:8, 3:7, 3:7, 1] = 1
+    body, backgrounds = find_body(image)
+    assert backgrounds == [0, -5]
+    assert find_box(body) == (slice(3, 8), slice(3, 7), slice(3, 7))
+    assert body.sum() == 5 * 4 * 4
+
+
+def test_a_channel_that_fills_the_field_of_view_makes_all_of_it_body():
+    image = np.zeros((10, 10, 10, 2), np.float32)
+    image[..., 1] = tissue((10, 10, 10))
+    assert find_body(image)[0].all()
+
+
+def test_an_empty_body_has_the_whole_scan_as_its_box():
+    assert find_box(np.zeros((3, 4, 5), bool)) == (slice(None),) * 3
+
+
+def test_void_begins_beyond_four_voxels_and_does_not_mind_single_ones():
+    body = np.zeros((60, 40, 40), bool)
+    body[20:40, 10:30, 10:30] = True
+    void = find_void(body, (1, 1, 1))
+    # five voxels from a face, the box of 9 around a voxel does not reach it; four, and a ninth
+    # of it is body
+    assert void[14, 20, 20]
+    assert not void[16, 20, 20]
+    assert not void[body].any()
+    body[5, 20, 20] = True
+    assert find_void(body, (1, 1, 1))[:15].all()
+
+
+def test_void_reaches_as_far_in_mm_along_coarse_axes():
+    body = np.zeros((40, 40, 12), bool)
+    body[10:30, 10:30, 4:8] = True
+    void = find_void(body, (1, 1, 5))  # 4 mm are less than a slice
+    assert void[:, :, [3, 8]].all()
+    assert void[5, 20, 5]
+    assert not void[6, 20, 5]
+
+
+def test_a_body_that_fills_the_scan_leaves_no_void_and_none_is_all_void():
+    assert not find_void(np.ones((9, 9, 9), bool), (1, 1, 1)).any()
+    assert find_void(np.zeros((9, 9, 9), bool), (1, 1, 1)).all()

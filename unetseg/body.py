@@ -1,0 +1,94 @@
+"""What of a scan is body, and what is space without signal around it."""
+
+import numpy as np
+from scipy import ndimage
+
+MOST = 0.5  # of the outermost planes of a scan, which one value does not fill by chance
+REACH = 4  # voxels of the finest axis: how far from the body a structure may lie
+SPECKS = 0.02  # share of single voxels with signal that do not make a body
+
+
+def find_background(channel):
+    """Value that fills the field of view outside of the body, whatever it is.
+
+    Parameters
+    ----------
+    channel : (x, y, z) ndarray
+        One channel of a scan. Axes of length 1 have no faces.
+
+    Returns
+    -------
+    float or None
+        The value, such as 0, -1 or -1024, that fills most of the two outermost planes at one
+        of the faces of the scan (at that face which a single value fills most). None if there is
+        none: then tissue or noise reaches all faces.
+    """
+    fullest, background = MOST, None
+    for axis, length in enumerate(channel.shape):
+        for planes in ((0, 1), (-2, -1)) if length > 1 else ():
+            values, counts = np.unique(channel.take(planes, axis), return_counts=True)
+            share = counts.max() / counts.sum()
+            if share > fullest:
+                fullest, background = share, float(values[counts.argmax()])
+    return background
+
+
+def find_body(image):
+    """Tell the body from the space without signal around it.
+
+    Parameters
+    ----------
+    image : (x, y, z, channel) ndarray
+
+    Returns
+    -------
+    body : (x, y, z) ndarray of bool
+        Where some channel differs from its background; everywhere if a channel has none.
+    backgrounds : list of float or None
+        Per channel, as `find_background` returns it.
+    """
+    channels = np.moveaxis(image, -1, 0)
+    backgrounds = [find_background(channel) for channel in channels]
+    body = np.zeros(image.shape[:3], bool)
+    for channel, background in zip(channels, backgrounds, strict=True):
+        body |= True if background is None else channel != background
+    return body, backgrounds
+
+
+def find_box(body):
+    """Smallest box that holds a body.
+
+    Parameters
+    ----------
+    body : (x, y, z) ndarray of bool
+
+    Returns
+    -------
+    tuple of 3 slice
+        All of the array if the body is empty.
+    """
+    boxes = ndimage.find_objects(body.astype(np.uint8))
+    return boxes[0] if boxes else (slice(None),) * 3
+
+
+def find_void(body, spacing_mm):
+    """Voxels that have next to nothing of the body around them.
+
+    Parameters
+    ----------
+    body : (x, y, z) ndarray of bool
+    spacing_mm : sequence of 3 float
+
+    Returns
+    -------
+    (x, y, z) ndarray of bool
+        Where less than 2 % of the box around a voxel is body, which reaches 4 voxels of the
+        finest axis to each side. So single voxels with signal in the air around a head do not
+        count as body, and a margin of some voxels around it is no void.
+    """
+    if body.all():
+        return ~body
+    steps = REACH * np.min(spacing_mm) / np.asarray(spacing_mm)
+    size = 2 * np.floor(steps + 1e-6).astype(int) + 1
+    share = ndimage.uniform_filter(body.astype(np.float32), size, mode="nearest")
+    return share < SPECKS
