@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from unetseg.body import find_background, find_body, find_box, find_void
+from unetseg.body import (
+    find_background,
+    find_body,
+    find_box,
+    find_void,
+    measure_contrast,
+)
 
 
 def tissue(shape, seed=0):
@@ -87,3 +93,41 @@ def test_void_reaches_as_far_in_mm_along_coarse_axes():
 def test_a_body_that_fills_the_scan_leaves_no_void_and_none_is_all_void():
     assert not find_void(np.ones((9, 9, 9), bool), (1, 1, 1)).any()
     assert find_void(np.zeros((9, 9, 9), bool), (1, 1, 1)).all()
+
+
+@pytest.mark.parametrize("thickness", [0.1, 1, 10])
+def test_in_a_single_slice_its_thickness_plays_no_part(thickness):
+    body = np.zeros((40, 40, 1), bool)
+    body[10:30, 10:30] = True
+    void = find_void(body, (1, 1, thickness))
+    assert void[4, 20, 0]
+    assert not void[6, 20, 0]
+
+
+def test_contrast_is_0_in_the_air_and_1_where_half_is_one_and_half_the_other_value():
+    image = np.zeros((80, 25, 25, 1), np.float32)
+    image[40:] = 10
+    body = np.ones(image.shape[:3], bool)
+    contrast = measure_contrast(image, body, (1, 1, 1))  # two values of one standard deviation
+    assert contrast[20, 12, 12] == 0
+    # of 25 planes around voxel 40 are 12 of one and 13 of the other value
+    assert contrast[40, 12, 12] == pytest.approx(2 * np.sqrt(12 * 13) / 25, rel=1e-4)
+
+
+def test_contrast_is_measured_in_units_of_the_body_and_of_the_best_channel():
+    rng = np.random.default_rng(0)
+    image = np.zeros((60, 60, 60, 2), np.float32)
+    image[..., 0] = 1000 + rng.normal(0, 1, (60, 60, 60))  # noise
+    image[:30, ..., 0] += 100
+    image[..., 1] = 7  # one value
+    body = np.ones(image.shape[:3], bool)
+    contrast = measure_contrast(image, body, (1, 1, 1))
+    assert contrast[5, 30, 30] == pytest.approx(1 / 50, rel=0.05)  # the steps alone make 50
+    np.testing.assert_allclose(
+        measure_contrast(3 * image - 9, body, (1, 1, 1)), contrast, atol=1e-3
+    )
+
+
+def test_a_scan_of_one_value_has_no_contrast():
+    image = np.full((9, 9, 9, 1), 5, np.float32)
+    assert not measure_contrast(image, np.zeros((9, 9, 9), bool), (1, 1, 1)).any()

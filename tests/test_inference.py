@@ -11,8 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK
+from scipy import ndimage
 
-from unetseg import inference
+from unetseg import inference, nifti
+from unetseg.cases import find_cases
+from unetseg.checkpoint import load_weights
 from unetseg.inference import (
     load_models,
     load_temperature,
@@ -21,7 +24,11 @@ from unetseg.inference import (
     predict_scans,
     slide,
 )
+from unetseg.metrics import dice
+from unetseg.model import build_for, build_unet, plan_unet
 from unetseg.preprocessing import Preprocessor
+from unetseg.sample import make_sample
+from unetseg.training import Recipe, train_fold
 
 # numpy's complaint about the variables of TensorFlow, which Keras hands to it
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -199,11 +206,79 @@ def test_slices_across_two_axes_are_averaged(tmp_path, write_case):
 
 
 def test_models_that_disagree_make_the_prediction_uncertain(tmp_path, write_case):
-    image, _ = bright_box()
-    case = write_case(tmp_path, "a", image + 1)  # nothing to crop
+    case = write_case(tmp_path, "a", noise(*SHAPE))  # nothing to crop
     found = predict_case([constant(1), constant(0)], case, PLAIN)
     np.testing.assert_allclose(found.probabilities, 0.5, atol=1e-6)
     np.testing.assert_allclose(found.uncertainty, 1, atol=1e-6)
+
+
+EVERYWHERE = Preprocessor((1, 2, 3), (8, 8, 8), {5: "five"}, 1, "zscore", empty_space="background")
+
+
+def test_windows_of_nothing_but_void_are_background_without_a_model():
+    x, void = noise(32, 16, 16, 1), np.zeros((32, 16, 16), bool)
+    void[:16] = True
+    model = constant(1)
+    found = slide([model], x, (16, 16, 16), overlap=0, void=void)
+    assert [shape[0] for shape in model.shapes] == [1]
+    np.testing.assert_array_equal(found[:16], np.broadcast_to((1, 0), (16, 16, 16, 2)))
+    np.testing.assert_array_equal(found[16:], np.broadcast_to((0, 1), (16, 16, 16, 2)))
+
+
+def test_where_all_is_void_all_is_background():
+    x = np.zeros((16, 16, 16, 1), np.float32)
+    found = slide([constant(1)], x, (8, 8, 8), void=np.ones((16, 16, 16), bool))
+    np.testing.assert_array_equal(found, np.broadcast_to((1, 0), (16, 16, 16, 2)))
+
+
+@pytest.mark.parametrize("background", [0, -1, -1024, 400])
+@pytest.mark.parametrize("stray", [False, True])
+def test_the_air_around_a_body_is_background_whatever_a_model_says(
+    tmp_path, write_case, background, stray
+):
+    image = np.full((60, 50, 40), background, np.float32)
+    image[20:40, 15:35, 10:30] = 100 + noise(20, 20, 20)
+    if stray:  # so that cropping leaves the air where it is
+        image[[0, 59, 5], [0, 49, 45], [0, 39, 3]] = 100
+    case = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1))
+    preprocessor = replace(EVERYWHERE, spacing_mm=(1, 1, 1))
+    labels = predict_case(constant(1), case, preprocessor).labels
+    near = np.zeros(image.shape, bool)
+    near[16:44, 11:39, 6:34] = True  # 4 voxels around the body may be labelled
+    assert (labels[20:40, 15:35, 10:30] == 5).all()
+    assert (labels[~near] == 0).all()
+
+
+@pytest.mark.parametrize("empty_space", ["outside", "zero"])
+def test_where_labels_may_lie_in_empty_space_the_model_is_asked(tmp_path, write_case, empty_space):
+    image = np.full((40, 20, 20), -1, np.float32)
+    image[[0, -1], [0, -1], [0, -1]] = 1
+    case = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1))
+    settings = {"spacing_mm": (1, 1, 1), "empty_space": empty_space}
+    assert (predict_case(constant(1), case, replace(EVERYWHERE, **settings)).labels == 5).all()
+
+
+@pytest.mark.parametrize("value", [0, 7, -1000])
+@pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8, 1)])
+def test_a_scan_of_one_value_is_background(tmp_path, write_case, value, patch):
+    case = write_case(tmp_path, "a", np.full((20, 20, 20), value, np.int16))
+    found = predict_case(constant(1), case, replace(EVERYWHERE, patch=patch))
+    assert not found.labels.any()
+    np.testing.assert_array_equal(found.probabilities[..., 0], 1)
+
+
+def test_void_turns_with_the_planes_and_the_mirrored_copies(tmp_path, write_case):
+    image = np.zeros((24, 16, 20), np.float32)
+    image[2:8, 2:8, 2:10] = 100 + noise(6, 6, 8)
+    image[-1, -1, -1] = 100
+    case = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1))
+    settings = {"mirror_axes": (0, 1), "planes": (2, 0), "dimensions": 2}
+    preprocessor = replace(EVERYWHERE, spacing_mm=(1, 1, 1), patch=(16, 16, 1), **settings)
+    labels = predict_case(constant(1), case, preprocessor).labels
+    assert (labels[2:8, 2:8, 2:10] == 5).all()
+    assert not labels[13:].any()
+    assert not labels[:, 13:].any()
+    assert not labels[..., 15:].any()
 
 
 def of_three(*probabilities):
@@ -831,3 +906,36 @@ def test_two_at_once_write_what_one_does(backend, tmp_path, experiment, write_ca
         contents[-1] |= {"files": files_in(folder)}
     pd.testing.assert_frame_equal(*tables)
     assert contents[0] == contents[1]
+
+
+@pytest.mark.long
+def test_a_head_in_a_large_field_of_view_is_alone_labelled(tmp_path, write_case):
+    # Trained on heads that fill their field of view, and used on one in five times the volume.
+    folder = make_sample(tmp_path / "sample", n_cases=4)
+    heads = []
+    for case in find_cases(folder):
+        (image, _), (mask, _) = nifti.load_image(case.image), nifti.load_mask(case.mask)
+        brain = ndimage.binary_dilation(mask > 0)
+        heads.append((np.where(brain, image, 0), mask))
+    cases = [write_case(tmp_path, f"{k}", *pair, (3, 3, 3)) for k, pair in enumerate(heads)]
+    preprocessor = Preprocessor(patch=(32, 32, 32)).fit(cases)
+    assert preprocessor.empty_space == "background"
+    settings = {"recipe": Recipe(epochs=3, steps=40), "model_args": {"filters": 8}}
+    train_fold(cases[:3], cases[3:], tmp_path / "fold_0", preprocessor=preprocessor, **settings)
+    model = build_for(preprocessor, build_unet, plan_unet(preprocessor, filters=8))
+    load_weights(model, tmp_path / "fold_0" / "model.weights.h5")
+
+    image, mask = heads[3]
+    large = np.zeros([int(1.71 * n) for n in image.shape], np.float32)
+    head = tuple(slice(10, 10 + n) for n in image.shape)
+    large[head] = image
+    large[[0, -1, 3], [0, -1, 60], [0, -1, 5]] = 500  # so that the air is not cropped
+    labels = predict_case(
+        model, write_case(tmp_path, "large", large, spacing_mm=(3, 3, 3)), preprocessor
+    ).labels
+    assert dice(labels[head] > 0, mask > 0) > 0.8
+    labels[head] = 0
+    assert np.argwhere(labels).tolist() == []
+    for name, scan in (("one value", np.full_like(image, 100)), ("noise", noise(*image.shape))):
+        case = write_case(tmp_path, name, scan, spacing_mm=(3, 3, 3))
+        assert np.mean(predict_case(model, case, preprocessor).labels > 0) < 0.05, name

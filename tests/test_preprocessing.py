@@ -403,7 +403,9 @@ def test_neighbours_are_for_slices_and_not_negative(patch, neighbours):
         Preprocessor(patch=patch, neighbours=neighbours)
 
 
-GIVEN = Preprocessor((1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2), 0, (), "zero")
+GIVEN = Preprocessor(
+    (1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2), 0, (), "zero", 0.25
+)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Preprocessor)])
@@ -838,3 +840,72 @@ def test_several_are_restored_one_after_the_other_from_a_single_reading(
         np.testing.assert_array_equal(native, expected[k])
     assert len(reads) == 1
     assert not np.array_equal(expected[0], expected[1])
+
+
+def test_empty_space_is_background_unless_masks_label_some_of_it(tmp_path, write_case):
+    image, middle = framed((40, 40, 40), 0, margin=10)
+    body = np.zeros(image.shape, np.uint8)
+    body[middle] = 1
+    beyond = body.copy()
+    beyond[0, :10, 0] = 1  # 10 voxels of 8,000 are more than 0.1 %
+    astray = body.copy()
+    astray[0, :8, 0] = 1
+    chosen = []
+    for name, mask in (("a", body), ("b", beyond), ("c", astray)):
+        case = write_case(tmp_path, name, image, mask, spacing_mm=(1, 1, 1))
+        chosen.append(Preprocessor().fit([case]).empty_space)
+    assert chosen == ["background", "outside", "background"]
+    without = write_case(tmp_path, "d", image, spacing_mm=(1, 1, 1))
+    assert Preprocessor(labels={1: "a"}).fit([without]).empty_space == "background"
+
+
+def test_a_small_label_in_empty_space_counts_as_much_as_a_large_one(tmp_path, write_case):
+    image, middle = framed((40, 40, 40), 0, margin=10)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[middle] = 1
+    mask[0, 0, 0] = 2
+    case = write_case(tmp_path, "a", image, mask, spacing_mm=(1, 1, 1))
+    assert Preprocessor().fit([case]).empty_space == "outside"
+
+
+@pytest.mark.parametrize("empty_space", preprocessing.EMPTY_SPACE)
+def test_void_is_told_on_the_grid_of_the_network(tmp_path, write_case, empty_space):
+    image = np.full((40, 40, 40), -3, np.float32)
+    image[10:30, 10:30, 10:30] = noise((20, 20, 20))
+    image[0, 0, 0] = 100
+    image[30:38, 30:38, 30:38] = noise((8, 8, 8))
+    case = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1))
+    settings = {"labels": {1: "a"}, "spacing_mm": (2, 2, 2), "patch": (32, 16, 16)}
+    preprocessor = Preprocessor(**settings, empty_space=empty_space).fit([case])
+    x, void = preprocessor.transform_scan(case)
+    np.testing.assert_array_equal(x, preprocessor.transform(case)[0])
+    assert void.shape == x.shape[:3]
+    if empty_space == "background":  # of 10 to 38 along each axis; x is padded by 9 on each side
+        assert x.shape == (32, 16, 16, 1)
+        assert not void[9:19, :10, :10].any()
+        assert not void[19:23, 10:14, 10:14].any()
+        assert void[:3].all()
+        assert void[9:12, 15, 15].all()
+    else:
+        assert not void.any()
+
+
+def test_beyond_a_scan_that_tissue_fills_there_is_no_void(tmp_path, write_case):
+    case = write_case(tmp_path, "a", noise((10, 10, 10)))
+    preprocessor = Preprocessor(patch=(32, 32, 32), labels={1: "a"}, empty_space="background")
+    assert not preprocessor.fit([case]).transform_scan(case)[1].any()
+
+
+def test_noise_in_the_air_has_less_contrast_than_any_label_in_training(tmp_path, write_case):
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 1, (90, 40, 40)).astype(np.float32)
+    image[5:35, 5:35, 5:35] += rng.normal(100, 20, (30, 30, 30))
+    mask = np.zeros(image.shape, np.uint8)
+    mask[10:30, 10:30, 10:30] = 1
+    case = write_case(tmp_path, "a", image, mask, spacing_mm=(1, 1, 1))
+    preprocessor = Preprocessor().fit([case])
+    _, void = preprocessor.transform_scan(case)
+    assert void[50:].all()  # 12 voxels and more from the body
+    assert not void[5:35, 5:35, 5:35].any()
+    unknown = write_case(tmp_path, "b", image, spacing_mm=(1, 1, 1))
+    assert Preprocessor(labels={1: "a"}).fit([unknown]).least_contrast == 0

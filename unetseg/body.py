@@ -6,6 +6,7 @@ from scipy import ndimage
 MOST = 0.5  # of the outermost planes of a scan, which one value does not fill by chance
 REACH = 4  # voxels of the finest axis: how far from the body a structure may lie
 SPECKS = 0.02  # share of single voxels with signal that do not make a body
+NEIGHBOURHOOD = 12  # voxels of the finest axis: over which contrast is measured
 
 
 def find_background(channel):
@@ -88,7 +89,43 @@ def find_void(body, spacing_mm):
     """
     if body.all():
         return ~body
-    steps = REACH * np.min(spacing_mm) / np.asarray(spacing_mm)
-    size = 2 * np.floor(steps + 1e-6).astype(int) + 1
-    share = ndimage.uniform_filter(body.astype(np.float32), size, mode="nearest")
+    size = _box_size(REACH, body.shape, spacing_mm)
+    share = ndimage.uniform_filter(body.astype(np.float32), size, mode="constant")
     return share < SPECKS
+
+
+def measure_contrast(image, body, spacing_mm):
+    """How much the signal varies around each voxel, in units of how it varies in the body.
+
+    Parameters
+    ----------
+    image : (x, y, z, channel) ndarray
+    body : (x, y, z) ndarray of bool
+    spacing_mm : sequence of 3 float
+
+    Returns
+    -------
+    (x, y, z) ndarray of float32
+        Standard deviation in the box that reaches 12 voxels of the finest axis to each side,
+        over that of the body; of the channel in which it is largest. 0 where there is no signal,
+        a few hundredths in the noise of air, about 1 across a structure.
+    """
+    size = _box_size(NEIGHBOURHOOD, body.shape, spacing_mm)
+    contrast = np.zeros(image.shape[:3], np.float32)
+    for channel in np.moveaxis(image, -1, 0):
+        voxels = channel[body] if body.any() else channel
+        spread = voxels.std()
+        if spread == 0:
+            continue
+        scaled = ((channel - voxels.mean()) / spread).astype(np.float32)
+        mean = ndimage.uniform_filter(scaled, size, mode="nearest")
+        square = ndimage.uniform_filter(scaled**2, size, mode="nearest")
+        contrast = np.maximum(contrast, np.sqrt(np.maximum(square - mean**2, 0)))
+    return contrast
+
+
+def _box_size(steps, shape, spacing_mm):
+    several = np.array(shape) > 1  # a single slice is 2-D
+    spacing = np.asarray(spacing_mm, float)
+    along = steps * spacing.min(where=several, initial=np.inf) / spacing
+    return 2 * np.floor(np.where(several, along + 1e-6, 0)).astype(int) + 1

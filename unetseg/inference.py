@@ -123,8 +123,8 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
     """
     mirror_axes = _settle(preprocessor, overlap, mirror_axes, temperature)
     models = list(models) if isinstance(models, list | tuple) else [models]
-    x, _ = preprocessor.transform(replace(case, mask=None))
-    found = (_predict(model, x, preprocessor, overlap, mirror_axes) for model in models)
+    x, void = preprocessor.transform_scan(case)
+    found = (_predict(model, x, preprocessor, overlap, mirror_axes, void) for model in models)
     total, votes = 0, []
     for native in preprocessor.restore_each(found, case):  # one at a time in memory
         votes.append(native.argmax(axis=-1).astype(np.uint8))
@@ -148,18 +148,20 @@ def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
     return mirror_axes
 
 
-def _predict(model, x, preprocessor, overlap, mirror_axes):
+def _predict(model, x, preprocessor, overlap, mirror_axes, void):
     total, patch = 0, preprocessor.patch
     flat = patch.index(1) if 1 in patch else 0
     planes = preprocessor.planes or (flat,)
     for plane in planes:
-        view = x.swapaxes(plane, flat)
+        view, empty = x.swapaxes(plane, flat), void.swapaxes(plane, flat)
         if preprocessor.neighbours:
             view = add_neighbours(view, flat, preprocessor.neighbours)
         for n in range(len(mirror_axes) + 1):
             for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
                 axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
-                found = np.flip(slide([model], np.flip(view, axes), patch, overlap=overlap), axes)
+                flipped = np.flip(view, axes), patch
+                found = slide([model], *flipped, overlap=overlap, void=np.flip(empty, axes))
+                found = np.flip(found, axes)
                 total += found.swapaxes(plane, flat)
     return total / (len(planes) * 2 ** len(mirror_axes))
 
@@ -279,7 +281,7 @@ def _describe(scan, found, labels):
     return rows
 
 
-def slide(models, x, patch, *, overlap=0.5):
+def slide(models, x, patch, *, overlap=0.5, void=None):
     """Average the models' probabilities over overlapping windows, weighted towards their centres.
 
     Parameters
@@ -291,17 +293,21 @@ def slide(models, x, patch, *, overlap=0.5):
         Shape of a window; across an axis of 1 the windows are slices for a 2-D network.
     overlap : float, default 0.5
         In [0, 1).
+    void : (x, y, z) ndarray of bool, optional
+        Where there is background for certain. Windows without anything else are not predicted.
 
     Returns
     -------
     (x, y, z, class) ndarray of float32
     """
     require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
+    void = np.zeros(x.shape[:3], bool) if void is None else void
     steps = [_starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
     boxes = [
         tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
         for start in itertools.product(*steps)
     ]
+    boxes = [box for box in boxes if not void[box].all()] or boxes[:1]  # one tells the classes
     weight = _window_weight(patch)
     total, weights = 0, np.zeros((*x.shape[:3], 1), np.float32)
     flat = tuple(n for n in patch if n > 1) + x.shape[3:]
@@ -315,7 +321,8 @@ def slide(models, x, patch, *, overlap=0.5):
         for box, probabilities in zip(chosen, found, strict=True):
             total[box] += probabilities.reshape(*patch, -1) * weight
             weights[box] += weight
-    total /= weights
+    total /= np.where(void[..., None], 1, weights)
+    total[void] = np.arange(total.shape[-1]) == 0
     return total
 
 

@@ -9,18 +9,23 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
-from unetseg.body import find_body, find_box
+from unetseg.body import find_body, find_box, find_void, measure_contrast
+from unetseg.planning import (
+    choose_empty_space,
+    choose_least_contrast,
+    choose_normalisation,
+    describe_case,
+)
 from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, require, write_json
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
 GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
 BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 NORMALISATIONS = ("zscore", "percentile", "none")
-EMPTY_SPACE = ("outside", "zero")
+EMPTY_SPACE = ("background", "outside", "zero")
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
-OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
 SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
 MIRRORINGS = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
 LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
@@ -70,11 +75,17 @@ class Preprocessor:
         another, whose slices the same network sees with both axes swapped; predictions of both
         are averaged. Chosen: two if the voxels are as long along both (up to 1.2 times), the other
         being the one that changes the slices' size least; none in 3-D.
-    empty_space : {"outside", "zero"}, optional
+    empty_space : {"background", "outside", "zero"}, optional
         What is not body: the one value that fills the field of view outside of it, whatever it
-        is (`unetseg.body.find_background`), or voxels of 0 wherever they are, as version 0.1 had
-        it. Chosen: ``outside``; so a scan that is shifted by a constant, or scaled, gives the
-        same input.
+        is (`unetseg.body.find_background`), so a scan that is shifted by a constant, or scaled,
+        gives the same input; or voxels of 0 wherever they are, as version 0.1 had it (``zero``).
+        With ``background`` the network is not asked about space that is empty (see
+        `transform_scan`): a window without signal tells it nothing. Chosen: ``background``, but
+        ``outside`` if a mask labels such space (more than 0.1 % of a label's voxels).
+    least_contrast : float, optional
+        With ``background``, the contrast (`unetseg.body.measure_contrast`) under which a voxel
+        is background too, such as in the noise of air, which a network would amplify. Chosen:
+        half of the least that a label had in training (of 99.9 % of its voxels); 0 without masks.
     """
 
     spacing_mm: tuple | None = None
@@ -87,6 +98,7 @@ class Preprocessor:
     neighbours: int | None = None
     planes: tuple | None = None
     empty_space: str | None = None
+    least_contrast: float | None = None
 
     def __post_init__(self):
         """Check the settings."""
@@ -105,6 +117,7 @@ class Preprocessor:
             ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
             ("planes", lambda v: v in PLANES and (not v or 2 in known), f"in 2-D one of {PLANES}"),
             ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
+            ("least_contrast", lambda v: v >= 0, "0 or more"),
             ("neighbours", lambda v: v == 0 or (v > 0 and 2 in known), "0, or more in 2-D"),
         ):
             value = getattr(self, name)
@@ -150,8 +163,11 @@ class Preprocessor:
         if None not in [getattr(self, field.name) for field in fields(self)]:
             return self
         require("cases", cases, len(cases), "at least one")
-        self.empty_space = self.empty_space or "outside"
         facts = [self._describe(case) for case in cases]
+        if self.empty_space is None:
+            self.empty_space = choose_empty_space(facts)
+        if self.least_contrast is None:
+            self.least_contrast = choose_least_contrast(facts)
         shapes = np.array([fact["shape"] for fact in facts])
         spacings = np.array([fact["spacing_mm"] for fact in facts])
         if self.spacing_mm is None:
@@ -175,8 +191,7 @@ class Preprocessor:
         if self.channels is None:
             self.channels = facts[0]["channels"]
         if self.normalisation is None:
-            far = np.median([fact["brightest_sd"] for fact in facts])
-            self.normalisation = "percentile" if far > OUTLIERS else "zscore"
+            self.normalisation = choose_normalisation(facts)
         if self.mirror_axes is None:
             self.mirror_axes = self._choose_mirror_axes([fact["sides"] for fact in facts])
         several = self.dimensions == 2 and sizes[self.patch.index(1)] > 1
@@ -222,13 +237,7 @@ class Preprocessor:
             If a file cannot be read, the number of channels is another, or the mask holds a
             value that is not among the labels.
         """
-        image, affine = self._load(case)
-        body, backgrounds = self._find_body(image)
-        box, shape, padding = self._geometry(body, affine)
-        inside = _zoom(body[box].astype(np.float32), shape) > 0
-        channels = zip(np.moveaxis(image[box], -1, 0), backgrounds, strict=True)
-        channels = [self._normalise(_zoom(c, shape), inside, b, padding) for c, b in channels]
-        x = np.stack(channels, axis=-1)
+        x, _, (box, shape, padding) = self._transform_image(case)
         if case.mask is None:
             return x, None
         mask, _ = nifti.load_mask(case.mask)
@@ -237,6 +246,42 @@ class Preprocessor:
             problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
             raise ValueError(f"{case.mask}: {problem}. Correct the mask or declare the label.")
         return x, np.pad(_zoom_labels(mask[box], shape, self.labels), padding)
+
+    def transform_scan(self, case):
+        """Bring a scan to the network's grid, and tell where there is nothing to segment.
+
+        Parameters
+        ----------
+        case : Case
+            Its mask is not looked at.
+
+        Returns
+        -------
+        x : (x, y, z, channel) ndarray of float32
+            As `transform` returns it.
+        void : (x, y, z) ndarray of bool
+            Background for certain: where hardly any voxel around has signal
+            (`unetseg.body.find_void`), or where it varies less than ``least_contrast``. Nowhere
+            unless ``empty_space`` is ``background``.
+        """
+        x, inside, _ = self._transform_image(case)
+        if self.empty_space != "background":
+            return x, np.zeros(inside.shape, bool)
+        void = find_void(inside, self.spacing_mm)
+        if self.least_contrast:
+            void |= measure_contrast(x, inside, self.spacing_mm) < self.least_contrast
+        return x, void
+
+    def _transform_image(self, case):
+        image, affine = self._load(case)
+        body, backgrounds = self._find_body(image, affine)
+        box, shape, padding = geometry = self._geometry(body, affine)
+        inside = _zoom(body[box].astype(np.float32), shape) > 0
+        channels = zip(np.moveaxis(image[box], -1, 0), backgrounds, strict=True)
+        channels = [self._normalise(_zoom(c, shape), inside, b, padding) for c, b in channels]
+        unknown = None in backgrounds  # then what lies beyond the scan is
+        inside = np.pad(inside, padding, constant_values=unknown)
+        return np.stack(channels, axis=-1), inside, geometry
 
     def restore(self, probabilities, case):
         """Bring class probabilities back to the case's native grid.
@@ -267,7 +312,7 @@ class Preprocessor:
         (x, y, z, class) ndarray of float32
         """
         image, affine = self._load(case)
-        body, _ = self._find_body(image)
+        body, _ = self._find_body(image, affine)
         box, shape, padding = self._geometry(body, affine)
         inner = tuple(slice(a, a + n) for (a, _), n in zip(padding, shape, strict=True))
         for probabilities in several:
@@ -344,7 +389,7 @@ class Preprocessor:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
         # Older files lack some.
-        settings = {"neighbours": 0, "planes": (), "empty_space": "zero"}
+        settings = {"neighbours": 0, "planes": (), "empty_space": "zero", "least_contrast": 0.0}
         settings |= read_json(path, "preprocessor.json")
         if settings["labels"]:
             settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
@@ -358,10 +403,13 @@ class Preprocessor:
             raise ValueError(f"{case.image}: {problem}. Give every scan the same channels.")
         return image, affine
 
-    def _find_body(self, image):
+    def _find_body(self, image, affine):
         if self.empty_space == "zero":
             return image.any(axis=-1), [None] * image.shape[3]
-        return find_body(image)
+        body, backgrounds = find_body(image)
+        if self.empty_space == "background":  # then single voxels in the air are nothing either
+            body &= ~find_void(body, voxel_sizes(affine))
+        return body, backgrounds
 
     def _geometry(self, body, affine):
         # The box of the body, its shape at the common spacing, and the padding around it.
@@ -402,34 +450,11 @@ class Preprocessor:
         return low, high - low
 
     def _describe(self, case):
-        # The facts of a case from which settings are chosen.
         image, affine = nifti.load_image(case.image)
         image = image if image.ndim == 4 else image[..., None]
-        body, _ = self._find_body(image)
-        voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
-        mask = nifti.load_mask(case.mask)[0] if case.mask else np.zeros((1, 1, 1), np.int32)
-        return {
-            "shape": body[find_box(body)].shape,
-            "spacing_mm": voxel_sizes(affine),
-            "channels": image.shape[3],
-            "brightest_sd": max(_brightest_sd(channel) for channel in voxels.T),
-            "sides": _measure_sides(mask),
-        }
-
-
-def _brightest_sd(voxels):
-    # By how many standard deviations the brightest voxel lies above the mean.
-    spread = voxels.std()
-    return (voxels.max() - voxels.mean()) / spread if spread > 0 else 0.0
-
-
-def _measure_sides(mask):
-    # How far each label lies from the middle of the foreground along x, in widths of it.
-    values, foreground = np.unique(mask[mask != 0]).tolist(), mask != 0
-    middle = ndimage.center_of_mass(foreground)[0] if values else 0
-    width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1 if values else 1
-    centres = ndimage.center_of_mass(foreground, mask, values)
-    return {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)}
+        body, _ = self._find_body(image, affine)
+        mask = nifti.load_mask(case.mask)[0] if case.mask else None
+        return describe_case(image, mask, body, voxel_sizes(affine))
 
 
 def _coarse_axis(spacing_mm):
