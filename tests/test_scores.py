@@ -78,7 +78,8 @@ def test_scores_are_those_worked_out_by_hand(cohort):
     columns = ["case", "group", "fold", "label", "name", *METRICS]
     expected = pd.DataFrame(expected, columns=columns)
     pd.testing.assert_frame_equal(scores[columns], expected, check_dtype=False)
-    assert set(scores.columns) == {*columns, "tolerance_mm"}
+    what = {"mask", "mask_sha256", "prediction_sha256"}
+    assert set(scores.columns) == {*columns, "tolerance_mm", *what}
 
 
 def test_the_tolerance_of_the_surface_dice_is_passed_on_and_told(cohort):
