@@ -146,21 +146,22 @@ def _remove_gone(folder, local):
     emptied: what was copied from it stays.
     """
     removed, doubted, foreign = [], [], []
+    nothing = not any(path.is_file() for path in folder.rglob("*"))
     with _kept_fingerprints():
         for copy in sorted(path for path in local.rglob("*") if path.is_file()):
             name = copy.relative_to(local)
             original = folder / name
             if PASSING.fullmatch(copy.name) or _is_there(original):
                 continue
-            if _lists_nothing(folder) or _lists_nothing(original.parent):
+            if nothing or _lists_nothing(original.parent):
                 doubted.append(str(name))
-            elif fingerprints.find_known(copy) != fingerprints.find_last(original):
-                foreign.append(str(name))
-            else:
+            elif _is_as_copied(original, copy):
                 copy.unlink()
                 fingerprints.forget(copy)
                 fingerprints.forget(original)
                 removed.append(str(name))
+            else:
+                foreign.append(str(name))
     for names, found in (
         (removed, f"not on Drive any more, so gone from the copy in {local}"),
         (doubted, f"not listed in a folder without any file: does Drive answer? Kept in {local}"),
@@ -176,6 +177,11 @@ def _is_there(path):
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True  # an error of any other kind says nothing about the file, so it is raised
+
+
+def _is_as_copied(original, copy):
+    digest = fingerprints.find_last(original)
+    return digest is not None and digest == fingerprints.find_known(copy)
 
 
 def _lists_nothing(folder):
