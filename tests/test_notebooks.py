@@ -16,7 +16,7 @@ import refresh_notebooks
 from nbformat.v4 import new_code_cell, new_output
 from papermill.exceptions import PapermillExecutionError
 
-from unetseg import sample
+from unetseg import sample, workspace
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
