@@ -18,8 +18,8 @@ import unetseg
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "unetseg").glob("*.py"))
-LIGHT = ["cases", "fingerprints", "metrics", "nifti", "plots", "provenance", "reliability"]
-LIGHT += ["scores", "splits", "workspace"]
+LIGHT = ["cases", "fingerprints", "machine", "metrics", "nifti", "plots", "provenance"]
+LIGHT += ["reliability", "scores", "splits", "workspace"]
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

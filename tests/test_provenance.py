@@ -215,6 +215,7 @@ def test_preprocessing_that_was_chosen_from_other_data_is_said(data, tmp_path, c
 def test_cases_in_no_fold_are_named(data, capsys):
     cases = find_cases(data)
     folds = [{"train": ["case_00"], "val": ["case_02"]}]
-    assert provenance.say_unused(folds, cases) == {"case_00", "case_02"}
+    assert provenance.list_used(folds) == {"case_00", "case_02"}
+    provenance.say_unused(folds, cases)
     assert "2 cases are in no fold of splits.json" in (said := capsys.readouterr().out)
     assert "case_01, case_03" in said

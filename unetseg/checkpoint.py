@@ -352,3 +352,11 @@ def mask_paths(folder, ids):
 def digests(files):
     """SHA-256 by name, of the files that are there."""
     return {file.name: sha256(file) for file in files if file.exists()}
+
+
+def digest_masks(results_dir, ids):
+    """SHA-256 of the predictions and of the masks that a fold leaves, as ``done.json`` has them."""
+    found = {}
+    for folder in ("predictions", "masks"):
+        found[f"{folder}_sha256"] = digests(mask_paths(results_dir / folder, ids))
+    return found

@@ -314,6 +314,11 @@ class Trained:
         return masks
 
 
+def list_used(folds):
+    """Ids of the cases that stand in a fold, as in ``splits.json``."""
+    return {case_id for fold in folds for case_id in (*fold["train"], *fold["val"])}
+
+
 def say_unused(folds, cases):
     """Name the cases that stand in no fold.
 
@@ -322,18 +327,11 @@ def say_unused(folds, cases):
     folds : list of dict
         As in ``splits.json``.
     cases : sequence of Case
-
-    Returns
-    -------
-    set of str
-        The ids that stand in one.
     """
-    used = {case_id for fold in folds for case_id in (*fold["train"], *fold["val"])}
-    unused = sorted(case.id for case in cases if case.id not in used)
+    unused = sorted({case.id for case in cases} - list_used(folds))
     if unused:
         names = ", ".join(unused)
         print(f"{len(unused)} cases are in no fold of splits.json, so they are not used: {names}.")
-    return used
 
 
 def _stamp_in(file):

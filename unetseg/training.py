@@ -217,10 +217,8 @@ def train_fold(
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
     steps = recipe.steps * recipe.epochs
     done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
-    for folder in ("predictions", "masks"):
-        paths = checkpoint.mask_paths(fold_dir.parent / folder, about["val"])
-        done[f"{folder}_sha256"] = checkpoint.digests(paths)
     done |= {"temperature": temperature, "inputs": inputs}
+    done |= checkpoint.digest_masks(fold_dir.parent, about["val"])
     provenance.refuse_changed_meanwhile(inputs, cases)
     write_json(fold_dir / DONE, done)
     for file in fold_dir.glob("?.state*"):
@@ -348,9 +346,7 @@ def cross_validate(
     preprocessor = (preprocessor or Preprocessor()).fit(list(by_id.values()))
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
     model_args = plan_model(build_model, preprocessor, model_args)
-    provenance.say_if_fitted_on_others(results_dir / "fitted_on.json", cases)
-    folds = settle_folds(results_dir / "splits.json", cases, n_splits, seed)
-    used = provenance.say_unused(folds, cases)
+    folds = _settle_folds(results_dir, cases, n_splits, seed)
     check_folds(folds, cases, labels_of)
     leaks = find_leaks(list(by_id.values()), folds)
     if not allow_leaks:
@@ -367,7 +363,7 @@ def cross_validate(
         recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever it was
         preprocessor.save(results_dir / "preprocessor.json")
         write_json(results_dir / "splits.json", folds)
-        write_file(results_dir / "leaks.csv", leaks.to_csv(index=False).encode())
+        _write_table(results_dir / "leaks.csv", leaks)
         shared = {"preprocessor": preprocessor, "build_model": build_model}
         shared |= {"model_args": model_args, "recipe": recipe}
         pending = [
@@ -376,14 +372,29 @@ def cross_validate(
             if retrain or not checkpoint.is_finished(results_dir, n, f)
         ]
         if pending or not (results_dir / "cases.csv").exists():  # else it tells of what is trained
-            table = table[table["case"].isin(used)]
-            write_file(results_dir / "cases.csv", table.to_csv(index=False).encode())
+            _write_used(results_dir / "cases.csv", table, folds)
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
         _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
     return folds
+
+
+def _settle_folds(results_dir, cases, n_splits, seed):
+    provenance.say_if_fitted_on_others(results_dir / "fitted_on.json", cases)
+    folds = settle_folds(results_dir / "splits.json", cases, n_splits, seed)
+    provenance.say_unused(folds, cases)
+    return folds
+
+
+def _write_table(path, table):
+    write_file(path, table.to_csv(index=False).encode())
+
+
+def _write_used(path, table, folds):
+    used = table["case"].isin(provenance.list_used(folds))
+    _write_table(path, table[used])
 
 
 def _run_folds(parts, results_dir, settings, seed, n_jobs, backup_dir):
