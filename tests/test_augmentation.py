@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -441,6 +443,19 @@ def test_cached_cases_are_memory_maps_of_transform_and_computed_once(
         for array, whole in zip(found[:2], right, strict=True):
             assert array.dtype == whole.dtype
             np.testing.assert_array_equal(array, whole)
+
+
+def test_a_cache_that_holds_other_content_or_preprocessing_is_not_used(tmp_path, write_case):
+    case = write_case(tmp_path, "a", *scan(1))
+    preprocessor = Preprocessor(labels={1: "a", 2: "b"}).fit([case])
+    CachedCases(preprocessor, [case], tmp_path / "cache")
+    other = replace(preprocessor, normalisation="none")
+    ((x, _, _),) = CachedCases(other, [case], tmp_path / "cache")
+    np.testing.assert_array_equal(x, other.transform(case)[0])
+    write_case(tmp_path, "a", *scan(2))  # another scan under the same id
+    ((x, y, _),) = CachedCases(preprocessor, [case], tmp_path / "cache")
+    for found, right in zip((x, y), preprocessor.transform(case), strict=True):
+        np.testing.assert_array_equal(found, right)
 
 
 def test_two_processes_may_cache_the_same_case_at_once(tmp_path, write_case, monkeypatch):

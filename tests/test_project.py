@@ -18,7 +18,8 @@ import unetseg
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "unetseg").glob("*.py"))
-LIGHT = ["cases", "metrics", "nifti", "plots", "reliability", "scores", "splits", "workspace"]
+LIGHT = ["cases", "fingerprints", "machine", "metrics", "nifti", "plots", "provenance"]
+LIGHT += ["reliability", "scores", "splits", "workspace"]
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -72,7 +73,6 @@ RADON_EXCEPTIONS = {
     "preprocessing.Preprocessor.__post_init__",
     "preprocessing.Preprocessor.fit",
     "training.cross_validate",
-    "workspace.mirror",
 }
 MOST_COMPLEX = 15
 

@@ -21,6 +21,7 @@ PREPROCESSOR = {
 }
 UNET = {"filters": 16, "depth": 1, "dropout": 0.0, "strides": [[2, 2, 2]], "kernels": [[3, 3, 3]]}
 SETTINGS = {"model_args": UNET, "preprocessor": PREPROCESSOR, "recipe": RECIPE, "seed": 1}
+FINGERPRINT = {"sha256": "0" * 64, "bytes": 5, "mtime_ns": 10**18}
 FILES = {
     "preprocessor.json": PREPROCESSOR,
     "experiment.json": {
@@ -37,7 +38,11 @@ FILES = {
         "temperature": 1.2,
         "train": ["a"],
         "val": ["c"],
+        "predictions_sha256": {"c.nii.gz": "0" * 64},
+        "masks_sha256": {"c.nii.gz": "0" * 64},
+        "inputs": {"a": {"scan": [FINGERPRINT, FINGERPRINT], "mask": FINGERPRINT}},
     },
+    "fitted_on.json": {"a": {"scan": ["0" * 64], "mask": None}},
     "hashes.json": {"fold_0/model.weights.h5": "0" * 64},
     "running.json": {"host": "here", "pid": 5, "time": 1.5e9},
 }
@@ -123,6 +128,17 @@ def test_what_a_run_writes_is_read(name, tmp_path):
         ("done.json", "steps", 0.5),
         ("done.json", "temperature", 0),
         ("done.json", "temperature", "1"),
+        ("done.json", "predictions_sha256", ["0" * 64]),
+        ("done.json", "masks_sha256.c", 7),
+        ("done.json", "inputs", []),
+        ("done.json", "inputs.a", {"scan": [FINGERPRINT]}),
+        ("done.json", "inputs.a.scan", []),
+        ("done.json", "inputs.a.scan.0", "0" * 64),
+        ("done.json", "inputs.a.mask.bytes", -1),
+        ("done.json", "inputs.a.mask.mtime_ns", "1"),
+        ("done.json", "inputs.a.mask.sha256", "x"),
+        ("fitted_on.json", "a.scan", []),
+        ("fitted_on.json", "a.mask", "x"),
         ("hashes.json", "", ["0" * 64]),
         ("hashes.json", "cases_csv", "0" * 63),
         ("hashes.json", "cases_csv", None),

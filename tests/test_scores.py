@@ -1,18 +1,25 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from unetseg import nifti
 from unetseg.cases import Case
+from unetseg.fingerprints import fingerprint, sha256
 from unetseg.scores import (
     METRICS,
     compare,
     count_confusion,
+    find_stale,
     load_scores,
+    load_summary,
     rank_cases,
     read_pairs,
     score_predictions,
     summarise,
 )
+from unetseg.workspace import read_json, write_json
 
 LABELS = {1: "front", 4: "back"}
 SHAPE = (6, 5, 4)
@@ -78,7 +85,8 @@ def test_scores_are_those_worked_out_by_hand(cohort):
     columns = ["case", "group", "fold", "label", "name", *METRICS]
     expected = pd.DataFrame(expected, columns=columns)
     pd.testing.assert_frame_equal(scores[columns], expected, check_dtype=False)
-    assert set(scores.columns) == {*columns, "tolerance_mm"}
+    what = {"mask", "mask_sha256", "prediction_sha256"}
+    assert set(scores.columns) == {*columns, "tolerance_mm", *what}
 
 
 def test_the_tolerance_of_the_surface_dice_is_passed_on_and_told(cohort):
@@ -86,6 +94,88 @@ def test_the_tolerance_of_the_surface_dice_is_passed_on_and_told(cohort):
     # All 8 voxels of a box are border; 4 of them coincide, the other 4 lie 1 mm away.
     assert scores.loc[("a", 1), "surface_dice"] == 0.5
     assert (scores["tolerance_mm"] == 0.9).all()
+
+
+@pytest.fixture
+def experiment(cohort, tmp_path):
+    """The cohort as what two finished folds trained on and predicted."""
+    found, predictions, folds = cohort
+    for number, fold in enumerate(folds):
+        names = [f"{case_id}.nii.gz" for case_id in fold["val"]]
+        done = {"weights_sha256": "0" * 64, "minutes": 1, **fold}
+        done["predictions_sha256"] = {name: sha256(predictions / name) for name in names}
+        done["inputs"] = {
+            case.id: {"scan": [fingerprint(case.mask)], "mask": fingerprint(case.mask)}
+            for case in found
+        }
+        write_json(tmp_path / f"fold_{number}" / "done.json", done)
+    return tmp_path
+
+
+def test_a_prediction_that_is_not_the_fold_s_is_not_scored(cohort, experiment):
+    predictions = cohort[1]
+    score_predictions(*cohort, LABELS)
+    shutil.copy(predictions / "b.nii.gz", predictions / "c.nii.gz")
+    for score in (score_predictions, count_confusion):
+        with pytest.raises(ValueError, match=r"1 predictions are not what .*: c \(fold 0\)\. "):
+            score(*cohort, LABELS)
+
+
+def test_scores_tell_what_was_scored_and_which_masks_were_corrected(
+    cohort, experiment, write_nifti, affine, capsys
+):
+    found, predictions, _ = cohort
+    first = score_predictions(*cohort, LABELS).set_index("case")
+    assert set(first["mask"]) == {"as in training"}
+    assert first.loc["a", "prediction_sha256"].unique() == [sha256(predictions / "a.nii.gz")]
+    assert capsys.readouterr().out == ""
+    moved = box(1, (1, 3), (1, 3), (0, 2))  # of the same volume
+    write_nifti(found[0].mask, moved, affine)
+    second = score_predictions(*cohort, LABELS).set_index("case")
+    assert "1 masks were corrected since training, and are scored: a." in capsys.readouterr().out
+    assert second["mask"].groupby("case").unique().map(list).to_dict() == {
+        "a": ["corrected since"],
+        "b": ["as in training"],
+        "c": ["as in training"],
+    }
+    assert set(first.loc["a", "mask_sha256"]) != set(second.loc["a", "mask_sha256"])
+    with pytest.raises(ValueError, match="The true masks changed in 1 cases: a"):
+        compare(first.reset_index(), second.reset_index())
+
+
+def test_masks_stored_in_other_bytes_are_compared_as_the_same(cohort, write_nifti, affine):
+    found, *rest = cohort
+    first = score_predictions(*cohort, LABELS)
+    for case in found:
+        array, stored = nifti.load_mask(case.mask)
+        write_nifti(case.mask, *flipped(array.astype(np.int16), stored))
+    second = score_predictions(found, *rest, LABELS)
+    assert (compare(first, second)["difference"].dropna() == 0).all()
+    assert set(first["mask"]) == {"not known"}  # predictions of no experiment
+
+
+def test_scores_of_folds_that_were_trained_again_are_told_and_not_taken_for_theirs(
+    cohort, experiment, capsys
+):
+    table = score_predictions(*cohort, LABELS)
+    table.to_csv(experiment / "scores.csv", index=False)
+    summarise(table).to_csv(experiment / "summary.csv", index=False)
+    assert find_stale(experiment) == []
+    assert len(load_summary(experiment)) == len(summarise(table))
+    assert capsys.readouterr().out == ""
+    path = experiment / "fold_1" / "done.json"
+    done = read_json(path)
+    write_json(path, done | {"predictions_sha256": {"a.nii.gz": "1" * 64}})
+    assert find_stale(experiment) == ["a"]
+    assert len(load_summary(experiment)) == 0
+    assert "of other predictions of a: run 03_evaluate again" in capsys.readouterr().out
+    load_scores(experiment / "scores.csv")
+    assert "scores.csv: of other predictions of a than there are" in capsys.readouterr().out
+
+
+def test_without_scores_there_is_an_empty_summary(tmp_path):
+    assert len(load_summary(tmp_path)) == 0
+    assert find_stale(tmp_path) == []
 
 
 def test_pairs_are_read_in_order_and_in_the_orientation_of_the_mask(cohort):

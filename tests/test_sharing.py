@@ -577,6 +577,39 @@ def test_the_card_tells_what_the_models_are_and_what_they_were_trained_on(experi
     assert f"cores: {about['hardware']['cores']}, " in card
 
 
+def test_the_card_tells_how_the_files_of_training_are_known(copy):
+    card = sharing.write_model_card(copy).read_text()
+    assert "are known by their SHA-256, which stand in its done.json." in section(
+        card, "Training data"
+    )
+    path = copy / "fold_1" / "done.json"
+    done = json.loads(path.read_text())
+    del done["inputs"]  # of an earlier version
+    path.write_text(json.dumps(done))
+    card = sharing.write_model_card(copy).read_text()
+    assert "Which files exactly fold 1 had is not recorded." in section(card, "Training data")
+
+
+def test_the_card_names_the_masks_that_were_corrected_before_they_were_scored(copy):
+    path = copy / "scores.csv"
+    table = scores.load_scores(path)
+    assert "corrected" not in section(sharing.write_model_card(copy).read_text(), "Scores")
+    table.loc[table["case"] == "case_2", "mask"] = "corrected since"
+    table.to_csv(path, index=False)
+    card = sharing.write_model_card(copy).read_text()
+    assert "**1 masks were corrected since training**, and scored: case_2." in card
+
+
+def test_the_card_of_folds_that_were_trained_again_does_not_show_the_scores_of_before(copy):
+    path = copy / "fold_0" / "done.json"
+    done = json.loads(path.read_text())
+    done["predictions_sha256"] = dict.fromkeys(done["predictions_sha256"], "1" * 64)
+    path.write_text(json.dumps(done))
+    shown = section(sharing.write_model_card(copy).read_text(), "Scores")
+    assert "Not scored since it was trained again" in shown
+    assert "| Dice |" not in shown
+
+
 def test_the_card_warns_of_what_it_is_not_for_and_of_the_ids(experiment):
     card = (experiment.results / "MODEL_CARD.md").read_text()
     limits = section(card, "Limits")
@@ -584,7 +617,9 @@ def test_the_card_warns_of_what_it_is_not_for_and_of_the_ids(experiment):
     assert "No scans from elsewhere were tested" in limits
     assert "over cases, not over patients" in limits
     assert "Research:" in section(card, "Intended use")
-    assert "**the ids of cases and patients are**" in section(card, "Before you pass it on")
+    before = section(card, "Before you pass it on")
+    assert "**the ids of cases and patients are**" in before
+    assert "also holds the SHA-256 of the scans and masks" in before
     assert "ids of cases and patients are" in sharing.pack.__doc__
 
 

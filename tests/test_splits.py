@@ -4,7 +4,8 @@ import pytest
 from sklearn.model_selection import KFold
 
 from unetseg.cases import Case
-from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks
+from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks, settle_folds
+from unetseg.workspace import write_json
 
 
 def plain_cases(ids, group_of=lambda case_id: None):
@@ -264,3 +265,18 @@ def test_an_error_lists_twenty_leaks_with_their_kind_and_says_what_to_do():
         assert ("and 2 more" in message) == (count == 22)
         for word in ("Remove", "GROUPS", "splits.json", "allow_leaks=True"):
             assert word in message
+
+
+def test_folds_that_are_written_down_are_taken_and_what_they_override_is_said(tmp_path, capsys):
+    cases, path = plain_cases("abcdef"), tmp_path / "splits.json"
+    made = settle_folds(path, cases, 3, 1)
+    assert made == make_folds(cases, 3, 1)
+    assert not path.exists()
+    write_json(path, made)
+    assert settle_folds(path, cases, 3, 1) == made
+    assert capsys.readouterr().out == ""
+    pairs = plain_cases("abcdef", {"a": "p", "b": "p"}.get)
+    for settings in ((cases, 2, 1), (cases, 3, 2), (cases, 99, 1), (pairs, 3, 1)):
+        assert settle_folds(path, *settings) == made
+        said = capsys.readouterr().out
+        assert f"its 3 folds are used; FOLDS={settings[1]}, SEED={settings[2]} and GROUPS" in said

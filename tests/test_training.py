@@ -337,6 +337,104 @@ def test_splits_edited_after_a_fold_was_trained_are_refused(copy, cases, trained
     assert trained == []
 
 
+@pytest.fixture
+def own(cases, tmp_path):
+    """The same cases in files that a test may change."""
+
+    def take(path):
+        return Path(shutil.copy2(path, tmp_path))
+
+    return [replace(case, image=take(case.image), mask=take(case.mask)) for case in cases]
+
+
+def redraw(path):
+    """Correct a mask: its first label loses a voxel."""
+    image = nib.load(path)
+    mask = np.asarray(image.dataobj).copy()
+    mask[tuple(np.argwhere(mask == 1)[0])] = 0
+    nib.save(nib.Nifti1Image(mask, image.affine), path)
+
+
+def content(folder):
+    return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
+def test_the_marker_tells_the_content_of_every_file_that_was_used(run, cases):
+    done = json.loads((run.results / "fold_0" / "done.json").read_text())
+    for case in cases:
+        noted = done["inputs"][case.id]
+        for path, (about, *more) in ((case.image, noted["scan"]), (case.mask, [noted["mask"]])):
+            assert more == []
+            assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+            assert about["bytes"] == path.stat().st_size
+    for folder in ("predictions", "masks"):
+        for name, digest in done[f"{folder}_sha256"].items():
+            path = run.results / folder / name
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        assert len(done[f"{folder}_sha256"]) == len(done["val"])
+
+
+def test_corrected_masks_and_other_scans_stop_before_anything_is_done(copy, own, trained):
+    redraw(own[1].mask)
+    own[2].image.write_bytes(own[3].image.read_bytes())
+    before = content(copy)
+    with pytest.raises(ValueError, match="since 2 folds were finished 2 files") as error:
+        cross_validate(own, copy, **SETTINGS)
+    assert "the mask of c1 changed, the scan of c2 changed. RETRAIN" in str(error.value)
+    assert trained == []
+    assert content(copy) == before
+
+
+def test_retrain_trains_on_the_masks_that_were_corrected(copy, own, trained):
+    redraw(own[1].mask)
+    cross_validate(own, copy, retrain=True, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_0", "fold_1"]
+
+
+def test_a_case_that_is_gone_is_named_with_what_to_do(copy, own, trained):
+    before = content(copy)
+    with pytest.raises(ValueError, match=r"c3 is not in the data any more\. .*EXPERIMENT"):
+        cross_validate(own[:3], copy, **SETTINGS)
+    assert content(copy) == before
+
+
+def test_cases_that_are_added_are_named_and_do_not_enter_the_table_of_what_was_trained_on(
+    copy, run, own, tmp_path, write_case, trained, capsys
+):
+    new = write_case(tmp_path / "new", "c9", *arrays(9), group="p9")
+    assert cross_validate([*own, new], copy, **SETTINGS) == run.folds
+    said = capsys.readouterr().out
+    assert "1 cases are in no fold of splits.json, so they are not used: c9." in said
+    assert "2 of 2 folds are finished" in said
+    assert trained == []
+    assert (copy / "cases.csv").read_bytes() == (run.results / "cases.csv").read_bytes()
+    (copy / "fold_0" / "done.json").unlink()
+    cross_validate([*own, new], copy, **SETTINGS)
+    assert pd.read_csv(copy / "cases.csv")["case"].tolist() == ["c0", "c1", "c2", "c3"]
+
+
+def test_folds_of_an_earlier_version_count_as_finished_and_what_is_not_known_is_said(
+    copy, own, trained, capsys
+):
+    for path in copy.glob("fold_*/done.json"):
+        done = json.loads(path.read_text())
+        old = {k: v for k, v in done.items() if k not in ("inputs", "masks_sha256")}
+        path.write_text(json.dumps(old))
+    cross_validate(own, copy, **SETTINGS)
+    said = capsys.readouterr().out
+    assert "Fold 0, 1: of an earlier version; not known whether its scans changed." in said
+    assert "2 of 2 folds are finished" in said
+    assert trained == []
+
+
+def test_splits_that_override_the_settings_are_said(copy, own, trained, capsys):
+    cross_validate(own, copy, **SETTINGS)
+    assert "splits.json" not in capsys.readouterr().out
+    cross_validate(own, copy, **SETTINGS | {"n_splits": 4})
+    said = capsys.readouterr().out
+    assert "splits.json: its 2 folds are used; FOLDS=4, SEED=12345 and GROUPS" in said
+
+
 def test_unsound_splits_edited_by_hand_stop_before_training(cases, tmp_path, trained):
     folds = [{"train": ["c0", "c1"], "val": ["c1", "c2"]}]
     (tmp_path / "splits.json").write_text(json.dumps(folds))
@@ -675,6 +773,35 @@ def test_a_stopped_fold_goes_on_and_ends_as_if_it_had_not_been_stopped(cases, tm
     train_fold(cases[:3], cases[3:], fold, **settings)
     assert_same_fold(fold, tmp_path / "whole" / "fold_0")
     assert files(fold) == {"model.weights.h5", "history.csv", "calibration.csv", "done.json"}
+
+
+def test_a_stopped_fold_begins_anew_if_a_mask_was_corrected_and_names_it(cases, own, tmp_path):
+    settings = {"preprocessor": Preprocessor(patch=PATCH).fit(cases), "seed": 3}
+    settings["model_args"] = {"filters": 4, "depth": 1}
+    settings["recipe"] = Recipe(epochs=2, steps=1, batch_size=1, precision="float32")
+    fold = tmp_path / "run" / "fold_0"
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(own[:3], own[3:], fold, callbacks=[StopAt(1)], **settings)
+    redraw(own[2].mask)
+    with pytest.warns(UserWarning, match="with another mask of c2, so it begins anew"):
+        train_fold(own[:3], own[3:], fold, **settings)
+    done = json.loads((fold / "done.json").read_text())
+    digest = hashlib.sha256(own[2].mask.read_bytes()).hexdigest()
+    assert done["inputs"]["c2"]["mask"]["sha256"] == digest
+
+
+def test_a_fold_whose_files_change_while_it_is_trained_is_not_marked_as_done(cases, own, tmp_path):
+    class Redraw(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            redraw(own[3].mask)
+
+    settings = {"preprocessor": Preprocessor(patch=PATCH).fit(cases)}
+    settings["model_args"] = {"filters": 4, "depth": 1}
+    settings["recipe"] = Recipe(epochs=1, steps=1, batch_size=1, precision="float32")
+    fold = tmp_path / "run" / "fold_0"
+    with pytest.raises(ValueError, match="1 files were changed while they were in use: mask of c3"):
+        train_fold(own[:3], own[3:], fold, callbacks=[Redraw()], **settings)
+    assert not (fold / "done.json").exists()
 
 
 def assert_same_fold(fold, expected):

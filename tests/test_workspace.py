@@ -251,6 +251,175 @@ def test_in_colab_two_folders_of_one_name_are_not_mixed(colab):
     assert content_of(brain.data) == {"images/b.nii": b"brain"}
 
 
+SESSION = """
+import os, sys
+from pathlib import Path
+os.environ["COLAB_RELEASE_TAG"] = "stand-in"
+from unetseg import workspace
+
+drive = sys.argv[1] + "/MyDrive"
+workspace.DRIVE, workspace.LOCAL = Path(drive), Path(sys.argv[1]) / "content"
+read = []
+
+def watch(event, details):
+    if event == "open" and str(details[0]).startswith(drive) and not details[2] & os.O_WRONLY:
+        read.append(os.path.basename(details[0])) if os.path.isfile(details[0]) else None
+
+sys.addaudithook(watch)
+place = workspace.prepare("data/mine", "x")
+workspace.back_up(place.results, place.backup)
+print(*sorted(read), sep=",")
+"""
+
+
+def run_session(folder):
+    """What a notebook reads of Drive: each has a process of its own, on one virtual machine."""
+    command = [sys.executable, "-c", SESSION, str(folder)]
+    said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    return said.splitlines()[-1].split(",")
+
+
+def test_what_is_unchanged_on_drive_is_read_by_the_first_notebook_of_a_machine_alone(tmp_path):
+    drive, disk = tmp_path / "MyDrive" / "unetseg", tmp_path / "content"
+    fill(drive / "data" / "mine", images__a_nii=b"a", images__b_nii=b"b", labels__a_nii=b"m")
+    fill(drive / "results" / "x", splits_json=b"[]", fold_0__model_h5=b"w", fold_0__done_json=b"{}")
+    every = ["a.nii", "a.nii", "b.nii", "done.json", "model.h5", "splits.json"]
+    assert run_session(tmp_path) == every
+    assert run_session(tmp_path) == [""]
+    fill(drive / "data" / "mine", images__b_nii=b"new")
+    fill(disk / "results" / "x", scores_csv=b"1")
+    assert run_session(tmp_path) == ["b.nii", "scores.csv.part"]  # what is written is verified
+    assert run_session(tmp_path) == [""]
+    (disk / "fingerprints.json").write_text("{")
+    assert "b.nii" in run_session(tmp_path)
+    (disk / "fingerprints.json").unlink()
+    for path in sorted(disk.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert run_session(tmp_path) == sorted([*every, "scores.csv"])  # another machine
+
+
+def test_a_back_up_reads_nothing_of_drive_again_and_follows_a_change_of_the_same_size(
+    tmp_path, monkeypatch
+):
+    local, drive = tmp_path / "local", tmp_path / "drive"
+    fill(local, **TRAINED)
+    assert workspace.back_up(local, drive)
+    monkeypatch.setattr(workspace.fingerprints, "sha256", lambda path: pytest.fail(f"{path} read"))
+    assert workspace.back_up(local, drive)
+    monkeypatch.undo()
+    (local / "fold_0" / "model.weights.h5").write_bytes(b"v" * 100)
+    os.utime(local / "fold_0" / "model.weights.h5", (1, 1))
+    assert workspace.back_up(local, drive)
+    assert content_of(drive) == content_of(local)
+
+
+@pytest.fixture
+def copied(colab):
+    """A data set on Drive and its copy, with an experiment on both."""
+    drive, _ = colab
+    names = [f"{kind}__{name}_nii" for kind in ("images", "labels") for name in "abc"]
+    fill(drive / "data" / "mine", **dict.fromkeys(names, b"1"), patients_csv=b"a")
+    fill(drive / "results" / "x", scores_csv=b"1")
+    return drive / "data" / "mine", workspace.prepare("data/mine", "x")
+
+
+def test_what_is_removed_or_renamed_on_drive_is_gone_from_the_copy_and_said(copied, capsys):
+    drive, place = copied
+    for kind in ("images", "labels"):
+        (drive / kind / "a.nii").unlink()
+        (drive / kind / "b.nii").rename(drive / kind / "z.nii")
+    (drive / "patients.csv").unlink()
+    assert workspace.prepare("data/mine", "x") == place
+    assert content_of(place.data) == content_of(drive)
+    said = capsys.readouterr().out
+    assert "5 files are not on Drive any more, so gone from the copy" in said
+    assert "images/a.nii, images/b.nii, labels/a.nii, labels/b.nii, patients.csv" in said
+
+
+def test_a_folder_that_is_renamed_on_drive_does_not_come_twice(copied):
+    drive, place = copied
+    (drive / "images").rename(drive / "imagesTr")
+    workspace.prepare("data/mine", "x")
+    assert content_of(place.data) == content_of(drive)
+
+
+def empty_folder(folder):
+    for path in folder.iterdir():
+        empty_folder(path) if path.is_dir() else path.unlink()
+
+
+def rename_away(folder):
+    folder.rename(folder.with_name("away"))
+
+
+def empty_mount(folder):
+    folder.rename(folder.parent.parent / "away")
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("fault", [empty_folder, rename_away, empty_mount])
+def test_a_drive_that_lists_nothing_does_not_empty_the_copy(copied, fault, capsys):
+    drive, place = copied
+    before = content_of(place.data)
+    fault(drive)
+    workspace.prepare("data/mine", "x", need_data=False)
+    assert content_of(place.data) == before
+    assert str(drive) in capsys.readouterr().out
+
+
+def test_a_listing_that_lacks_files_which_are_there_removes_nothing(copied, monkeypatch):
+    _, place = copied
+    before, glob = content_of(place.data), Path.glob
+
+    def half(folder, pattern):
+        return [path for path in glob(folder, pattern) if path.name != "a.nii"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "glob", half)
+        workspace.prepare("data/mine", "x")
+    assert content_of(place.data) == before
+
+
+def test_a_drive_that_breaks_off_removes_nothing(copied, monkeypatch):
+    drive, place = copied
+    (drive / "images" / "a.nii").unlink()
+    before, stat = content_of(place.data), Path.stat
+
+    def gone(path, **kwargs):
+        if path.name == "a.nii" and drive in path.parents:
+            raise OSError(107, "Transport endpoint is not connected")
+        return stat(path, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", gone)
+        with pytest.raises(OSError, match="Transport endpoint"):
+            workspace.prepare("data/mine", "x")
+    assert content_of(place.data) == before
+
+
+def test_only_what_was_copied_and_not_changed_since_is_removed(copied, capsys):
+    drive, place = copied
+    fill(place.data, images__own_nii=b"made here", images__a_nii=b"edited here")
+    fill(place.results, own_csv=b"made here")
+    (drive / "images" / "a.nii").unlink()
+    workspace.prepare("data/mine", "x")
+    assert (place.data / "images" / "own.nii").read_bytes() == b"made here"
+    assert (place.data / "images" / "a.nii").read_bytes() == b"edited here"
+    assert content_of(place.results) == {"own.csv": b"made here", "scores.csv": b"1"}
+    said = capsys.readouterr().out
+    assert "2 files are not on Drive, and not as copied from there; kept" in said
+    assert "images/a.nii, images/own.nii" in said
+
+
+def test_results_that_are_gone_from_drive_stay_here(copied):
+    _, place = copied
+    (place.backup / "scores.csv").unlink()
+    workspace.prepare("data/mine", "x")
+    assert content_of(place.results) == {"scores.csv": b"1"}
+    workspace.back_up(place.results, place.backup)
+    assert content_of(place.backup) == {"scores.csv": b"1"}
+
+
 REQUIREMENTS = b"""# Floors only: absent-package, another
 present-package>=1.3
 absent-package
@@ -307,79 +476,6 @@ def test_a_failing_pip_stops_the_cell(colab, pip, monkeypatch):
     fill(workspace.project_dir(), requirements_txt=REQUIREMENTS)
     with pytest.raises(subprocess.CalledProcessError):
         workspace.install_missing()
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """Return a function that puts a script in the place of nvidia-smi; at first there is none."""
-
-    def install(script):
-        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-        (tmp_path / "nvidia-smi").chmod(0o755)
-
-    monkeypatch.setenv("PATH", str(tmp_path))
-    workspace.describe_hardware.cache_clear()
-    yield install
-    workspace.describe_hardware.cache_clear()
-
-
-NO_GPU = (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("script", "gpu"),
-    [
-        (None, NO_GPU),
-        # 143,771 and 15,360 times 2**20 bytes
-        ("echo 'NVIDIA H200, 9.0, 143771'", ("NVIDIA H200", 9.0, 150.8)),
-        ("echo 'Tesla T4, 7.5, 15360'; echo 'Tesla P4, 6.1, 8192'", ("Tesla T4", 7.5, 16.1)),
-        ("echo 'Board, two of them, 10.3, 8192'", ("Board, two of them", 10.3, 8.6)),
-        # What a Colab runtime without a GPU prints.
-        ("echo 'NVIDIA-SMI has failed because it could not communicate'; exit 9", NO_GPU),
-        ("echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2", NO_GPU),
-        ("echo 'No devices were found'", NO_GPU),
-        ("echo 'Old, [N/A], 4096'", NO_GPU),
-        ("exit 1", NO_GPU),
-    ],
-)
-def test_the_hardware_is_described_with_its_first_gpu(machine, script, gpu):
-    if script:
-        machine(script)
-    hardware = workspace.describe_hardware()
-    assert (hardware["gpu"], hardware["gpu_capability"], hardware["gpu_memory_gb"]) == gpu
-    assert hardware.keys() == {
-        *("processor", "cores", "memory_gb", "system"),
-        *("gpu", "gpu_capability", "gpu_memory_gb"),
-    }
-    assert 1 <= hardware["cores"] <= os.cpu_count()
-    assert hardware["system"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of the memory")
-def test_the_memory_is_what_the_system_says(machine):
-    kib = Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]
-    expected = int(kib) * 1024 / 1e9
-    assert workspace.describe_hardware()["memory_gb"] == pytest.approx(expected, abs=0.06)
-
-
-def test_the_hardware_is_asked_for_once(machine, tmp_path):
-    machine(f"echo asked >> {tmp_path / 'log'}; echo 'NVIDIA H200, 9.0, 143771'")
-    assert workspace.describe_hardware() == workspace.describe_hardware()
-    workspace.describe_machine()
-    assert (tmp_path / "log").read_text() == "asked\n"
-
-
-@pytest.mark.parametrize("script", [None, "echo 'NVIDIA H200, 9.0, 143771'"])
-def test_the_machine_is_described_in_json(machine, script):
-    if script:
-        machine(script)
-    found = workspace.describe_machine()
-    assert json.loads(json.dumps(found)) == found
-    assert found.keys() == {"versions", "hardware"}
-    assert found["hardware"] == workspace.describe_hardware()
-    assert found["versions"]["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
-    assert found["versions"]["numpy"] == np.__version__
-    assert None not in found["versions"].values()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,17 @@
 """Random patches: image and mask are moved together, the image's intensities changed."""
 
+import hashlib
+import json
 import uuid
+from dataclasses import asdict
 
 import keras
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+
+from unetseg import __version__
+from unetseg.provenance import describe_inputs, list_hashes, refuse_changed_meanwhile
 
 ROTATION_DEG = 15  # heads and hippocampi lie within this of each other in a scanner
 CENTRES = 1000  # foreground voxels kept per class, to centre patches on
@@ -195,19 +201,30 @@ class CachedCases:
     cases : sequence of Case
         With masks.
     folder : Path
-        What is there already is not computed again: one preprocessor per folder.
+        What is there already of the same files and preprocessing is not computed again: names
+        hold a hash of both.
+
+    Raises
+    ------
+    ValueError
+        If a file is changed while it is read.
     """
 
     def __init__(self, preprocessor, cases, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        self.paths = [[folder / f"{case.id}.{part}.npy" for part in "xyc"] for case in cases]
-        for case, paths in zip(cases, self.paths, strict=True):
+        self.paths = []
+        for case in cases:
+            inputs = describe_inputs([case])
+            key = _hash_key(preprocessor, inputs)
+            paths = [folder / f"{case.id}.{key}.{part}.npy" for part in "xyc"]
             if not all(path.exists() for path in paths):
                 x, y = preprocessor.transform(case)
+                refuse_changed_meanwhile(inputs, [case])
                 for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
                     part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
                     np.save(part, array)
                     part.replace(path)
+            self.paths.append(paths)
 
     def __len__(self):
         """Return the number of cases."""
@@ -216,6 +233,11 @@ class CachedCases:
     def __getitem__(self, index):
         """Open a case."""
         return tuple(np.load(path, mmap_mode="r") for path in self.paths[index])
+
+
+def _hash_key(preprocessor, inputs):
+    about = [__version__, asdict(preprocessor), list_hashes(inputs)]
+    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:16]
 
 
 def _choose_centres(y):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from unetseg.provenance import name_differences
 from unetseg.workspace import DONE, LOCK, read_json, sha256, write_file, write_json
 
 
@@ -128,7 +129,8 @@ def load_state(model, folder, about):
         Of the same architecture, compiled, its optimizer built.
     folder : str or Path
     about : dict
-        What is trained now. States that tell of something else are warned of and not used.
+        What is trained now; under ``inputs`` what `unetseg.provenance.list_hashes` returns.
+        States that tell of something else are warned of, with what it is, and not used.
 
     Returns
     -------
@@ -145,17 +147,27 @@ def load_state(model, folder, about):
         else:
             problem = "damaged, so not used; training goes on from an earlier epoch"
             warnings.warn(f"{path}: {problem}.", stacklevel=2)
-    fitting = [pair for pair in states if pair[0] | about == pair[0]]
+    fitting = [pair for pair in states if not _name_differences(pair[0], about)]
     if states and not fitting:
-        other = ", ".join(key for key in about if states[0][0].get(key) != about[key])
+        other = ", ".join(_name_differences(states[0][0], about))
         problem = f"its state is of a training with another {other}, so it begins anew"
         warnings.warn(f"{folder}: {problem}.", stacklevel=2)
     if not fitting:
         return {**about, "history": [], "minutes": 0.0}
     stored, arrays = max(fitting, key=lambda pair: len(pair[0]["history"]))
+    if "inputs" in about and "inputs" not in stored:
+        problem = "its state is of an earlier version; not known whether its scans changed since"
+        warnings.warn(f"{folder}: {problem}.", stacklevel=2)
     for n, variable in enumerate(_variables(model)):
         variable.assign(arrays[str(n)])
-    return stored
+    return stored | about
+
+
+def _name_differences(stored, about):
+    names = [key for key in about if key != "inputs" and stored.get(key) != about[key]]
+    if "inputs" in about and "inputs" in stored:  # states of an earlier version lack it
+        names += name_differences(stored["inputs"], about["inputs"])
+    return names
 
 
 class SaveState(keras.callbacks.Callback):
@@ -292,7 +304,10 @@ def is_finished(results_dir, number, fold):
         if sorted(done[part]) != sorted(fold[part]):
             problem = f"{path}: this fold was trained on another split than splits.json now says."
             raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
-    files = [path.with_name("model.weights.h5"), *prediction_paths(results_dir, fold["val"])]
+    files = [
+        path.with_name("model.weights.h5"),
+        *mask_paths(results_dir / "predictions", fold["val"]),
+    ]
     found, noted = digests(files), done.get("predictions_sha256", {})  # older ones lack it
     noted = {files[0].name: done["weights_sha256"], **noted}
     whole = len(found) == len(files) and found | noted == found
@@ -322,18 +337,26 @@ def clear_fold(results_dir, number, ids, backup_dir=None):
     fold_dir = results_dir / f"fold_{number}"
     finished = (fold_dir / DONE).exists()
     old = (*fold_dir.glob("?.state*"), fold_dir / "history.csv") if finished else ()
-    for file in (*old, fold_dir / DONE, *prediction_paths(results_dir, ids)):
+    for file in (*old, fold_dir / DONE, *mask_paths(results_dir / "predictions", ids)):
         file.unlink(missing_ok=True)
     if backup_dir:
         with contextlib.suppress(OSError):
             (Path(backup_dir) / fold_dir.name / DONE).unlink()
 
 
-def prediction_paths(results_dir, ids):
-    """Where the predictions of cases lie."""
-    return [results_dir / "predictions" / f"{case_id}.nii.gz" for case_id in ids]
+def mask_paths(folder, ids):
+    """Where the predictions, or the masks, of cases lie in a folder of them."""
+    return [folder / f"{case_id}.nii.gz" for case_id in ids]
 
 
 def digests(files):
     """SHA-256 by name, of the files that are there."""
     return {file.name: sha256(file) for file in files if file.exists()}
+
+
+def digest_masks(results_dir, ids):
+    """SHA-256 of the predictions and of the masks that a fold leaves, as ``done.json`` has them."""
+    found = {}
+    for folder in ("predictions", "masks"):
+        found[f"{folder}_sha256"] = digests(mask_paths(results_dir / folder, ids))
+    return found

@@ -1,5 +1,6 @@
 """Tables of scores: a row per case and label, their summary, and the comparison of two runs."""
 
+import hashlib
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from nibabel.affines import voxel_sizes
 from scipy.stats import bootstrap, wilcoxon
 
 from unetseg import nifti
+from unetseg.fingerprints import fingerprint
 from unetseg.metrics import score_case
+from unetseg.provenance import Trained
 from unetseg.workspace import refuse_any, require
 
 METRICS = ("dice", "surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm", "sensitivity")
@@ -42,7 +45,7 @@ def read_pairs(cases, predictions_dir, folds):
     FileNotFoundError
         If a case or a prediction is missing; lists all of them.
     ValueError
-        If a prediction is not on the grid of the mask.
+        If a prediction is not on the grid of the mask, or not what the fold of an experiment made.
     """
     by_id = {case.id: case for case in cases}
     fold_of = {case_id: number for number, fold in enumerate(folds) for case_id in fold["val"]}
@@ -54,6 +57,7 @@ def read_pairs(cases, predictions_dir, folds):
     subject = f"{predictions_dir}: no prediction for"
     advice = "Run 02_train_kfold until every fold is finished."
     refuse_any(missing, subject, "cases", advice, FileNotFoundError)
+    Trained(Path(predictions_dir).parent).refuse_foreign(predictions_dir, fold_of)
     for case_id, fold in sorted(fold_of.items()):
         true, affine = nifti.load_mask(by_id[case_id].mask)
         pred, pred_affine = nifti.load_mask(paths[case_id])
@@ -65,6 +69,8 @@ def read_pairs(cases, predictions_dir, folds):
 
 def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0):
     """Score every case of every fold on its native grid.
+
+    Cases whose mask was corrected, or whose scan was changed, since training are named.
 
     Parameters
     ----------
@@ -78,15 +84,27 @@ def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0
     Returns
     -------
     pandas.DataFrame
-        A row per case and label: ``case``, ``group``, ``fold``, ``label``, ``name`` and the
-        columns of `unetseg.metrics.score_case`.
+        A row per case and label: ``case``, ``group``, ``fold``, ``label``, ``name``, the columns
+        of `unetseg.metrics.score_case`, and what was scored: ``mask``, which tells whether the
+        mask is the one of training, the ``mask_sha256`` of its labels and the
+        ``prediction_sha256`` of the file.
     """
+    validated = {case_id for fold in folds for case_id in fold["val"]}
+    scored = [case for case in cases if case.id in validated and case.mask]
+    masks = Trained(Path(predictions_dir).parent).describe_scored(scored)
     rows = []
     for case, fold, true, pred, spacing in read_pairs(cases, predictions_dir, folds):
         about = {"case": case.id, "group": case.group, "fold": fold}
-        scored = score_case(true, pred, spacing, labels, tolerance_mm=tolerance_mm)
-        rows += [{**about, "name": labels[row["label"]], **row} for row in scored]
+        prediction = fingerprint(Path(predictions_dir) / f"{case.id}.nii.gz")
+        what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}
+        what["prediction_sha256"] = prediction["sha256"]
+        for row in score_case(true, pred, spacing, labels, tolerance_mm=tolerance_mm):
+            rows.append({**about, "name": labels[row["label"]], **row, **what})
     return pd.DataFrame(rows)
+
+
+def _hash_labels(mask):  # of the labels, as the same mask may be stored in other bytes
+    return hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
 
 
 def load_scores(path):
@@ -95,7 +113,7 @@ def load_scores(path):
     Parameters
     ----------
     path : str or Path
-        ``scores.csv`` of an experiment.
+        ``scores.csv`` of an experiment. If it is not of the predictions beside it, that is said.
 
     Returns
     -------
@@ -111,6 +129,9 @@ def load_scores(path):
     scores = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     missing = [name for name in (*METRICS, "tolerance_mm") if name not in scores]
     refuse_any(missing, f"{path}:", "columns are missing", "Run 03_evaluate on it again.")
+    if stale := find_stale(Path(path).parent):
+        names = ", ".join(stale)
+        print(f"{path}: of other predictions of {names} than there are; run 03_evaluate again.")
     return scores
 
 
@@ -216,8 +237,8 @@ def compare(first, second):
     Raises
     ------
     ValueError
-        If the cases, the labels or the tolerance of the surface Dice differ, or the true volumes
-        do: the masks were not the same.
+        If the cases, the labels or the tolerance of the surface Dice differ, or the masks do that
+        were scored: by their hash, or, in scores of an earlier version, by their volume.
     """
     keys = ["case", "label"]
     first, second = (scores.astype({"case": str}) for scores in (first, second))
@@ -227,8 +248,7 @@ def compare(first, second):
     refuse_any(alone, "The experiments do not share", "cases", advice)
     tolerances = {*first["tolerance_mm"], *second["tolerance_mm"]}
     require("tolerance_mm", sorted(tolerances), len(tolerances) < 2, "the same in both experiments")
-    moved = ~np.isclose(both["volume_true_ml"], both["volume_true_ml_2"], rtol=1e-4)
-    moved = sorted(set(both.loc[moved, "case"]))
+    moved = sorted(set(both.loc[_have_other_masks(both), "case"]))
     refuse_any(moved, "The true masks changed in", "cases", "Run 03_evaluate again for both.")
     rows = []
     parts = both.groupby(["label", "name"], sort=False, dropna=False)
@@ -246,6 +266,59 @@ def compare(first, second):
         row["p"] = wilcoxon(means).pvalue if means.any() else 1.0 if len(means) else np.nan
         rows.append(row | {"left_out": int((~finite).sum())})
     return pd.DataFrame(rows)
+
+
+def _have_other_masks(both):
+    other = ~np.isclose(both["volume_true_ml"], both["volume_true_ml_2"], rtol=1e-4)
+    if "mask_sha256_2" in both:
+        one, two = both["mask_sha256"], both["mask_sha256_2"]
+        other |= one.notna() & two.notna() & (one != two)
+    return other
+
+
+def load_summary(results_dir):
+    """Read the summary of an experiment, if it is one of the models that are there.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``summary.csv`` as `summarise` made it; without a row if it was not scored yet, or if a
+        fold was trained again since, which is said.
+    """
+    results_dir = Path(results_dir)
+    if not (results_dir / "summary.csv").exists():
+        return pd.DataFrame(columns=["label", "name", "metric", "n", "mean"])
+    summary = pd.read_csv(results_dir / "summary.csv")
+    if stale := find_stale(results_dir):
+        names = ", ".join(stale)
+        print(f"The scores are of other predictions of {names}: run 03_evaluate again.")
+        return summary.iloc[:0]
+    return summary
+
+
+def find_stale(results_dir):
+    """Name the cases whose scores are not of the predictions that the finished folds made.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+
+    Returns
+    -------
+    list of str
+        Ids; none if there is no ``scores.csv``, or if an earlier version wrote it or the folds.
+    """
+    path = Path(results_dir) / "scores.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else {}
+    if "prediction_sha256" not in table:
+        return []
+    made = Trained(results_dir).list_predictions()
+    scored = dict(zip(table["case"], table["prediction_sha256"], strict=True))
+    return sorted(i for i, digest in scored.items() if made.get(i, digest) != digest)
 
 
 def rank_cases(scores):

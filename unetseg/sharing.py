@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetseg import workspace
+from unetseg import provenance, scores, workspace
 from unetseg.workspace import DONE, project_dir, read_json, refuse_any, require, write_file
 
 # nbconvert's page without the scripts that it would fetch from elsewhere.
@@ -111,6 +111,7 @@ def write_model_card(results_dir):
         about |= {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
         for path in [results_dir / name for name in TABLES]:
             about[path.stem] = _read_table(path).to_dict("records") if path.is_file() else None
+        about |= _describe_content(results_dir, about["scores"])
         about["number"] = lambda value: float(value or "nan")  # NaN is written as ""
         text = card.render(name=results_dir.name, **about)
     except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
@@ -118,6 +119,15 @@ def write_model_card(results_dir):
         raise ValueError(f"{problem}. Fetch it again, or make it anew.") from error
     write_file(results_dir / CARD, f"{text}\n".encode())
     return results_dir / CARD
+
+
+def _describe_content(results_dir, scored):
+    corrected = [row["case"] for row in scored or () if row.get("mask") == provenance.CORRECTED]
+    return {
+        "unknown": provenance.Trained(results_dir).unknown,
+        "corrected": sorted({*corrected}),
+        "stale": scores.find_stale(results_dir),
+    }
 
 
 def _read_table(path):

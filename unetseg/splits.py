@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from nibabel.affines import voxel_sizes
 from sklearn.model_selection import KFold
 
 from unetseg import nifti
-from unetseg.workspace import refuse_any, require
+from unetseg.workspace import read_json, refuse_any, require
 
 COLUMNS = ["kind", "case", "other", "fold", "detail"]
 DUPLICATE = 0.99  # correlation of two scans above which they count as the same
@@ -47,6 +48,42 @@ def make_folds(cases, n_splits=5, seed=12345):
         for case_id in sorted(patient):
             parts["train" if patient[case_id] in chosen else "val"].append(case_id)
         folds.append(parts)
+    return folds
+
+
+def settle_folds(path, cases, n_splits=5, seed=12345):
+    """Take the folds that are written down, else make them.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``splits.json``, perhaps not there. If it holds other folds than would be made, that is
+        said.
+    cases, n_splits, seed
+        As for `make_folds`.
+
+    Returns
+    -------
+    list of dict
+        As `make_folds` returns it.
+
+    Raises
+    ------
+    ValueError
+        As `make_folds` does, or if the file is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        return make_folds(cases, n_splits, seed)
+    folds = read_json(path)
+    try:
+        made = make_folds(cases, n_splits, seed)
+    except ValueError:
+        made = None
+    if folds != made:
+        settings = f"FOLDS={n_splits}, SEED={seed} and GROUPS would make others, and are not used"
+        advice = "For those remove it before a fold is trained, or take another EXPERIMENT."
+        print(f"{path}: its {len(folds)} folds are used; {settings}. {advice}")
     return folds
 
 

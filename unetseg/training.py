@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, model, nifti, parallel, reliability, workspace
+from unetseg import checkpoint, model, nifti, parallel, provenance, reliability, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_case
 from unetseg.preprocessing import Preprocessor, patch_budget
-from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks
-from unetseg.workspace import DONE, read_json, require, write_file, write_json
+from unetseg.splits import check_folds, find_leaks, refuse_leaks, settle_folds
+from unetseg.splits import make_folds as make_folds  # for those who call it from here
+from unetseg.workspace import DONE, require, write_file, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
@@ -152,10 +153,13 @@ def train_fold(
     Raises
     ------
     ValueError
-        If the loss becomes NaN or infinite; the fold is not marked as done.
+        If the loss becomes NaN or infinite, or if files of the cases are changed meanwhile; the
+        fold is not marked as done.
     """
     fold_dir, recipe, started = Path(fold_dir), recipe or Recipe(), time.monotonic()
     fold_dir.mkdir(parents=True, exist_ok=True)
+    cases = [*train_cases, *val_cases]
+    inputs = provenance.describe_inputs(cases, fresh=True)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     model_args = plan_model(build_model, preprocessor, model_args)
     keep = contextlib.nullcontext(cache_dir) if cache_dir else tempfile.TemporaryDirectory()
@@ -183,6 +187,7 @@ def train_fold(
             about |= {"precision": net.dtype_policy.name}
             about |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
             whole = about | {"preprocessor": asdict(preprocessor), "model_args": model_args}
+            whole["inputs"] = provenance.list_hashes(inputs)  # the same on another machine
             state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
         past = len(state["history"])
         own = [checkpoint.SaveState(fold_dir, state, started), TerminateOnNaN()]
@@ -212,8 +217,9 @@ def train_fold(
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
     steps = recipe.steps * recipe.epochs
     done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
-    predictions = checkpoint.prediction_paths(fold_dir.parent, about["val"])
-    done |= {"temperature": temperature, "predictions_sha256": checkpoint.digests(predictions)}
+    done |= {"temperature": temperature, "inputs": inputs}
+    done |= checkpoint.digest_masks(fold_dir.parent, about["val"])
+    provenance.refuse_changed_meanwhile(inputs, cases)
     write_json(fold_dir / DONE, done)
     for file in fold_dir.glob("?.state*"):
         file.unlink()
@@ -295,7 +301,7 @@ def cross_validate(
     results_dir : str or Path
         Gets ``experiment.json``, ``preprocessor.json``, ``cases.csv``, ``splits.json``, the
         folders of the folds, ``leaks.csv``, ``predictions`` and ``masks``. A ``splits.json`` that
-        is already there is respected.
+        is already there is respected, and said. ``cases.csv`` tells of the cases in a fold.
     build_model, model_args
         As for `train_fold`.
     preprocessor : Preprocessor, optional
@@ -303,7 +309,7 @@ def cross_validate(
     n_splits, seed : int
         As for `make_folds`.
     retrain : bool, default False
-        Whether finished folds are trained again.
+        Whether finished folds are trained again, also on scans or masks that changed since.
     allow_leaks : bool, default False
         Whether to train although `unetseg.splits.find_leaks` found something; ``leaks.csv`` tells.
     backup_dir : str or Path, optional
@@ -323,14 +329,16 @@ def cross_validate(
     Raises
     ------
     ValueError
-        Before any training: if a case has a problem, the folds are unsound, a leak is found, or
-        the folder holds an experiment with other settings. Later if the loss of a fold becomes
-        NaN or infinite.
+        Before any training: if a case has a problem, the folds are unsound, a leak is found, the
+        folder holds an experiment with other settings, or scans or masks that finished folds were
+        trained on are not what they were. Later if the loss of a fold becomes NaN or infinite.
     RuntimeError
         If another run uses the folder, or the process of a fold dies.
     """
     results_dir, recipe = Path(results_dir).absolute(), Recipe(**recipe)
     by_id = {case.id: case for case in sorted(cases, key=lambda case: case.id)}
+    if not retrain:
+        provenance.Trained(results_dir).refuse_stale(cases)
     table = check_cases(cases, labels=preprocessor and preprocessor.labels)
     refuse_problems(table)
     if preprocessor is None and (results_dir / "preprocessor.json").exists():
@@ -338,8 +346,7 @@ def cross_validate(
     preprocessor = (preprocessor or Preprocessor()).fit(list(by_id.values()))
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
     model_args = plan_model(build_model, preprocessor, model_args)
-    splits = results_dir / "splits.json"
-    folds = read_json(splits) if splits.exists() else make_folds(cases, n_splits, seed)
+    folds = _settle_folds(results_dir, cases, n_splits, seed)
     check_folds(folds, cases, labels_of)
     leaks = find_leaks(list(by_id.values()), folds)
     if not allow_leaks:
@@ -355,9 +362,8 @@ def cross_validate(
         run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
         recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever it was
         preprocessor.save(results_dir / "preprocessor.json")
-        write_json(splits, folds)
-        for file, rows in (("cases.csv", table), ("leaks.csv", leaks)):
-            workspace.write_file(results_dir / file, rows.to_csv(index=False).encode())
+        write_json(results_dir / "splits.json", folds)
+        _write_table(results_dir / "leaks.csv", leaks)
         shared = {"preprocessor": preprocessor, "build_model": build_model}
         shared |= {"model_args": model_args, "recipe": recipe}
         pending = [
@@ -365,12 +371,30 @@ def cross_validate(
             for n, f in enumerate(folds)
             if retrain or not checkpoint.is_finished(results_dir, n, f)
         ]
+        if pending or not (results_dir / "cases.csv").exists():  # else it tells of what is trained
+            _write_used(results_dir / "cases.csv", table, folds)
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
         _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
     return folds
+
+
+def _settle_folds(results_dir, cases, n_splits, seed):
+    provenance.say_if_fitted_on_others(results_dir / "fitted_on.json", cases)
+    folds = settle_folds(results_dir / "splits.json", cases, n_splits, seed)
+    provenance.say_unused(folds, cases)
+    return folds
+
+
+def _write_table(path, table):
+    write_file(path, table.to_csv(index=False).encode())
+
+
+def _write_used(path, table, folds):
+    used = table["case"].isin(provenance.list_used(folds))
+    _write_table(path, table[used])
 
 
 def _run_folds(parts, results_dir, settings, seed, n_jobs, backup_dir):

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+# By its full name, as the package itself asks this module how to import its modules.
+import unetseg.fingerprints as fingerprints
+from unetseg.fingerprints import sha256
+from unetseg.machine import computes_on_gpu as computes_on_gpu  # for those who ask here
+from unetseg.machine import describe_hardware as describe_hardware
+from unetseg.machine import describe_machine as describe_machine
+
 DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
-PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
 LOCK, STALE = "running.json", 180  # seconds without a sign of life
 PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5")  # never copied
 DONE = "done.json"  # copied last: where it is, everything else is
@@ -118,12 +123,89 @@ def prepare(data, experiment, results="results", *, need_data=True):
         return Workspace(folder, kept, None)
     local = folder if sample else LOCAL / "data" / folder.relative_to(folder.anchor)
     place = Workspace(local, LOCAL / "results" / experiment, kept)
-    if not sample and folder.is_dir():
-        mirror(folder, place.data)
+    if not sample:
+        _fetch_data(folder, place.data)
     if place.backup.is_dir():
         mirror(place.backup, place.results, overwrite=False)
         mirror(place.backup, place.results, ["splits.json"])  # it may be edited there
     return place
+
+
+def _fetch_data(folder, local):
+    if folder.is_dir():
+        mirror(folder, local)
+        _remove_gone(folder, local)
+    elif local.is_dir():
+        print(f"{folder}: not there now. What was copied from it before is used: {local}.")
+
+
+def _remove_gone(folder, local):
+    """Remove from a local copy what is not on Drive any more, and say so.
+
+    Only what was copied from there, and is as it was copied, is removed. A folder that is there,
+    but without a single file, is more likely a Drive that does not answer than one that was
+    emptied: what was copied from it stays.
+    """
+    removed, doubted, foreign = [], [], []
+    nothing = not any(path.is_file() for path in folder.rglob("*"))
+    with _kept_fingerprints():
+        for copy in sorted(path for path in local.rglob("*") if path.is_file()):
+            name = copy.relative_to(local)
+            original = folder / name
+            if PASSING.fullmatch(copy.name) or _is_there(original):
+                continue
+            if nothing or _lists_nothing(original.parent):
+                doubted.append(str(name))
+            elif _is_as_copied(original, copy):
+                copy.unlink()
+                fingerprints.forget(copy)
+                fingerprints.forget(original)
+                removed.append(str(name))
+            else:
+                foreign.append(str(name))
+    for names, found in (
+        (removed, f"not on Drive any more, so gone from the copy in {local}"),
+        (doubted, f"not listed in a folder without any file: does Drive answer? Kept in {local}"),
+        (foreign, f"not on Drive, and not as copied from there; kept in {local}"),
+    ):
+        if names:
+            print(f"{folder}: {len(names)} files are {found}: {', '.join(names)}.")
+
+
+def _is_there(path):
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True  # an error of any other kind says nothing about the file, so it is raised
+
+
+def _is_as_copied(original, copy):
+    digest = fingerprints.find_last(original)
+    return digest is not None and digest == fingerprints.find_known(copy)
+
+
+def _lists_nothing(folder):
+    return folder.is_dir() and not os.listdir(folder)
+
+
+@contextlib.contextmanager
+def _kept_fingerprints():
+    """Know in this process what others on this virtual machine have read, and tell them."""
+    path = LOCAL / "fingerprints.json"
+    if not in_colab():
+        yield
+        return
+    if path.is_file():
+        with contextlib.suppress(OSError, ValueError):  # without it files are read once more
+            fingerprints.learn(read_json(path))
+    before = fingerprints.list_known()
+    try:
+        yield
+    finally:
+        if fingerprints.list_known() != before:
+            with contextlib.suppress(OSError):
+                write_json(path, fingerprints.list_known())
 
 
 def mirror(source, target, patterns=("**/*",), *, overwrite=True):
@@ -131,6 +213,8 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
 
     A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
     markers ``done.json`` come last, and only if no copy failed. Nothing is deleted in `target`.
+    What is known to be the same on both sides is not read again: see
+    `unetseg.fingerprints.fingerprint`, also for what that cannot tell.
 
     Parameters
     ----------
@@ -152,34 +236,61 @@ def mirror(source, target, patterns=("**/*",), *, overwrite=True):
         names the files.
     """
     source, target = Path(source), Path(target)
-    # Twice, so that of a fold which ends meanwhile the marker does not come without the rest.
-    done, found = ({p for each in patterns for p in source.glob(each)} for _ in range(2))
-    found = {p for p in found if p.name != DONE or p in done}
-    files = [p for p in found if p.is_file() and not PASSING.fullmatch(p.name)]
     copied, failed = 0, {}
-    for path in sorted(files, key=lambda path: (path.name == DONE, path)):
-        name = path.relative_to(source)
-        kept = (target / name).with_name(DONE)
-        if (path.name == DONE and failed) or (path.suffix == ".state" and kept.is_file()):
-            continue  # of a finished fold no state is wanted
-        try:
-            copied += _copy(path, target / name, overwrite)
-        except OSError as error:
-            if path.exists():  # else it was removed meanwhile
-                failed[name] = error
+    with _kept_fingerprints():
+        for path in _list_files(source, patterns):
+            name = path.relative_to(source)
+            if not _is_wanted(path, target / name, failed):
+                continue
+            try:
+                copied += _copy(path, target / name, overwrite)
+            except OSError as error:
+                if path.exists():  # else it was removed meanwhile
+                    failed[name] = error
     if failed:
         names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
         raise OSError(f"{target}: {len(failed)} files are not there yet: {names} ({first}).")
     return copied
 
 
+def _list_files(source, patterns):
+    # Twice, so that of a fold which ends meanwhile the marker does not come without the rest.
+    first = {path for pattern in patterns for path in source.glob(pattern)}
+    found = {path for pattern in patterns for path in source.glob(pattern)}
+    files = []
+    for path in found:
+        late = path.name == DONE and path not in first
+        if path.is_file() and not late and not PASSING.fullmatch(path.name):
+            files.append(path)
+    return sorted(files, key=lambda path: (path.name == DONE, path))
+
+
+def _is_wanted(path, copy, failed):
+    if path.name == DONE:
+        return not failed
+    finished = copy.with_name(DONE).is_file()
+    return not (finished and path.suffix == ".state")  # of a finished fold no state is wanted
+
+
 def _copy(path, copy, overwrite):
-    if copy.is_file() and (not overwrite or sha256(copy) == sha256(path)):
+    if copy.is_file() and (not overwrite or _hold_the_same(path, copy)):
         return False
     if overwrite:
         copy.with_name(DONE).unlink(missing_ok=True)
-    write_file(copy, path.read_bytes())
+    stamp = fingerprints.stamp_of(path)
+    data = path.read_bytes()
+    write_file(copy, data)
+    digest = hashlib.sha256(data).hexdigest()
+    fingerprints.remember(path, digest, stamp)
+    fingerprints.remember(copy, digest)
     return True
+
+
+def _hold_the_same(path, copy):
+    if path.stat().st_size != copy.stat().st_size:
+        return False
+    one, other = fingerprints.fingerprint(path), fingerprints.fingerprint(copy)
+    return one["sha256"] == other["sha256"]
 
 
 def back_up(source, target):
@@ -380,12 +491,6 @@ def read_folds(results_dir, folds=None):
     return {path.parent: read_json(path) for path in paths}
 
 
-def sha256(path):
-    """SHA-256 of a file's content, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
 def hushed():
     """Keep back the lines that TensorFlow writes as it starts, which no log level silences.
@@ -404,58 +509,6 @@ def hushed():
         finally:
             os.dup2(shown, 2)
             os.close(shown)
-
-
-def describe_machine():
-    """Say what the numbers of an experiment were measured on.
-
-    Returns
-    -------
-    dict
-        ``versions`` of Python and of the packages that matter, and ``hardware`` as
-        `describe_hardware` gives it.
-    """
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {"versions": versions, "hardware": describe_hardware()}
-
-
-@functools.cache
-def describe_hardware():
-    """Say what this machine is made of.
-
-    Returns
-    -------
-    dict
-        ``processor``, ``cores`` that this process may use, ``memory_gb``, ``system``, and of the
-        first NVIDIA GPU ``gpu`` (its name), ``gpu_capability`` and ``gpu_memory_gb``, or None.
-    """
-    cpu = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpu.read_text() if cpu.exists() else "")
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if os.name == "posix" else 8e9
-    gpu = [None, None, None]
-    if shutil.which("nvidia-smi"):
-        query = ["--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
-        found = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
-        if re.match(r".+, [\d.]+, \d+\n", found.stdout):
-            name, capability, mib = found.stdout.splitlines()[0].rsplit(", ", 2)
-            gpu = [name, float(capability), round(int(mib) * 2**20 / 1e9, 1)]
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "memory_gb": round(pages / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        **dict(zip(("gpu", "gpu_capability", "gpu_memory_gb"), gpu, strict=True)),
-    }
-
-
-def computes_on_gpu():
-    """Whether Keras' backend has a GPU to compute on; a driver alone does not mean that."""
-    import keras  # here, as it takes seconds
-
-    return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
 
 
 def require(name, value, fits, allowed):
