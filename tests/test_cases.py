@@ -19,7 +19,7 @@ from unetseg.cases import (
 
 COLUMNS = {
     *("case", "group", "shape", "spacing_mm", "orientation", "channels", "labels", "volume_ml"),
-    *("intensity_p1", "intensity_median", "intensity_p99", "problem"),
+    *("intensity_p1", "intensity_median", "intensity_p99", "intensities", "smoothness", "problem"),
 }
 
 

@@ -9,6 +9,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
+from unetseg.digits import significant
 from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, require, write_json
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
@@ -393,7 +394,7 @@ def _choose_spacing(shape, spacings_mm):
     few = ANISOTROPIC * shape[coarse] <= np.delete(shape, coarse).min()
     if spacing[coarse] >= ANISOTROPIC * finer and few:
         spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
-    return tuple(spacing.round(4).tolist())
+    return tuple(round(mm, 4) if mm >= 0.1 else significant(mm, 4) for mm in spacing.tolist())
 
 
 def _choose_patch(shape, spacing_mm):

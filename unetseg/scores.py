@@ -9,6 +9,7 @@ from nibabel.affines import voxel_sizes
 from scipy.stats import bootstrap, wilcoxon
 
 from unetseg import nifti
+from unetseg.digits import decimals_for
 from unetseg.metrics import score_case
 from unetseg.workspace import refuse_any, require
 
@@ -227,7 +228,7 @@ def compare(first, second):
     refuse_any(alone, "The experiments do not share", "cases", advice)
     tolerances = {*first["tolerance_mm"], *second["tolerance_mm"]}
     require("tolerance_mm", sorted(tolerances), len(tolerances) < 2, "the same in both experiments")
-    moved = ~np.isclose(both["volume_true_ml"], both["volume_true_ml_2"], rtol=1e-4)
+    moved = ~np.isclose(both["volume_true_ml"], both["volume_true_ml_2"], rtol=1e-4, atol=0)
     moved = sorted(set(both.loc[moved, "case"]))
     refuse_any(moved, "The true masks changed in", "cases", "Run 03_evaluate again for both.")
     rows = []
@@ -242,7 +243,8 @@ def compare(first, second):
         row |= pd.DataFrame(pairs[finite], columns=["first", "second"]).mean().to_dict()
         low, high = _interval(difference, patients)
         row |= {"difference": difference.mean(), "ci_low": low, "ci_high": high}
-        means = difference.groupby(patients).mean().round(12)
+        # Else what is equal but for the last digits of its sums would count as a difference.
+        means = difference.groupby(patients).mean().round(decimals_for(pairs[finite], 12))
         row["p"] = wilcoxon(means).pvalue if means.any() else 1.0 if len(means) else np.nan
         rows.append(row | {"left_out": int((~finite).sum())})
     return pd.DataFrame(rows)
