@@ -16,9 +16,9 @@ AGREEMENT = 0.8  # Dice between the folds that is usual where no score is known
 MARGINS = {"spacing, mm,": (0.9, 1.1), "field of view, mm,": (0.8, 1.25), "brightness": (0.5, 2)}
 SMOOTHNESS = "smoothness (0 is noise)"
 NOT_KNOWN = [np.nan] * len(intensities.PERCENTILES)
-# Channels: their percentiles vary by so much of their range, and their width by so much of itself,
-# even if few cases tell; on average twice the usual deviation is unlike those of training.
-USUAL_SPREAD, UNLIKE = np.array([0.05] * (len(intensities.PERCENTILES) - 2) + [0.3]), 2
+# The percentiles of a channel vary by so much of its range, and the range by so much of itself,
+# even if few cases tell.
+USUAL_SPREAD = np.array([0.05] * (len(intensities.PERCENTILES) - 2) + [0.3])
 
 
 def compare_with_training(table, trained):
@@ -36,12 +36,12 @@ def compare_with_training(table, trained):
         By case: what lies outside of the trained range, empty if nothing does. Spacing and field
         of view are compared along x, y and z, with a margin of 10 and of 25 %; brightness is the
         99th percentile of the intensities (half to double); contrast is where the median lies
-        between the 1st and the 99th (0.1 beyond); smoothness is the correlation of neighbouring
-        voxels, which noise does not have (0.2 beyond, or half); and the order in which the voxels
-        are stored must have occurred, as left and right are told by the header alone. Several
-        channels are compared one by one, and with one another: those that are more like each
-        other's in training are told. What ``cases.csv`` of an earlier version lacks is not
-        compared.
+        between the 1st and the 99th (0.1 beyond, of one of several channels 0.2); smoothness is
+        the correlation of neighbouring voxels, which noise does not have (0.2 beyond, or half);
+        and the order in which the voxels are stored must have occurred, as left and right are
+        told by the header alone. Several channels are compared one by one, and with one another:
+        those that fit the training better in another order are told. What ``cases.csv`` of an
+        earlier version lacks is not compared.
     """
     by_channel = _describes_channels(trained) and _describes_channels(table)
     known, new = _facts(trained, by_channel), _facts(table, by_channel)
@@ -64,7 +64,8 @@ def compare_with_training(table, trained):
 
 def _limits(column, low, high):
     if column.startswith("contrast"):
-        return low - 0.1, high + 0.1
+        room = 0.2 if "channel" in column else 0.1  # without the background it varies more
+        return low - room, high + room
     if column == SMOOTHNESS:
         return low - min(0.2, abs(low) / 2), high + 0.2
     below, above = next((m for start, m in MARGINS.items() if column.startswith(start)), (1, 1))
@@ -123,7 +124,7 @@ def _find_exchanged(cell, trained):
     cost = (away**2).mean(axis=-1)  # of a channel of the scan (row) as one of training (column)
     rows, best = optimize.linear_sum_assignment(cost)
     as_is, exchanged = np.diag(cost).mean(), cost[rows, best].mean()
-    if as_is <= UNLIKE**2 or exchanged > as_is / 4:
+    if as_is < 1 or exchanged > as_is / 2:  # in order, as_is is about 1 and the least of all
         return ""
     moved = [f"{k + 1}" for k in rows if best[k] != k]
     if len(moved) == 2:
