@@ -106,10 +106,10 @@ def _busiest_slices(mask):
 def _show_planes(axes, image, masks, spacing, seen, labels, heat):
     places, grey = seen
     for ax, plane, at in zip(axes, PLANES, places, strict=True):
-        across = plane[1]
-        flat = [np.take(volume, at, across).T for volume in (image, *masks)]
-        hot = None if heat is None else np.take(heat, at, across).T
-        sides = np.delete(spacing, across)[::-1]
+        cut = (slice(None),) * plane[1] + (at,)  # a view; np.take may copy the whole volume
+        flat = [volume[cut].T for volume in (image, *masks)]
+        hot = None if heat is None else heat[cut].T
+        sides = np.delete(spacing, plane[1])[::-1]
         shown = _show_plane(ax, flat[0], flat[1:], sides, grey, labels, hot)
         _name_plane(ax, plane, at)
     return shown
@@ -247,7 +247,10 @@ def cases_overview(table):
     axes[0, 2].set(title=f"intensity (n = {len(table)})", xlabel="case", ylabel="stored units")
     axes[0, 2].legend()
     volumes = table["volume_ml"].dropna().astype(float)
-    axes[0, 3].hist(volumes, bins="auto", color="0.5")
+    middle = volumes.mean()
+    alike = len(volumes) and np.ptp(volumes) <= 1e-6 * middle  # else the bar would be 1 ml wide
+    bins = {"bins": 1, "range": (0.9 * middle, 1.1 * middle)} if alike else {"bins": "auto"}
+    axes[0, 3].hist(volumes, color="0.5", **bins)
     axes[0, 3].set(title=f"labelled volume (n = {len(volumes)})", xlabel="ml", ylabel="cases")
     return figure
 
