@@ -366,6 +366,7 @@ REASONS = {
     "small enough": ({"front": (0.5, 0.9), "back": (0.6, 0.9)}, ""),
     "large": ({"back": (1229.0, 0.9)}, "1230 ml are labelled, trained on 2 to 6"),
     "large enough": ({"back": (10.9, 0.9)}, ""),
+    "rounded away": ({"front": (0.0, 0.95), "back": (0.0, 0.95)}, ""),  # by an earlier version
     "single fold": ({"front": (1.0, NAN), "back": (3.0, NAN)}, ""),
     "failed": ({"problem": "a.nii: cannot be read."}, "a.nii: cannot be read"),
     "failed without a stop": ({"problem": "a.nii: no such file"}, "a.nii: no such file"),
