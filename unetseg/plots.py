@@ -183,13 +183,10 @@ def view_case(image, affine, mask_true, mask_pred, labels):
     image = image if image.ndim == 3 else image[..., 0]
     factors, side = thinning.choose_factors(image.shape, affine, VIEWED)
     affine = thinning.thin_affine(affine, factors)
-    low, high = thinning.grey_range(image)
-    scale = 1000 / (max(abs(low), abs(high)) or 1)  # to nilearn 0.000001 is background
-    grey = np.clip(thinning.pool_mean(image, factors), low, high) * scale
     places = {label: place for place, label in enumerate(labels, start=4)}
     masks = mask_true, mask_pred
     kinds = thinning.pool_rarest(lambda t, p: _kinds(t, p, places), masks, factors)
-    images = [(grey, "linear"), (kinds, "nearest")]
+    images = [(_grey(image, factors), "linear"), (kinds, "nearest")]
     grid = {"target_affine": np.eye(3) * side}  # cubes, else it is squeezed
     scan, overlay = (
         resample_img(nib.Nifti1Image(a.astype(np.float32), affine), interpolation=how, **grid)
@@ -206,6 +203,12 @@ def view_case(image, affine, mask_true, mask_pred, labels):
         block = " x ".join(map(str, factors))
         look["title"] = f"thinned: {block} voxels are shown as one, by their rarest label"
     return plotting.view_img(overlay, bg_img=scan, **look)
+
+
+def _grey(image, factors):
+    low, high = thinning.grey_range(image)
+    scale = 1000 / (max(abs(low), abs(high)) or 1)  # to nilearn 0.000001 is background
+    return np.clip(thinning.pool_mean(image, factors), low, high) * scale
 
 
 def _kinds(true, pred, places):
