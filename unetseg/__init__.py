@@ -2,9 +2,10 @@
 
 The modules, in the order that data passes through them: `workspace`, `sample`, `cases`, `nifti`,
 `splits`, `preprocessing`, `augmentation`, `model`, `training`, `parallel`, `checkpoint`,
-`inference`, `metrics`, `scores`, `reliability`, `plots`, `sharing`. Each is imported when it is
-first used, so `import unetseg` costs next to nothing and only `model`, `augmentation`, `training`,
-`checkpoint` and `inference` bring in Keras.
+`inference`, `metrics`, `scores`, `reliability`, `plots`, `sharing`; and the helpers `digits`,
+`intensities` and `thinning`. Each is imported when it is first used, so `import unetseg` costs next
+to nothing and only `model`, `augmentation`, `training`, `checkpoint` and `inference` bring in
+Keras.
 """
 
 import importlib
