@@ -19,7 +19,7 @@ from unetseg.cases import (
 
 COLUMNS = {
     *("case", "group", "shape", "spacing_mm", "orientation", "channels", "labels", "volume_ml"),
-    *("intensity_p1", "intensity_median", "intensity_p99", "problem"),
+    *("intensity_p1", "intensity_median", "intensity_p99", "intensities", "smoothness", "problem"),
 }
 
 
@@ -569,6 +569,20 @@ def test_every_channel_is_looked_at(make_arrays, write_nifti, affine, tmp_path):
     (problem,) = check_cases([Case("a", tuple(files), mask)])["problem"]
     for name in ("a_0000.nii", "a_0003.nii", "mask.nii"):
         assert problem.count(f"{name}: cannot be read as NIfTI") == 1
+
+
+@pytest.mark.parametrize("size_mm", [0.05, 0.0004, 0.00043])
+def test_small_voxels_keep_their_digits_in_the_table(size_mm, make_arrays, write_case, tmp_path):
+    case = write_case(tmp_path, "a", *make_arrays(), (size_mm, size_mm, 2 * size_mm))
+    table = check_cases([case])
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    again = pd.read_csv(tmp_path / "cases.csv")
+    spacing = (size_mm, size_mm, 2 * size_mm)
+    assert table.loc[0, "spacing_mm"] == pytest.approx(spacing, rel=1e-5, abs=0)
+    assert again.loc[0, "spacing_mm"] == str(spacing)
+    for rows in (table, again):
+        expected = 60 * 2 * size_mm**3 / 1000
+        assert rows.loc[0, "volume_ml"] == pytest.approx(expected, rel=1e-5, abs=0)
 
 
 def test_percentiles_of_a_large_scan_are_close(write_nifti, affine, tmp_path):

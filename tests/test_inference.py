@@ -555,6 +555,20 @@ def test_scans_are_segmented_and_described_as_counted_by_hand(tmp_path, predict,
     np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 50))
 
 
+def test_volumes_of_small_voxels_are_not_rounded_away(predict, tmp_path, write_case):
+    (tmp_path / "small").mkdir()
+    experiment = make_experiment(tmp_path / "small", 40, 50, 60)
+    path = experiment / "preprocessor.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"spacing_mm": [0.0004, 0.0004, 0.0008]}))
+    scan = write_case(tmp_path, "a", blocks(), spacing_mm=(0.0004, 0.0004, 0.0008))
+    (row,) = predict([scan], experiment).to_dict("records")
+    voxel_ml = 0.0004**2 * 0.0008 / 1000
+    volumes = [row[f"volume_{name}ml"] for name in ("", "mean_", "min_", "max_")]
+    expected = np.array([48, (72 + 48 + 36) / 3, 36, 72]) * voxel_ml
+    assert volumes == pytest.approx(expected, rel=1e-5, abs=0)
+
+
 def test_the_table_is_kept_as_it_is_returned(tmp_path, predict, write_case):
     scans = [write_case(tmp_path, case_id, blocks()) for case_id in "ab"]
     scans.append(replace(scans[0], id="c", image=tmp_path / "gone.nii"))

@@ -103,6 +103,62 @@ def test_sheets_are_apart_by_their_gap_along_the_axis():
             np.testing.assert_allclose(directed, [expected] * 16)
 
 
+def disks():
+    """Disks of radius 12 and 20 about one centre."""
+    away = ((np.indices((64, 64)) - 31.5) ** 2).sum(axis=0)
+    return away <= 12**2, away <= 20**2
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+def test_disks_of_one_slice_score_as_2d_whichever_way_the_slice_lies(axis):
+    # Between the circles lie 8 mm of 1 mm pixels, up to a pixel's corner more. Of a slab whose
+    # every voxel is a border, surface Dice would be 0.56 and the average distance 2.3 mm.
+    true, pred = disks()
+    spacing = np.array((1.0, 1.0))
+    if axis is not None:
+        true, pred = (np.expand_dims(array, axis) for array in (true, pred))
+        spacing = np.insert(spacing, axis, 6.0)
+    assert metrics.surface_dice(true, pred, spacing, 1) == 0
+    assert metrics.hausdorff(true, pred, spacing) == pytest.approx(math.hypot(6, 6))
+    assert metrics.hausdorff(true, pred, spacing, percentile=95) == pytest.approx(8.49, abs=0.005)
+    assert metrics.average_surface_distance(true, pred, spacing) == pytest.approx(7.91, abs=0.005)
+    (row,) = metrics.score_case(1 * true, 1 * pred, spacing, [1])
+    assert (row["surface_dice"], row["hd95_mm"]) == (0, pytest.approx(8.49, abs=0.005))
+    thickness = 1 if axis is None else 6
+    assert row["volume_true_ml"] == pytest.approx(np.count_nonzero(true) * thickness / 1000)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_thickness_of_a_single_slice_has_no_influence_on_distances(axis):
+    # A frame of 5 x 4 pixels of 1 x 3 mm and the same with its inside filled: one border.
+    frame = box((7, 6), (1, 6), (1, 5)) & ~box((7, 6), (2, 5), (2, 4))
+    filled, line = box((7, 6), (1, 6), (1, 5)), box((7, 6), (1, 6), (1, 2))
+    for thickness in (0.01, 0.5, 500):
+        spacing = np.insert((1.0, 3.0), axis, thickness)
+        one_slice = [np.expand_dims(array, axis) for array in (frame, filled, line)]
+        assert metrics.hausdorff(*one_slice[:2], spacing) == 0
+        # The line is 5 pixels long; the far side of the frame lies 3 pixels of 3 mm away.
+        assert metrics.hausdorff(*one_slice[1:], spacing) == pytest.approx(9)
+
+
+@pytest.mark.parametrize("shape", [(9, 1, 1), (1, 9, 1), (1, 1, 9), (9, 1), (1, 9)])
+def test_a_row_of_voxels_has_two_ends(shape):
+    spacing = np.where(np.array(shape) > 1, 2.0, 7.0)
+    true, pred = np.zeros((2, *shape), bool)
+    true.ravel()[1:8] = pred.ravel()[1:5] = True  # ends 1 and 7, and 1 and 4: steps of 2 mm
+    distances = metrics.surface_distances(true, pred, spacing)
+    assert sorted(distances.true_to_pred) == [0, 6]
+    assert sorted(distances.pred_to_true) == [0, 6]
+
+
+def test_two_slices_are_a_volume():
+    # Of a block of 5 x 5 x 2 voxels every voxel has one outside above or below it.
+    block = np.ones((5, 5, 2), bool)
+    hollow = block & ~mask((5, 5, 2), (2, 2, 0))
+    assert metrics.surface_distances(block, hollow, SPACING).true_to_pred.size == 50
+    assert metrics.surface_distances(block[:, :, :1], block[:, :, :1], SPACING)[0].size == 16
+
+
 def test_the_edge_of_the_image_counts_as_outside():
     # A full image of 3 x 3 x 3 has 26 border voxels; its centre is 1 mm from them along x, and
     # they are as far from the centre as their offset in {-1, 0, 1} x {-2, 0, 2} x {-3, 0, 3} mm.
@@ -130,6 +186,23 @@ def test_a_cavity_has_a_border_too():
     assert metrics.surface_dice(solid, hollow, SPACING, 1) == pytest.approx(198 / 202)
 
 
+@pytest.mark.parametrize("size_mm", [0.05, 0.00043, 4e-7])
+def test_scores_of_small_voxels_are_those_of_large_ones_in_smaller_units(size_mm):
+    # Headers hold float32: 0.05 mm comes back as 0.05000000074505806.
+    size = float(np.float32(size_mm))
+    true, pred = shifted_cubes()
+    spacing = np.array(SPACING) * size
+    assert metrics.hausdorff(true, pred, spacing) == pytest.approx(2 * size, rel=1e-6, abs=0)
+    average = metrics.average_surface_distance(true, pred, spacing)
+    assert average == pytest.approx(19 / 26 * size, rel=1e-6, abs=0)
+    for factor, share in ((0, 16 / 26), (1, 17 / 26), (1.9999, 17 / 26), (2, 1)):
+        found = metrics.surface_dice(true, pred, spacing, factor * size_mm)
+        assert found == pytest.approx(share)
+    (row,) = metrics.score_case(1 * true, 1 * pred, spacing, [1], tolerance_mm=size_mm)
+    volume = 27 * 6 * size_mm**3 / 1000
+    assert row["volume_true_ml"] == pytest.approx(volume, rel=1e-5, abs=0)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_distance_equal_to_the_tolerance_is_within_it_however_it_is_rounded(axis):
     spacing = np.roll((0.1, 1, 1), axis)  # three steps of 0.1 are 0.30000000000000004
@@ -152,7 +225,8 @@ def test_the_scores_are_read_from_the_distances_of_both_directions():
 def border_by_loops(array):
     inside = {place for place in np.ndindex(array.shape) if array[place]}
     axes = range(array.ndim)
-    steps = [[n * (a == axis) for a in axes] for axis in axes for n in (-1, 1)]
+    looked_along = [axis for axis in axes if array.shape[axis] > 1] or [0]  # not across one slice
+    steps = [[n * (a == axis) for a in axes] for axis in looked_along for n in (-1, 1)]
     return [
         place
         for place in inside

@@ -651,8 +651,11 @@ def test_a_saved_mask_carries_no_header_extension_of_the_scan(truth, tmp_path):
 
 
 def numbers_for(shape):
-    """Numbers of four decimals, none alike, and each rounded to three by Python's decimals."""
-    array = np.random.default_rng(1).permutation(np.prod(shape)).reshape(shape) / 8192 - 0.01
+    """Numbers up to 1, none alike, and each rounded to three decimals by Python's."""
+    array = (
+        np.random.default_rng(1).permutation(np.prod(shape)).reshape(shape) / np.prod(shape)
+        - 0.0101
+    )
     rounded = [float(round(Decimal(float(np.float32(x))), 3)) for x in array.flat]
     return array, np.float32(rounded).reshape(shape)
 
@@ -676,6 +679,18 @@ def test_a_saved_map_lies_on_the_grid_of_its_scan_rounded_to_three_decimals(
     for channel in np.ndindex(channels):
         expected, _ = stored_as(codes, rounded[(..., *channel)], truth[1])
         np.testing.assert_array_equal(np.asarray(saved.dataobj)[(..., *channel)], expected)
+
+
+@pytest.mark.parametrize(
+    ("factor", "step"), [(1e-3, 1e-6), (1e-12, 1e-15), (1, 1e-3), (1e4, 10), (0, 1e-3)]
+)
+def test_a_map_of_small_or_large_numbers_keeps_its_digits(factor, step, affine, tmp_path):
+    scan = save(tmp_path / "scan.nii.gz", np.zeros(SHAPE, np.int16), affine)
+    array = factor * numbers_for(SHAPE)[0]
+    nifti.save_map(tmp_path / "map.nii.gz", array, scan)
+    again, _ = nifti.load_image(tmp_path / "map.nii.gz")
+    np.testing.assert_allclose(again, array, rtol=1e-6, atol=0.501 * step)
+    assert len(np.unique(again)) == (120 if factor else 1)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "PIR", "LPS"])

@@ -305,6 +305,85 @@ def test_the_viewer_is_one_page_that_fetches_nothing_and_keeps_proportions(
     assert len(colours) == 4  # of two labels, missed and added
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_viewer_thins_what_is_large_and_shows_single_voxels_all_the_same(turned, monkeypatch):
+    monkeypatch.setattr(plots, "VIEWED", 20_000)
+    shape = (96, 80, 6)
+    image = np.indices(shape).sum(axis=0).astype(np.float32)
+    true, pred = np.zeros((2, *shape), np.int32)
+    true[20:50, 20:50, 1:5] = pred[20:50, 20:50, 1:5] = 1
+    true[30, 31, 2] = pred[30, 31, 2] = 4  # within the front
+    true[91, 71, 5] = pred[3, 5, 0] = 4  # missed and added, far away
+    pred[41, 40, 3] = 4  # within the front too
+    if turned:
+        image, true, pred = (np.asfortranarray(array) for array in (image, true, pred))
+    view = plots.view_case(image, np.diag([0.5, 0.5, 5, 1]), true, pred, LABELS)
+    # 48 x 40 x 30 mm are 32 x 27 x 20 cubes of 1.5 mm; 28,800 of 2 voxels would be too many.
+    assert "thinned: 3 x 3 x 1 voxels are shown as one" in unescape(view.get_standalone())
+    colours, slices = overlay_of(view)
+    assert np.prod(slices) <= 20_000
+    front, back = (plots.colour_of(label, LABELS) for label in LABELS)
+    assert set(colours) == {front, back, *plots.DIFFERENCES.values()}
+    monkeypatch.undo()
+    view = plots.view_case(image[:, :, :1], np.eye(4), true[:, :, :1], pred[:, :, :1], LABELS)
+    assert "thinned" not in view.get_standalone()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("thickness", [0.1, 6])
+def test_the_viewer_shows_one_slice_in_its_own_pixels(axis, thickness):
+    true, pred = np.zeros((2, 20, 12), np.uint8)
+    true[3:9, 4:8], pred[5:9, 4:8] = 1, 1
+    image = np.indices((20, 12)).sum(axis=0)
+    arrays = (np.expand_dims(array, axis) for array in (image, true, pred))
+    image, true, pred = arrays
+    affine = np.diag([*np.insert((0.5, 0.5), axis, thickness), 1])
+    colours, slices = overlay_of(plots.view_case(image, affine, true, pred, LABELS))
+    assert slices == np.insert((20, 12), axis, 1).tolist()
+    assert colours[plots.colour_of(1, LABELS)] == 16
+
+
+@pytest.mark.parametrize("size_mm", [0.05, 0.0004])
+def test_small_voxels_are_shown_and_viewed(size_mm, case):
+    image, mask = (array[2:6] for array in case)
+    spacing = np.array(SPACING) * size_mm
+    figure = render(plots.show_cases([("a", image, [mask])], spacing, LABELS))
+    assert figure.axes[2].get_xlim() == pytest.approx((0, 4 * size_mm))
+    assert len(contours_of(figure.axes[2])) == 2
+    affine = np.diag([*spacing, 1])
+    colours, slices = overlay_of(plots.view_case(image, affine, mask, mask, LABELS))
+    # A step of y is two cubes, one of z three; rounding may add an empty slice.
+    np.testing.assert_allclose(slices, [4, 19, 16], atol=1)
+    assert set(colours) == {plots.colour_of(label, LABELS) for label in LABELS}
+
+
+def test_the_overview_shows_small_volumes_and_spacings(write_case, make_arrays, tmp_path):
+    spacing = (0.0004, 0.0004, 0.0008)
+    found = [write_case(tmp_path, f"c{k}", *make_arrays(k), spacing) for k in range(3)]
+    figure = render(plots.cases_overview(check_cases(found)))
+    (bar,) = [bar for bar in figure.axes[3].patches if bar.get_height()]
+    volume = 60 * 0.0004**2 * 0.0008 / 1000
+    assert bar.get_x() < volume < bar.get_x() + bar.get_width() < 2 * volume
+    assert figure.axes[1].get_ylim()[1] == pytest.approx(1.1 * 0.0008)
+
+
+def test_pictures_of_large_slices_are_thinned_and_keep_single_voxels(monkeypatch):
+    monkeypatch.setattr(plots, "DRAWN", 20)
+    image = np.indices((90, 70, 2)).sum(axis=0)
+    true, pred = np.zeros((2, 90, 70, 2), np.uint8)
+    true[10:31, 10:31] = pred[10:31, 10:31] = 1
+    true[71, 51, 0] = pred[81, 11, 0] = 4
+    rows = [("a", image, [true, pred])]
+    figure = render(plots.show_cases(rows, SPACING, LABELS, names="tp", differences=True))
+    above, below = figure.axes[2], figure.axes[5]
+    assert above.images[0].get_array().shape == (18, 18)  # blocks of 4 x 5 pixels
+    assert above.get_xlim() == (0, 90)
+    assert above.get_ylim() == (0, 144)  # 18 blocks of 4 pixels of 2 mm
+    colours = [colour.upper() for colour, _ in contours_of(above)]
+    assert colours.count(plots.colour_of(4, LABELS)) == 2
+    assert sorted(below.images[1].get_array().compressed()) == [1, 2]  # missed and added
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -64,6 +64,20 @@ def test_fit_takes_the_median_spacing_and_the_median_extent_for_the_patch(tmp_pa
     assert fitted.input_shape == (10, 20, 10, 1)
 
 
+@pytest.mark.parametrize(
+    ("size_mm", "fitted"),
+    [(0.05, 0.05), (0.0004, 0.0004), (0.00043, 0.00043), (4e-5, 4e-5), (0.546875, 0.5469)],
+)
+def test_the_spacing_of_small_voxels_is_kept(size_mm, fitted, tmp_path, write_case):
+    shape, spacing = (10, 18, 9), (size_mm, size_mm, 2 * size_mm)
+    case = write_case(tmp_path, "a", noise(shape), boxes(shape, (1,)), spacing)
+    found = Preprocessor().fit([case])
+    assert found.spacing_mm == pytest.approx((fitted, fitted, 2 * fitted), rel=1e-4, abs=0)
+    assert found.transform(case)[0].shape[:3] == found.patch  # no voxel more or less
+    found.save(tmp_path / "preprocessor.json")
+    assert Preprocessor.load(tmp_path / "preprocessor.json") == found
+
+
 def stacks(folder, write_case, shape, spacing_z):
     return [
         write_case(folder, f"c{k}", ramp(shape), spacing_mm=(1, 1, z))

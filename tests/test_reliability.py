@@ -1,11 +1,13 @@
 import math
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
-from unetseg.cases import check_cases, find_cases
+from unetseg.cases import Case, check_cases, find_cases
+from unetseg.intensities import describe
 from unetseg.reliability import (
     calibration_table,
     compare_with_training,
@@ -126,6 +128,149 @@ def test_tables_from_memory_and_from_a_file_tell_the_same(make_data, tmp_path):
                 assert f"field of view, {MM} z is 36, trained on 18 to 18." in words
 
 
+# Intensities of a body in a flat background, as of five tissues: how many voxels, how bright.
+T1 = [(0.1, 150), (0.2, 500), (0.3, 600), (0.3, 900), (0.1, 950)]
+T2 = [(0.1, 1000), (0.3, 500), (0.3, 600), (0.25, 700), (0.05, 1300)]
+T1_AFTER = [(share, 1.03 * value) for share, value in T1]
+
+
+def body(seed, *sequences, unit=1.0):
+    """Two-thirds of a cube are body; channels in units of their own, smooth, with some noise."""
+    rng = np.random.default_rng(seed)
+    channels = []
+    tissue = ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 2)
+    rank = tissue.argsort(axis=None).argsort().reshape(tissue.shape) / tissue.size
+    for sequence in sequences:
+        shares, values = np.transpose(sequence)
+        kind = np.minimum(np.searchsorted(shares.cumsum(), rank), len(shares) - 1)
+        scan = values[kind] * rng.uniform(0.97, 1.03, len(values))[kind]
+        scan = (scan + rng.normal(0, 20, scan.shape)) * unit * rng.uniform(0.8, 1.25)
+        scan[:, :, :8] = 0
+        channels.append(scan.astype(np.float32))
+    return np.stack(channels)
+
+
+def multichannel(seed, *sequences, **kwargs):
+    channels = body(seed, *sequences, **kwargs)
+    return scan(f"{seed}", channels=len(channels)) | describe(channels)
+
+
+@pytest.fixture(scope="module")
+def two_sequences():
+    return pd.DataFrame([multichannel(seed, T1, T2) for seed in range(6)]).assign(volume_ml=2.0)
+
+
+def test_channels_in_the_order_of_training_are_not_told(two_sequences):
+    new = pd.DataFrame([multichannel(seed, T1, T2) for seed in range(10, 22)])
+    assert compare_with_training(new, two_sequences).tolist() == [""] * 12
+
+
+@pytest.mark.parametrize("unit", [0.1, 1, 1.5, 40])
+def test_channels_that_are_exchanged_are_told_whatever_their_unit(unit, two_sequences):
+    new = pd.DataFrame([multichannel(seed, T2, T1, unit=unit) for seed in range(10, 16)])
+    for words in compare_with_training(new, two_sequences):
+        assert "channels 1 and 2 look exchanged: check their order." in words
+
+
+def test_the_channel_that_is_unlike_those_of_training_is_named(two_sequences):
+    channels = body(10, T1, T2)
+    channels[1] *= 5
+    row = scan("a", channels=2) | describe(channels)
+    (words,) = compare_with_training(pd.DataFrame([row]), two_sequences)
+    high = float(np.percentile(channels[1][channels[1] != 0], 99))
+    assert words.startswith("brightness of channel 2 is ")
+    assert float(words.split()[5].rstrip(",")) == pytest.approx(high, rel=0.01)
+    assert "channel 1" not in words
+
+
+def test_of_three_channels_the_order_they_belong_in_is_told():
+    bright = [(0.5, 100), (0.4, 200), (0.1, 9000)]
+    order = [T1, T2, bright]
+    known = pd.DataFrame([multichannel(seed, *order) for seed in range(5)])
+    for moved, told in (([1, 2, 0], "3, 1, 2"), ([2, 0, 1], "2, 3, 1")):
+        row = multichannel(9, *[order[k] for k in moved])
+        (words,) = compare_with_training(pd.DataFrame([row]), known)
+        assert f"channels look as if they belonged in the order {told}: check it." in words
+    (words,) = compare_with_training(pd.DataFrame([multichannel(9, bright, T2, T1)]), known)
+    assert "channels 1 and 3 look exchanged" in words
+
+
+def test_channels_of_one_kind_are_not_told_apart():
+    known = pd.DataFrame([multichannel(seed, T1, T1_AFTER) for seed in range(6)])
+    new = pd.DataFrame([multichannel(seed, T1_AFTER, T1) for seed in range(10, 20)])
+    assert compare_with_training(new, known).tolist() == [""] * 10
+
+
+def test_channels_are_compared_from_a_file_and_with_one_of_an_earlier_version(
+    two_sequences, tmp_path
+):
+    new = pd.DataFrame([multichannel(10, T2, T1)])
+    told = compare_with_training(new, two_sequences)
+    two_sequences.to_csv(tmp_path / "cases.csv", index=False)
+    again = pd.read_csv(tmp_path / "cases.csv")
+    pd.testing.assert_series_equal(compare_with_training(new, again), told)
+    old = again.drop(columns=["intensities", "smoothness"])
+    assert compare_with_training(new, old).tolist() == [""]  # pooled they are alike
+    assert compare_with_training(old, two_sequences).tolist() == [""] * 6
+    # Of a scan that could not be read nothing is known.
+    unread = pd.DataFrame([{**dict.fromkeys(new.columns), "case": "x", "problem": "cut."}])
+    pair = pd.concat([new, unread], ignore_index=True).astype({"smoothness": float})
+    assert compare_with_training(pair, again).tolist() == [told.iloc[0], ""]
+
+
+def test_a_scan_of_noise_is_told(trained):
+    known = trained.assign(smoothness=[0.7, 0.9])
+    rows = [scan(f"{value}", smoothness=value) for value in (0.01, 0.49, 0.51, 0.8, 0.99, NAN)]
+    found = compare_with_training(pd.DataFrame(rows), known).tolist()
+    assert found[0] == "smoothness (0 is noise) is 0.01, trained on 0.7 to 0.9."
+    assert [bool(words) for words in found] == [True, True, False, False, False, False]
+    assert compare_with_training(pd.DataFrame(rows), trained).tolist() == [""] * 6
+
+
+def test_noise_is_told_from_a_scan_by_its_voxels(write_case, tmp_path, make_arrays):
+    rng = np.random.default_rng(0)
+    mask = make_arrays(shape=(20, 20, 20))[1]
+    for k in range(4):
+        smooth = 100 + 400 * ndimage.gaussian_filter(rng.normal(size=(20, 20, 20)), 2)
+        write_case(tmp_path, f"c{k}", smooth.astype(np.float32), mask)
+    files = sorted(tmp_path.glob("c*_image.nii.gz"))
+    known = check_cases(
+        [Case(f.name[:2], f, f.with_name(f"{f.name[:2]}_mask.nii.gz")) for f in files]
+    )
+    values = np.asarray(nib.load(files[0]).dataobj).ravel()
+    shuffled = rng.permutation(values).reshape(20, 20, 20)  # the same histogram
+    new = check_cases([write_case(tmp_path, "noise", shuffled)], need_masks=False)
+    (words,) = compare_with_training(new, known)
+    assert words.startswith("smoothness (0 is noise) is ")
+    assert words.count("trained on") == 1
+    assert compare_with_training(known, known).tolist() == [""] * 4
+
+
+@pytest.mark.parametrize("size_mm", [0.05, 0.0004, 4e-5])
+def test_small_voxels_and_volumes_are_compared_as_large_ones(size_mm, tmp_path):
+    ml = 27 * size_mm**3 / 1000
+    known = pd.DataFrame([scan(k, spacing=(size_mm,) * 3) for k in "ab"]).assign(volume_ml=ml)
+    known.to_csv(tmp_path / "cases.csv", index=False)
+    for trained in (known, pd.read_csv(tmp_path / "cases.csv")):
+        new = pd.DataFrame([scan("a", spacing=(1.05 * size_mm,) * 3)])
+        assert compare_with_training(new, trained).tolist() == [""]
+        new = pd.DataFrame([scan("a", spacing=(1.3 * size_mm,) * 3)])
+        (words,) = compare_with_training(new, trained)
+        assert words.count("spacing, mm") == 3
+        for factor, told in ((1, False), (1.9, False), (2.1, True), (0.4, True)):
+            part = predicted("a", front=(factor * ml / 2, 0.9), back=(factor * ml / 2, 0.9))
+            (row,) = flagged(trained, part).to_dict("records")
+            assert ("ml are labelled" in row["look_at"]) == told
+
+
+def test_what_an_earlier_version_rounded_to_nothing_is_not_compared():
+    old = pd.DataFrame([scan("t", spacing=(0.0, 0.0, 0.001))]).assign(volume_ml=0.0)
+    new = pd.DataFrame([scan("a", spacing=(0.0004, 0.0004, 0.001))])
+    assert compare_with_training(new, old).tolist() == [""]
+    (row,) = flagged(old, predicted("a", front=(1e-9, 0.9), back=(1e-9, 0.9))).to_dict("records")
+    assert row["look_at"] == ""
+
+
 @pytest.mark.parametrize("others", [True, False])
 def test_of_a_scan_that_cannot_be_read_nothing_is_told(others, make_data, trained):
     folder = make_data(2)
@@ -221,6 +366,7 @@ REASONS = {
     "small enough": ({"front": (0.5, 0.9), "back": (0.6, 0.9)}, ""),
     "large": ({"back": (1229.0, 0.9)}, "1230 ml are labelled, trained on 2 to 6"),
     "large enough": ({"back": (10.9, 0.9)}, ""),
+    "rounded away": ({"front": (0.0, 0.95), "back": (0.0, 0.95)}, ""),  # by an earlier version
     "single fold": ({"front": (1.0, NAN), "back": (3.0, NAN)}, ""),
     "failed": ({"problem": "a.nii: cannot be read."}, "a.nii: cannot be read"),
     "failed without a stop": ({"problem": "a.nii: no such file"}, "a.nii: no such file"),

@@ -465,6 +465,23 @@ def test_the_interval_of_a_difference_is_that_of_patients():
     np.testing.assert_allclose(interval, [-0.1, 0.4])  # lowest and highest patient, as above
 
 
+@pytest.mark.parametrize("ml", [1.0, 1e-5, 6.4e-14])
+def test_small_volumes_are_compared_as_large_ones(ml):
+    # Five patients, all five larger: the two-sided p of the signed ranks is 2 / 2^5. Floating
+    # point leaves 0.1 + 0.2 and 0.3 apart by their last digit; that is no difference.
+    true = np.array([1.0, 2, 3, 4, 5]) * ml
+    first = table_of(volume_true_ml=true, volume_pred_ml=true)
+    larger = table_of(volume_true_ml=true, volume_pred_ml=true + np.arange(1, 6) * 0.01 * ml)
+    same = table_of(volume_true_ml=true, volume_pred_ml=true * (0.1 + 0.2) / 0.3)
+    for second, difference, p in ((larger, 0.03 * ml, 0.0625), (same, 0, 1)):
+        row = compare(first, second).set_index("metric").loc["volume_pred_ml"]
+        assert row["difference"] == pytest.approx(difference, rel=1e-9, abs=1e-12 * ml)
+        assert row["p"] == pytest.approx(p)
+    changed = table_of(volume_true_ml=1.01 * true, volume_pred_ml=true)
+    with pytest.raises(ValueError, match="The true masks changed in 5 cases"):
+        compare(first, changed)
+
+
 def test_labels_are_compared_apart():
     first, second = (
         pd.concat([table_of(dice=dice), table_of(dice=dice[::-1], label=4, name="back")])

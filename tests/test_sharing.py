@@ -508,7 +508,7 @@ def expected_rows(path):
     with open(path, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] in TITLES]
     for row in rows:
-        form = "{:.2f}" if row["metric"].endswith("_mm") else "{:.4f}"
+        form = "{:.4g}" if row["metric"].endswith("_mm") else "{:.4f}"
         numbers = {k: form.format(float(row[k] or "nan")) for k in ("mean", "sd", "median")}
         ends = (form.format(float(row[name] or "nan")) for name in ("ci_low", "ci_high"))
         yield {

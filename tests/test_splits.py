@@ -183,6 +183,16 @@ def test_scans_that_differ_or_lie_on_other_grids_are_no_leak(shape, write_case, 
         assert found_in(find_leaks(found, folds)) == []
 
 
+def test_grids_of_small_voxels_are_told_apart_too(write_case, tmp_path):
+    scan = noise(0)
+    found = [
+        write_case(tmp_path, "a", scan, spacing_mm=(0.0004, 0.0004, 0.0004)),
+        write_case(tmp_path, "copy", 2 * scan, spacing_mm=(0.0004, 0.0004, 0.0004)),
+        write_case(tmp_path, "coarser", 3 * scan, spacing_mm=(0.0004, 0.0004, 0.00045)),
+    ]
+    assert found_in(find_leaks(found)) == [("near-duplicate scan", "a", "copy", None)]
+
+
 def test_all_channels_together_make_a_scan(write_case, tmp_path):
     one, two = noise(0), noise(1)
     found = [

@@ -10,7 +10,8 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
-from unetseg import nifti
+from unetseg import intensities, nifti
+from unetseg.digits import significant
 from unetseg.workspace import read_json, refuse_any
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -21,9 +22,8 @@ OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 HUGE = 1e18  # the square still fits float32
 MAX_LABELS = 255  # a byte tells them and the background apart
 BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
-PERCENTILES = {"intensity_p1": 1, "intensity_median": 50, "intensity_p99": 99}
-COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels", *PERCENTILES]
-COLUMNS += ["labels", "volume_ml", "problem"]
+COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels"]
+COLUMNS += [*intensities.COLUMNS, "labels", "volume_ml", "problem"]
 IMAGES, MASKS = BOTH = ("imagesTr", "images"), ("labelsTr", "labels")
 LAYOUTS = "imagesTr and labelsTr, or images and labels, with .nii or .nii.gz files of one name"
 
@@ -222,9 +222,9 @@ def check_cases(cases, *, labels=None, need_masks=True):
     pandas.DataFrame
         A row per case, in order: ``case``, ``group``, ``shape`` (x, y, z), ``spacing_mm``,
         ``orientation`` as stored, ``channels``, ``intensity_p1``, ``intensity_median``,
-        ``intensity_p99`` (of every n-th voxel in scans of over two million), ``labels`` (the
-        values present, without the background), ``volume_ml`` (all labels together) and
-        ``problem`` (empty if none was found).
+        ``intensity_p99``, ``intensities``, ``smoothness`` (as `unetseg.intensities.describe`),
+        ``labels`` (the values present, without the background), ``volume_ml`` (all labels
+        together) and ``problem`` (empty if none was found). Numbers keep six digits that count.
 
     See Also
     --------
@@ -295,13 +295,9 @@ def _check_scan(problems, files, image, affine):
             problems.append(f"{name} holds NaN, infinite or huge voxels; replace them.")
         elif low == high:
             problems.append(f"{name} has the same value everywhere; export it again.")
-    # Every n-th voxel of scans above 2 million; n is odd, as most sides are not.
-    sample = [channel.ravel(order="K")[:: image.size // 10**6 | 1] for channel in channels]
-    with np.errstate(over="ignore", invalid="ignore"):  # huge and infinite voxels
-        values = np.percentile(sample, [*PERCENTILES.values()]).round(3)
-    spacing = tuple(voxel_sizes(affine).round(3).tolist())
+    spacing = tuple(significant(voxel_sizes(affine)).tolist())
     row = {"shape": image.shape[:3], "spacing_mm": spacing, "channels": len(channels)}
-    return row | dict(zip(PERCENTILES, values, strict=True))
+    return row | intensities.describe(channels)
 
 
 def _check_mask(problems, name, mask, affine, labels, scan):
@@ -320,7 +316,7 @@ def _check_mask(problems, name, mask, affine, labels, scan):
         elif np.array_equal(np.squeeze(scan[0]), np.squeeze(mask).astype(np.float32)):
             problems.append(f"{name} holds the values of the scan; put the mask there.")
     volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
-    return {"labels": present, "volume_ml": round(volume, 3)}
+    return {"labels": present, "volume_ml": significant(volume)}
 
 
 def _values(mask):

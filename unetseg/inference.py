@@ -17,6 +17,7 @@ from tqdm import tqdm
 from unetseg import checkpoint, nifti, workspace
 from unetseg.augmentation import add_neighbours
 from unetseg.cases import check_cases
+from unetseg.digits import significant
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
@@ -276,7 +277,8 @@ def _describe(scan, found, labels):
         row["volume_ml"] = np.count_nonzero(inside) * voxel_ml
         row["uncertainty"] = found.uncertainty[inside].mean() if inside.any() else np.nan
         row |= {k: None if pd.isna(v) else v for k, v in row.items()}  # JSON knows no NaN
-        row |= {k: round(float(v), 6) for k, v in row.items() if isinstance(v, np.floating | float)}
+        numbers = {k: v for k, v in row.items() if isinstance(v, np.floating | float)}
+        row |= {name: significant(value) for name, value in numbers.items()}
         row |= {"case": scan.id, "problem": ""}
     return rows
 

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from unetseg.workspace import require
 
 REACH = 2  # voxels: contours that agree within this need no search
-ROUNDING_MM = 1e-9  # three steps of 0.1 mm are 0.30000000000000004
+ROUNDING = 1e-6  # relative: 0.1 of a header is 0.10000000149, in float32
 
 
 class SurfaceDistances(NamedTuple):
@@ -37,7 +37,8 @@ class SurfaceDistances(NamedTuple):
         """As the function `surface_dice`."""
         require("tolerance_mm", tolerance_mm, 0 <= tolerance_mm < np.inf, "zero or more, finite")
         joined = np.concatenate(self)
-        return float(np.mean(joined <= tolerance_mm + ROUNDING_MM)) if joined.size else float("nan")
+        within = joined <= tolerance_mm * (1 + ROUNDING)
+        return float(within.mean()) if joined.size else float("nan")
 
 
 def dice(mask_true, mask_pred):
@@ -125,9 +126,10 @@ def surface_distances(mask_true, mask_pred, spacing_mm):
     Parameters
     ----------
     mask_true, mask_pred : ndarray of bool
-        Of one shape, 2-D or 3-D.
+        Of one shape, 2-D or 3-D. Along an axis of length 1 no voxel has a neighbour: a scan of one
+        slice, (x, y, 1) or (1, y, z), is 2-D, its border a line; of (x, 1, 1) it is two ends.
     spacing_mm : sequence of float
-        Size of a voxel along each axis, in mm.
+        Size of a voxel along each axis, in mm; that of an axis of length 1 has no influence.
 
     Returns
     -------
@@ -152,9 +154,17 @@ def surface_distances(mask_true, mask_pred, spacing_mm):
     spacing = np.asarray(spacing_mm, dtype=float)
     fits = spacing.shape == (mask_true.ndim,) and (np.isfinite(spacing) & (spacing > 0)).all()
     require("spacing_mm", spacing_mm, fits, f"a positive number of mm per axis ({mask_true.ndim})")
+    kept = _axes_with_neighbours(mask_true.shape)
+    spacing, shape = spacing[kept], [mask_true.shape[axis] for axis in kept]
     # Beyond the box around both masks there is nothing, so its edge counts as outside too.
-    true, pred = (_border(mask) for mask in _crop(mask_true, mask_pred))
+    masks = _crop(mask_true.reshape(shape), mask_pred.reshape(shape))
+    true, pred = (_border(mask) for mask in masks)
     return SurfaceDistances(_directed(true, pred, spacing), _directed(pred, true, spacing))
+
+
+def _axes_with_neighbours(shape):
+    # Were a scan of one slice taken for a volume, all of its voxels would be border.
+    return [axis for axis, length in enumerate(shape) if length > 1] or [0]
 
 
 def _crop(*masks):
@@ -265,7 +275,7 @@ def surface_dice(mask_true, mask_pred, spacing_mm, tolerance_mm):
     mask_true, mask_pred, spacing_mm
         As for `surface_distances`.
     tolerance_mm : float
-        In mm, zero or more; a distance equal to it is within.
+        In mm, zero or more; a distance equal to it (to a millionth) is within.
 
     Returns
     -------
@@ -291,9 +301,10 @@ def score_case(labels_true, labels_pred, spacing_mm, labels, *, tolerance_mm=1.0
     Parameters
     ----------
     labels_true, labels_pred : ndarray of integers
-        Label maps of one shape, 2-D or 3-D.
+        Label maps of one shape, 2-D or 3-D; of one slice they are scored as 2-D.
     spacing_mm : sequence of float
-        Size of a voxel along each axis, in mm (in 2-D of a slice as thick as 1 mm, for volumes).
+        Size of a voxel along each axis, in mm. Volumes are those of voxels of this size; of a 2-D
+        array they are those of a slice as thick as 1 mm.
     labels : iterable of int
         The label values to score.
     tolerance_mm : float, default 1

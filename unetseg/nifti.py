@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
+from unetseg.digits import decimals_for
 from unetseg.workspace import write_file
 
 LABEL_TOLERANCE = 1e-3  # float32 arithmetic on a scaled integer stays well within this
@@ -334,14 +335,16 @@ def save_map(path, array, like):
     path, like
         As for `save_mask`.
     array : (x, y, z) or (x, y, z, channel) ndarray of float
-        In RAS+. Stored as float32, rounded to three decimals: more are not worth their space.
+        In RAS+. Stored as float32, rounded to about three digits of the largest: of shares and
+        probabilities to three decimals. More are not worth their space.
 
     Raises
     ------
     ValueError
         If the map is not on the grid of the scan.
     """
-    _write_like(path, np.round(np.asarray(array, np.float32), 3), like, np.float32)
+    array = np.asarray(array, np.float32)
+    _write_like(path, np.round(array, decimals_for(array, 3)), like, np.float32)
 
 
 def _write_like(path, array, like, dtype):

@@ -6,12 +6,15 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 
+from unetseg import thinning
 from unetseg.workspace import require
 
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
 PLANES = (("sagittal", 0, "A", "S"), ("coronal", 1, "R", "S"), ("axial", 2, "R", "A"))
 GREY = plt.get_cmap("gray", 64)  # levels: more are not seen, and double the file
+VIEWED = 3_000_000  # voxels that the viewer takes in a few seconds
+DRAWN = 1000  # pixels along a side of a picture; a panel of a figure has fewer
 STYLES = ("solid", "dashed")
 DIFFERENCES = {"missed": "#0000FF", "added": "#FFFF00", "other label": "#FF00FF"}  # no label's
 
@@ -70,11 +73,11 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False, 
     below = "uncertainty" if maps else "where they disagree"
     for number, ((title, image, masks), spacing) in enumerate(zip(rows, spacings, strict=True)):
         image = image if image.ndim == 3 else image[..., 0]
+        seen = _busiest_slices(masks[0]), thinning.grey_range(image)
         for line, drawn in zip(axes[repeats * number :], (labels, {})[:repeats], strict=False):
             line[0].set_ylabel(title if drawn else below)
             heat = maps[number] if maps and not drawn else None
-            for ax, plane in zip(line, PLANES, strict=True):
-                shown = _show_plane(ax, plane, image, masks, spacing, drawn, heat)
+            shown = _show_planes(line, image, masks, spacing, seen, drawn, heat)
     if maps:
         figure.colorbar(shown, ax=axes, shrink=0.5 / len(rows), label="uncertainty, 0 to 1")
     legend = [(name, {"color": colour_of(label, labels)}) for label, name in labels.items()]
@@ -90,41 +93,65 @@ def colour_of(label, labels):
     return COLOURS[list(labels).index(label) % len(COLOURS)]
 
 
-def _show_plane(ax, plane, image, masks, spacing, labels, heat):
-    name, axis, right, up = plane
-    area = (masks[0] != 0).sum(axis=tuple({0, 1, 2} - {axis}))
-    at = int(area.argmax()) if area.any() else len(area) // 2
-    size = np.delete(spacing * image.shape, axis)
-    low, high = np.percentile(image, (0.5, 99.5))
-    place = {"origin": "lower", "extent": (0, size[0], 0, size[1])}
-    grey = {"cmap": GREY, "vmin": low, "vmax": high, "interpolation": "nearest"}
-    ax.imshow(np.take(image, at, axis).T, **grey, **place)
+def _busiest_slices(mask):
+    # Along each axis the slice that holds most of the mask; the middle if it is empty.
+    areas = [np.zeros(length, int) for length in mask.shape]
+    for part, _ in thinning.slabs(mask):
+        inside = mask[part] != 0
+        for axis, area in enumerate(areas):
+            area[part[axis]] += inside.sum(axis=tuple({0, 1, 2} - {axis}))
+    return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
+
+
+def _show_planes(axes, image, masks, spacing, seen, labels, heat):
+    places, grey = seen
+    for ax, plane, at in zip(axes, PLANES, places, strict=True):
+        cut = (slice(None),) * plane[1] + (at,)  # a view; np.take may copy the whole volume
+        flat = [volume[cut].T for volume in (image, *masks)]
+        hot = None if heat is None else heat[cut].T
+        sides = np.delete(spacing, plane[1])[::-1]
+        shown = _show_plane(ax, flat[0], flat[1:], sides, grey, labels, hot)
+        _name_plane(ax, plane, at)
+    return shown
+
+
+def _show_plane(ax, image, masks, spacing, grey, labels, heat):
+    # All are slices of one shape (rows, columns); labels is empty to show where masks disagree.
+    factors = [-(-length // DRAWN) for length in image.shape]
+    picture = thinning.pool_mean(image, factors)
+    height, width = spacing * picture.shape * factors
+    place = {"origin": "lower", "extent": (0, width, 0, height)}
+    sharp = {"interpolation": "nearest", **place}
+    ax.imshow(picture, cmap=GREY, vmin=grey[0], vmax=grey[1], **sharp)
     shown = None
     if heat is not None:
-        hot = np.ma.masked_less(np.take(heat, at, axis).T, 0.05)
-        shown = ax.imshow(hot, cmap="plasma", vmin=0, vmax=1, interpolation="nearest", **place)
+        hot = np.ma.masked_less(thinning.pool_max(heat, factors), 0.05)
+        shown = ax.imshow(hot, cmap="plasma", vmin=0, vmax=1, **sharp)
     elif not labels:
         colours = ListedColormap(list(DIFFERENCES.values()))
-        places = np.take(_differences(*masks), at, axis).T
-        places = np.ma.masked_equal(places, 0)
-        ax.imshow(places, cmap=colours, vmin=1, vmax=3, interpolation="nearest", **place)
+        kinds = thinning.pool_rarest(_differences, masks, factors)
+        ax.imshow(np.ma.masked_equal(kinds, 0), cmap=colours, vmin=1, vmax=3, **sharp)
     for mask, style in zip(masks, STYLES, strict=False):
-        flat = np.take(mask, at, axis).T
         for label in labels:
-            inside = flat == label
+            inside = thinning.pool_max(mask == label, factors)
             if inside.any() and min(inside.shape) > 1:
                 line = {"linestyles": style, "linewidths": 1.2, **place}
                 ax.contour(inside, levels=[0.5], colors=[colour_of(label, labels)], **line)
+    return shown
+
+
+def _name_plane(ax, plane, at):
+    name, _, right, up = plane
     ax.set(title=f"{name}, slice {at}", xticks=[], yticks=[])
     box = {"color": "w", "transform": ax.transAxes, "bbox": {"fc": "k", "pad": 1}}
     ax.text(0.99, 0.5, right, ha="right", va="center", **box)
     ax.text(0.5, 0.99, up, ha="center", va="top", **box)
-    return shown
 
 
 def _differences(true, pred):
     # 1 missed, 2 added, 3 other label, as in DIFFERENCES; 0 where they agree
-    return np.select([true == pred, pred == 0, true == 0], [0, 1, 2], 3)
+    kinds = [np.uint16(kind) for kind in range(4)]
+    return np.select([true == pred, pred == 0, true == 0], kinds[:3], kinds[3])
 
 
 def view_case(image, affine, mask_true, mask_pred, labels):
@@ -145,30 +172,58 @@ def view_case(image, affine, mask_true, mask_pred, labels):
     Returns
     -------
     nilearn.plotting.html_stat_map.StatMapView
-        Shows itself in a notebook; ``save_as_html(path)`` writes one self-contained file.
+        Shows itself in a notebook; ``save_as_html(path)`` writes one self-contained file. Of
+        scans of more than three million voxels (in cubes of their shortest side) blocks are shown
+        as one voxel, as the title says: by their mean, and by the label or difference in them
+        that is rarest in the scan, so that none vanishes.
     """
     from nilearn import plotting  # here, as it takes seconds
     from nilearn.image import resample_img
 
-    kinds = _differences(mask_true, mask_pred)
-    for place, label in enumerate(labels, start=4):
-        kinds[(mask_true == label) & (mask_pred == label)] = place
-    colours = [*DIFFERENCES.values(), *(colour_of(label, labels) for label in labels)]
     image = image if image.ndim == 3 else image[..., 0]
-    low, high = np.percentile(image, (0.5, 99.5))
-    images = [(np.clip(image, low, high), "linear"), (kinds, "nearest")]
-    grid = {"target_affine": np.eye(3) * nib.affines.voxel_sizes(affine).min()}  # else squeezed
+    factors, side = thinning.choose_factors(image.shape, affine, VIEWED)
+    affine = thinning.thin_affine(affine, factors)
+    places = {label: place for place, label in enumerate(labels, start=4)}
+    masks = mask_true, mask_pred
+    kinds = thinning.pool_rarest(lambda t, p: _kinds(t, p, places), masks, factors)
+    images = [(_grey(image, factors), "linear"), (kinds, "nearest")]
+    grid = {"target_affine": np.eye(3) * side}  # cubes, else it is squeezed
     scan, overlay = (
         resample_img(nib.Nifti1Image(a.astype(np.float32), affine), interpolation=how, **grid)
         for a, how in images
     )
+    colours = [*DIFFERENCES.values(), *(colour_of(label, labels) for label in labels)]
     look = {"cmap": ListedColormap(colours), "vmin": 0.5, "vmax": len(colours) + 0.5}
     look |= {"symmetric_cmap": False, "colorbar": False, "threshold": 0, "opacity": 0.6}
     look |= {"resampling_interpolation": "nearest", "black_bg": True, "dim": 0, "width_view": 800}
     look["draw_cross"] = False  # a voxel wide, it hides small structures
     if not kinds.any():  # then nilearn finds no place to cut
         look["cut_coords"] = nib.affines.apply_affine(affine, np.array(kinds.shape) // 2)
+    if max(factors) > 1:
+        block = " x ".join(map(str, factors))
+        look["title"] = f"thinned: {block} voxels are shown as one, by their rarest label"
     return plotting.view_img(overlay, bg_img=scan, **look)
+
+
+def _grey(image, factors):
+    low, high = thinning.grey_range(image)
+    scale = 1000 / (max(abs(low), abs(high)) or 1)  # to nilearn 0.000001 is background
+    return np.clip(thinning.pool_mean(image, factors), low, high) * scale
+
+
+def _kinds(true, pred, places):
+    # 1 to 3 as in DIFFERENCES; where the masks agree the place of the label; 0 elsewhere
+    kinds = np.zeros(true.shape, np.uint16)
+    labelled = (true != 0) | (pred != 0)
+    true, pred = true[labelled], pred[labelled]
+    found = _differences(true, pred)
+    values = np.array(sorted(places))
+    numbers = np.array([places[value] for value in values.tolist()])
+    agreed = true[found == 0]
+    at = np.minimum(np.searchsorted(values, agreed), len(values) - 1)
+    found[found == 0] = np.where(values[at] == agreed, numbers[at], 0)
+    kinds[labelled] = found
+    return kinds
 
 
 def cases_overview(table):
@@ -197,7 +252,10 @@ def cases_overview(table):
     axes[0, 2].set(title=f"intensity (n = {len(table)})", xlabel="case", ylabel="stored units")
     axes[0, 2].legend()
     volumes = table["volume_ml"].dropna().astype(float)
-    axes[0, 3].hist(volumes, bins="auto", color="0.5")
+    middle = volumes.mean()
+    alike = len(volumes) and np.ptp(volumes) <= 1e-6 * middle  # else the bar would be 1 ml wide
+    bins = {"bins": 1, "range": (0.9 * middle, 1.1 * middle)} if alike else {"bins": "auto"}
+    axes[0, 3].hist(volumes, color="0.5", **bins)
     axes[0, 3].set(title=f"labelled volume (n = {len(volumes)})", xlabel="ml", ylabel="cases")
     return figure
 

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from unetseg import nifti
 from unetseg.body import find_body, find_box, find_void, measure_contrast
+from unetseg.digits import significant
 from unetseg.planning import (
     choose_empty_space,
     choose_least_contrast,
@@ -469,7 +470,7 @@ def _choose_spacing(shape, spacings_mm):
     few = ANISOTROPIC * shape[coarse] <= np.delete(shape, coarse).min()
     if spacing[coarse] >= ANISOTROPIC * finer and few:
         spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
-    return tuple(spacing.round(4).tolist())
+    return tuple(round(mm, 4) if mm >= 0.1 else significant(mm, 4) for mm in spacing.tolist())
 
 
 def _choose_patch(shape, spacing_mm):

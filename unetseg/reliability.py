@@ -1,18 +1,24 @@
 """How far a prediction can be trusted: trained range, agreement of the folds, calibration."""
 
 import itertools
-import re
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage, optimize, stats
 
+from unetseg import intensities
+from unetseg.digits import read_numbers, short
 from unetseg.metrics import dice
 
 NEAR = 3  # voxels around the structures in which calibration is looked at
 AGREEMENT = 0.8  # Dice between the folds that is usual where no score is known
 # Of the trained values, how far beyond them still counts as like them.
 MARGINS = {"spacing, mm,": (0.9, 1.1), "field of view, mm,": (0.8, 1.25), "brightness": (0.5, 2)}
+SMOOTHNESS = "smoothness (0 is noise)"
+NOT_KNOWN = [np.nan] * len(intensities.PERCENTILES)
+# The percentiles of a channel vary by so much of its range, and the range by so much of itself,
+# even if few cases tell.
+USUAL_SPREAD = np.array([0.05] * (len(intensities.PERCENTILES) - 2) + [0.3])
 
 
 def compare_with_training(table, trained):
@@ -30,44 +36,109 @@ def compare_with_training(table, trained):
         By case: what lies outside of the trained range, empty if nothing does. Spacing and field
         of view are compared along x, y and z, with a margin of 10 and of 25 %; brightness is the
         99th percentile of the intensities (half to double); contrast is where the median lies
-        between the 1st and the 99th (0.1 beyond); and the order in which the voxels are stored
-        must have occurred, as left and right are told by the header alone.
+        between the 1st and the 99th (0.1 beyond, of one of several channels 0.2); smoothness is
+        the correlation of neighbouring voxels, which noise does not have (0.2 beyond, or half);
+        and the order in which the voxels are stored must have occurred, as left and right are
+        told by the header alone. Several channels are compared one by one, and with one another:
+        those that fit the training better in another order are told. What ``cases.csv`` of an
+        earlier version lacks is not compared.
     """
-    known, new = _facts(trained), _facts(table)
+    by_channel = _describes_channels(trained) and _describes_channels(table)
+    known, new = _facts(trained, by_channel), _facts(table, by_channel)
     found = pd.Series("", index=table["case"].astype(str), name="outside")
-    for column in known.columns.drop("stored"):
+    for column in known.columns.intersection(new.columns, sort=False).drop("stored"):
         low, high = known[column].min(), known[column].max()
-        below, above = next((m for k, m in MARGINS.items() if column.startswith(k)), (1, 1))
-        room = 0.1 if column == "contrast" else 0
         values = new[column]
-        least, most = low - (1 - below) * abs(low) - room, high + (above - 1) * abs(high) + room
-        outside = ~values.between(least, most) & values.notna()
-        words = f"{column} is {{}}, trained on {_short(low)} to {_short(high)}. "
-        found[outside.to_numpy()] += [words.format(_short(value)) for value in values[outside]]
+        outside = ~values.between(*_limits(column, low, high)) & values.notna() & pd.notna(low)
+        words = f"{column} is {{}}, trained on {short(low)} to {short(high)}. "
+        found[outside.to_numpy()] += [words.format(short(value)) for value in values[outside]]
     seen = sorted(set(known["stored"].dropna()))
     strange = (~new["stored"].isin(seen) & new["stored"].notna()).to_numpy()
     words = f"voxels are stored as {{}}, in training as {', '.join(seen)}: check left and right. "
     found[strange] += [words.format(order) for order in new["stored"][strange]]
+    if by_channel:
+        profiles = [_read_channels(cell) for cell in trained["intensities"]]
+        found += [_find_exchanged(cell, profiles) for cell in table["intensities"]]
     return found.str.strip()
 
 
-def _short(number):  # three digits that count, and no exponent
-    return np.format_float_positional(number, 3, fractional=False, trim="-")
+def _limits(column, low, high):
+    if column.startswith("contrast"):
+        room = 0.2 if "channel" in column else 0.1  # without the background it varies more
+        return low - room, high + room
+    if column == SMOOTHNESS:
+        return low - min(0.2, abs(low) / 2), high + 0.2
+    below, above = next((m for start, m in MARGINS.items() if column.startswith(start)), (1, 1))
+    return low - (1 - below) * abs(low), high + (above - 1) * abs(high)
 
 
-def _facts(table):
-    numbers = {
-        name: table[name].map(lambda cell: [float(n) for n in re.findall(r"[\d.]+", str(cell))])
-        for name in ("shape", "spacing_mm")
-    }
+def _describes_channels(table):
+    if "intensities" not in table:
+        return False
+    return any(len(_read_channels(cell)) > 1 for cell in table["intensities"])
+
+
+def _read_channels(cell):
+    # (channel, percentile), from memory or from a file; without a row if nothing is known.
+    numbers, n = read_numbers(cell), len(intensities.PERCENTILES)
+    return np.reshape(numbers if len(numbers) % n == 0 else [], (-1, n))
+
+
+def _facts(table, by_channel):
+    shape, spacing = (table[name].map(read_numbers) for name in ("shape", "spacing_mm"))
     facts = pd.DataFrame({"stored": table["orientation"], "number of channels": table["channels"]})
     for axis, letter in enumerate("xyz"):
-        shape, spacing = (n.str[axis] for n in numbers.values())
-        facts[f"spacing, mm, along {letter}"] = spacing
-        facts[f"field of view, mm, along {letter}"] = shape * spacing
-    low, middle, high = (table[f"intensity_{k}"].astype(float) for k in ("p1", "median", "p99"))
-    facts["brightness"], facts["contrast"] = high, (middle - low) / (high - low)
+        mm = spacing.str[axis].astype(float)
+        mm = mm.where(mm > 0)  # earlier versions rounded 0.0004 to 0
+        facts[f"spacing, mm, along {letter}"] = mm
+        facts[f"field of view, mm, along {letter}"] = shape.str[axis].astype(float) * mm
+    if by_channel:
+        channels = [_read_channels(cell) for cell in table["intensities"]]
+        for k in range(max(map(len, channels))):
+            rows = np.array([one[k] if k < len(one) else NOT_KNOWN for one in channels])
+            middle = rows[:, intensities.PERCENTILES.index(50)]
+            facts[f"brightness of channel {k + 1}"] = rows[:, -1]
+            facts[f"contrast of channel {k + 1}"] = _contrast(rows[:, 0], middle, rows[:, -1])
+    else:
+        low, middle, high = (table[name].astype(float) for name in intensities.POOLED)
+        facts["brightness"], facts["contrast"] = high, _contrast(low, middle, high)
+    if "smoothness" in table:
+        facts[SMOOTHNESS] = table["smoothness"].astype(float)
     return facts
+
+
+def _contrast(low, middle, high):
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a constant scan
+        return (middle - low) / (high - low)
+
+
+def _find_exchanged(cell, trained):
+    # Words for channels that look more like others of training than like their own.
+    scan = _read_channels(cell)
+    alike = [profile for profile in trained if len(profile) == len(scan)]
+    if len(scan) < 2 or not alike or not all(np.ptp(p, axis=1).all() for p in (scan, *alike)):
+        return ""
+    known = np.array([_features(profile) for profile in alike])  # (case, channel, feature)
+    spread = np.maximum(known.std(axis=0), USUAL_SPREAD)
+    away = (_features(scan)[:, None] - known.mean(axis=0)) / spread
+    cost = (away**2).mean(axis=-1)  # of a channel of the scan (row) as one of training (column)
+    rows, best = optimize.linear_sum_assignment(cost)
+    as_is, exchanged = np.diag(cost).mean(), cost[rows, best].mean()
+    if as_is < 1 or exchanged > as_is / 2:  # in order, as_is is about 1 and the least of all
+        return ""
+    moved = [f"{k + 1}" for k in rows if best[k] != k]
+    if len(moved) == 2:
+        return f"channels {' and '.join(moved)} look exchanged: check their order. "
+    order = ", ".join(f"{k + 1}" for k in np.argsort(best))
+    return f"channels look as if they belonged in the order {order}: check it. "
+
+
+def _features(profile):
+    # None depends on the unit: where the percentiles of a channel lie between its lowest and its
+    # highest, and how wide its range is (as a logarithm) beside that of the other channels.
+    width = np.ptp(profile, axis=1)
+    inner = (profile[:, 1:-1] - profile[:, :1]) / width[:, None]
+    return np.column_stack([inner, np.log(width) - np.log(width).mean()])
 
 
 def describe_votes(votes, labels, voxel_ml):
@@ -134,15 +205,17 @@ def flag(predicted, outside, trained, usual=None):
     for case, part in predicted.groupby("case", sort=False):
         broken = [text.rstrip(".") for text in part["problem"].unique() if text]
         reasons = [*broken]
+        part = part.assign(volume_ml=part["volume_ml"].mask(_is_rounded_away(part, usual)))
         total = part["volume_ml"].sum(min_count=1)
         for row in part.dropna(subset=["volume_ml"]).itertuples():
             if row.volume_ml == 0:
                 reasons.append(f"no {row.name} was found")
             elif row.agreement < usual.get(row.label, AGREEMENT):
                 reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}")
-        if total < low / 2 or total > 2 * high:
-            seen = f"{_short(low)} to {_short(high)}"
-            reasons.append(f"{_short(total)} ml are labelled, trained on {seen}")
+        # Earlier versions rounded the volumes of small voxels to 0: then nothing is known.
+        if high > 0 and (total < low / 2 or total > 2 * high):
+            seen = f"{short(low)} to {short(high)}"
+            reasons.append(f"{short(total)} ml are labelled, trained on {seen}")
         if outside.get(case):
             reasons.append(outside[case].rstrip("."))
         about = {"case": case, "agreement": part["agreement"].min(), "volume_ml": total}
@@ -150,6 +223,13 @@ def flag(predicted, outside, trained, usual=None):
         rows.append((order, about | {"look_at": "; ".join(reasons)}))
     rows.sort(key=lambda row: tuple(np.nan_to_num(row[0], nan=2.0)))
     return pd.DataFrame([row for _, row in rows])
+
+
+def _is_rounded_away(predicted, usual):
+    # Tables of earlier versions tell the volumes of small voxels as 0. Where folds agree on a
+    # label there is one.
+    least = [usual.get(label, AGREEMENT) for label in predicted.get("label", predicted["case"])]
+    return (predicted["volume_ml"] == 0) & (predicted["agreement"] >= least)
 
 
 def sample_voxels(probabilities, truth, rng, most=20_000):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from unetseg import provenance, scores, workspace
+from unetseg.digits import read_numbers
 from unetseg.workspace import DONE, project_dir, read_json, refuse_any, require, write_file
 
 # nbconvert's page without the scripts that it would fetch from elsewhere.
@@ -106,7 +107,7 @@ def write_model_card(results_dir):
     card = jinja2.Template(text, finalize=_escape, undefined=jinja2.StrictUndefined)
     try:
         cases = _read_table(results_dir / "cases.csv")
-        triples = [cases[name].str.extract(r"([\d.]+), ([\d.]+), ([\d.]+)") for name in TRIPLES]
+        triples = [pd.DataFrame(cases[name].map(read_numbers).tolist()) for name in TRIPLES]
         spans = pd.concat([*triples, cases[RANGES]], axis=1).astype(float).agg(["min", "max"])
         about |= {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
         for path in [results_dir / name for name in TABLES]:

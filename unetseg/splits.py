@@ -10,6 +10,7 @@ from nibabel.affines import voxel_sizes
 from sklearn.model_selection import KFold
 
 from unetseg import nifti
+from unetseg.digits import significant
 from unetseg.workspace import read_json, refuse_any, require
 
 COLUMNS = ["kind", "case", "other", "fold", "detail"]
@@ -179,7 +180,7 @@ def _same_scans(cases):
         image, affine = nifti.load_image(case.image)
         digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
         contents.setdefault(digest, []).append(case.id)
-        grid = (image.shape, tuple(voxel_sizes(affine).round(3)))
+        grid = (image.shape, tuple(significant(voxel_sizes(affine), 3)))
         samples.setdefault(grid, {})[case.id] = _sample(image)
     identical = {pair for ids in contents.values() for pair in itertools.combinations(ids, 2)}
     found = [("identical scan", *pair, "the same voxel values") for pair in sorted(identical)]
