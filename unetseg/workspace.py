@@ -21,7 +21,7 @@ DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
 LOCK, STALE = "running.json", 180  # seconds without a sign of life
-PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5")  # never copied
+PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5|\.part-.*")  # never copied
 DONE = "done.json"  # copied last: where it is, everything else is
 
 
@@ -45,6 +45,11 @@ def in_colab():
 def project_dir():
     """Folder that holds the package, and in a checkout the notebooks beside it."""
     return Path(__file__).resolve().parent.parent
+
+
+def base_dir():
+    """Folder at which relative paths of the settings start."""
+    return DRIVE / "unetseg" if in_colab() else project_dir()
 
 
 def install_missing():
@@ -107,17 +112,19 @@ def prepare(data, experiment, results="results", *, need_data=True):
     """
     plain = re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment)
     require("EXPERIMENT", experiment, plain, "a plain name of letters, digits, '.', '_' and '-'")
-    base, disk = (DRIVE / "unetseg", LOCAL) if in_colab() else [project_dir()] * 2
+    base, disk = base_dir(), LOCAL if in_colab() else project_dir()
     sample = str(data) == "sample"
     folder = disk / "data" / "sample" if sample else base / Path(data).expanduser()
     if need_data and not sample and not folder.is_dir():
         allowed = f"the folder of your scans, absolute or relative to {base}, or to 'sample'"
-        raise FileNotFoundError(f"{folder}: no such folder. Set DATA to {allowed}.")
+        raise FileNotFoundError(f"{folder}: no such folder. Set DATA (or SCANS) to {allowed}.")
     kept = base / Path(results).expanduser() / experiment
     if not in_colab():
         return Workspace(folder, kept, None)
     local = folder if sample else LOCAL / "data" / folder.relative_to(folder.anchor)
-    place = Workspace(local, LOCAL / "results" / experiment, kept)
+    usual = kept.parent == base / "results"
+    other = Path("other_results") / kept.parent.relative_to(kept.anchor)
+    place = Workspace(local, LOCAL / ("results" if usual else other) / experiment, kept)
     if not sample and folder.is_dir():
         mirror(folder, place.data)
     if place.backup.is_dir():
