@@ -265,7 +265,7 @@ def test_two_folders_of_new_scans_of_one_name_are_kept_apart(run, tmp_path):
 def test_a_setting_that_will_not_do_is_refused_before_anything_is_computed(
     name, setting, value, words, run, tmp_path
 ):
-    folder, settings, _ = run
+    _, settings, _ = run
     wrong = {setting: value} | ({"DIMENSIONS": "3D"} if setting == "NEIGHBOURS" else {})
     with pytest.raises(PapermillExecutionError, match=words):
         execute(name, tmp_path, settings | {"EXPERIMENT": "small"} | wrong)
