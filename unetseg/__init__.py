@@ -1,6 +1,6 @@
 """U-Net segmentation of NIfTI scans with K-fold cross-validation.
 
-The modules, in the order that data passes through them: `settings`, `workspace`, `sample`,
+The modules, in the order that data passes through them: `settings`, `workspace`, `disk`, `sample`,
 `cases`, `nifti`, `splits`, `preprocessing`, `augmentation`, `model`, `training`, `parallel`,
 `checkpoint`, `inference`, `batches`, `metrics`, `scores`, `reliability`, `plots`, `sharing`. Each
 is imported when it is first used, so `import unetseg` costs next to nothing and only `model`,

@@ -7,6 +7,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from unetseg import disk
+
 ROTATION_DEG = 15  # heads and hippocampi lie within this of each other in a scanner
 CENTRES = 1000  # foreground voxels kept per class, to centre patches on
 SCALING = 0.15  # linear size, plus or minus
@@ -206,7 +208,8 @@ class CachedCases:
                 x, y = preprocessor.transform(case)
                 for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
                     part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
-                    np.save(part, array)
+                    with disk.explain_full(folder, "preprocessed cases", disk.TEMPORARY):
+                        np.save(part, array)
                     part.replace(path)
 
     def __len__(self):

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from unetseg import batches, checkpoint, nifti, parallel, workspace
+from unetseg import batches, checkpoint, disk, nifti, parallel, workspace
 from unetseg.augmentation import add_neighbours
 from unetseg.cases import check_cases
 from unetseg.model import build_for, build_unet
@@ -264,19 +265,10 @@ def _predict_scan(scan, results_dir, folder, build_model, about):
     started = time.monotonic()
     try:
         about = {**about, "scan": [sha256(file) for file in scan.files]}
-        before = read_json(marker, "prediction") if marker.exists() else {}
-        there = sha256(path) if path.exists() else None
-        if there:
-            newest, older = before.get("labels_sha256"), before.get("replaced_sha256")
-            late = there == older != newest  # Drive had got the marker, not yet the labels
-            if before.get("about") == about and not late:
-                return before["rows"]
-            if there not in (newest, older):
-                advice = "Move it elsewhere, or predict into another folder."
-                raise ValueError(f"{path}: not replaced, as it is not what was predicted. {advice}")
-        (problem,) = check_cases([replace(scan, mask=None)], need_masks=False)["problem"]
-        if problem:
-            raise ValueError(problem)
+        rows, replaced = _find_finished(path, marker, about)
+        if rows:
+            return rows
+        _check_scan(scan, folder)
         found = predict_case(models, scan, preprocessor, **about["settings"])
         nifti.save_mask(draft, found.labels, scan.files[0])
         path.unlink(missing_ok=True)  # so that nowhere two runs are mixed, wherever one stops
@@ -285,14 +277,38 @@ def _predict_scan(scan, results_dir, folder, build_model, about):
         rows = _describe(scan, found, preprocessor.labels)
         for row in rows:
             row["seconds"] = round(time.monotonic() - started, 2)
-        hashes = {"labels_sha256": sha256(draft), "replaced_sha256": there}
-        source = batches.origin(scan.files[0])
-        write_json(marker, {"about": about, "source": source, **hashes, "rows": rows})
+        done = {"about": about, "source": batches.origin(scan.files[0]), "rows": rows}
+        done |= {"labels_sha256": sha256(draft), "replaced_sha256": replaced}
+        write_json(marker, done)
         path.parent.mkdir(exist_ok=True)
         draft.replace(path)  # last: labels that are there have their marker
     except Exception as error:  # whatever it is, the other scans go on
         return [{"case": scan.id, "problem": str(error) or repr(error)}]
     return rows
+
+
+def _find_finished(path, marker, about):
+    # The rows of a scan that is finished, or None; and the hash of the labels that are replaced.
+    before = read_json(marker, "prediction") if marker.exists() else {}
+    if not path.exists():
+        return None, None
+    there = sha256(path)
+    newest, older = before.get("labels_sha256"), before.get("replaced_sha256")
+    late = there == older != newest  # Drive had got the marker, not yet the labels
+    if before.get("about") == about and not late:
+        return before["rows"], there
+    if there not in (newest, older):
+        advice = "Move it elsewhere, or predict into another folder."
+        raise ValueError(f"{path}: not replaced, as it is not what was predicted. {advice}")
+    return None, there
+
+
+def _check_scan(scan, folder):
+    (checked,) = check_cases([replace(scan, mask=None)], need_masks=False).itertuples()
+    if checked.problem:
+        raise ValueError(checked.problem)
+    # Measured: labels and two maps take a byte a voxel.
+    disk.require_room(folder, math.prod(checked.shape), f"labels and maps of {scan.id}")
 
 
 def _describe(scan, found, labels):

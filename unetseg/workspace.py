@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from unetseg.disk import explain_full
+
 DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
@@ -112,9 +114,9 @@ def prepare(data, experiment, results="results", *, need_data=True):
     """
     plain = re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment)
     require("EXPERIMENT", experiment, plain, "a plain name of letters, digits, '.', '_' and '-'")
-    base, disk = base_dir(), LOCAL if in_colab() else project_dir()
+    base, here = base_dir(), LOCAL if in_colab() else project_dir()
     sample = str(data) == "sample"
-    folder = disk / "data" / "sample" if sample else base / Path(data).expanduser()
+    folder = here / "data" / "sample" if sample else base / Path(data).expanduser()
     if need_data and not sample and not folder.is_dir():
         allowed = f"the folder of your scans, absolute or relative to {base}, or to 'sample'"
         raise FileNotFoundError(f"{folder}: no such folder. Set DATA (or SCANS) to {allowed}.")
@@ -298,12 +300,18 @@ def write_file(path, data):
     Raises
     ------
     OSError
-        If what was written does not read back the same.
+        If the disk is full, or what was written does not read back the same.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
+    try:
+        with explain_full(path.parent, path.name):
+            part.write_bytes(data)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # or a full disk stays full
+        raise
     if sha256(part) != hashlib.sha256(data).hexdigest():
         raise OSError(f"{part}: reads back differently from what was written. Is the disk full?")
     os.replace(part, path)
