@@ -158,6 +158,44 @@ def test_predictions_of_other_scans_with_the_same_ids_are_refused(tmp_path):
     batches.refuse_other_scans(out, mine)
 
 
+def train(results, *ids):
+    """Leave what tells that an experiment was trained on these cases."""
+    workspace.write_file(results / "experiment.json", b"{}")
+    rows = "".join(f"{each},1\n" for each in ids)
+    workspace.write_file(results / "cases.csv", f"case,volume_ml\n{rows}".encode())
+
+
+def test_an_experiment_is_not_made_from_two_data_sets_of_one_name(project):
+    results, folders = project / "results" / "images", [project / h / "images" for h in "ABC"]
+    cases = [scans_in(folder, "a", "b") for folder in folders]
+    for k in (0, 1, 0):  # before training the folder may be chosen again
+        batches.claim(results, folders[k], cases[k])
+    batches.refuse_other_source(results, folders[0])
+    with pytest.raises(ValueError, match=r"made for A/images, not for B/images\. .*EXPERIMENT"):
+        batches.refuse_other_source(results, folders[1])
+    train(results, "a", "b")
+    with pytest.raises(ValueError, match="trained on A/images, not on B/images") as error:
+        batches.claim(results, folders[1], cases[1])
+    assert "another EXPERIMENT" in str(error.value)
+    batches.claim(results, folders[0], cases[0])
+    (project / "A").rename(project / "moved")
+    moved = project / "moved" / "images"
+    batches.refuse_other_source(results, moved)
+    batches.claim(results, moved, cases[0])
+    assert json.loads((results / "source.json").read_text()) == {"source": "moved/images"}
+
+
+def test_an_experiment_of_an_earlier_version_is_known_by_its_ids(project):
+    results = project / "results" / "images"
+    train(results, "007", "NA")
+    batches.refuse_other_source(results, project / "A")
+    batches.claim(results, project / "A", scans_in(project / "A", "007", "c"))
+    (results / "source.json").unlink()
+    with pytest.raises(ValueError, match="trained on other cases than are in B"):
+        batches.claim(results, project / "B", scans_in(project / "B", "c"))
+    assert not (results / "source.json").exists()
+
+
 def test_rows_of_other_scans_stay_in_a_table_as_they_were_written(tmp_path):
     path = tmp_path / "table.csv"
     old = "case,label,dice,gone\n007,1,0.1234567890123456,x\nNA,2,,y\nb,1,0.5,z\n"

@@ -176,7 +176,7 @@ def test_a_run_leaves_what_the_design_lists(run):
     results = folder / "results" / "small"
     expected = {
         *("cases.csv", "experiment.json", "leaks.csv", "preprocessor.json", "report.html"),
-        *("scores.csv", "splits.json", "summary.csv"),
+        *("scores.csv", "source.json", "splits.json", "summary.csv"),
         *(f"figures/{name}.png" for name in FIGURES),
         *(
             f"fold_{k}/{n}"

@@ -1,4 +1,4 @@
-"""Batches of new scans: each folder of scans has its own folder of results, and no row is lost."""
+"""Which folder of scans a folder of results belongs to: nothing is mixed, and no row is lost."""
 
 import contextlib
 import itertools
@@ -12,6 +12,7 @@ from unetseg import workspace
 from unetseg.workspace import read_json, refuse_any, sha256, write_file, write_json
 
 NOTE = "source.json"
+_NO_ROWS = pd.DataFrame(columns=["case"])
 MOST_BYTES = 200  # of a name; file systems allow 255, and what is temporary is named longer
 
 
@@ -102,10 +103,11 @@ def _read_note(folder):
 
 
 def _belongs(folder, source, scans):
+    if _other_source(folder, source):
+        return False
     noted = _read_note(folder)
-    there = workspace.base_dir() / noted if noted else None
-    if there and there.exists():
-        return os.path.samefile(there, source)  # two spellings of one folder
+    if noted and (workspace.base_dir() / noted).exists():
+        return True  # by another spelling
     same = [_is_same(folder, scan) for scan in scans]
     return True in same and False not in same
 
@@ -118,6 +120,68 @@ def _is_same(folder, scan):
             return True
         return marker["about"].get("scan") == [sha256(file) for file in scan.files]
     return None
+
+
+def claim(results_dir, source, cases):
+    """Note which data set an experiment is made from, unless it was trained on another.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        The experiment.
+    source : str or Path
+        Folder of the data set.
+    cases : sequence of Case
+        What is in it. Experiments of earlier versions are known by their ids.
+
+    Raises
+    ------
+    ValueError
+        If the experiment was trained on another folder, which is still there, or on cases of
+        which none is here.
+    """
+    results_dir, source = Path(results_dir), Path(source)
+    if (results_dir / "experiment.json").exists():
+        advice = "Choose another EXPERIMENT for these scans."
+        if other := _other_source(results_dir, source):
+            problem = f"this experiment was trained on {other}, not on {origin(source)}"
+            raise ValueError(f"{results_dir}: {problem}. {advice}")
+        trained = _read_rows(results_dir / "cases.csv")
+        ids = [case.id for case in cases]
+        if trained is not None and len(trained) and not trained["case"].isin(ids).any():
+            problem = f"this experiment was trained on other cases than are in {origin(source)}"
+            raise ValueError(f"{results_dir}: {problem}. {advice}")
+    write_json(results_dir / NOTE, {"source": origin(source)})
+
+
+def refuse_other_source(results_dir, source):
+    """Stop if the preprocessing of an experiment was chosen for another data set.
+
+    Parameters
+    ----------
+    results_dir, source : str or Path
+        As for `claim`, by which it was noted.
+
+    Raises
+    ------
+    ValueError
+        If that folder is still there and is another one.
+    """
+    if other := _other_source(Path(results_dir), Path(source)):
+        problem = f"preprocessor.json was made for {other}, not for {origin(source)}"
+        advice = "Choose another EXPERIMENT, or run 01_load_data on these scans again."
+        raise ValueError(f"{results_dir}: {problem}. {advice}")
+
+
+def _other_source(folder, source):
+    # The folder that is noted, if it is there and not this one.
+    noted = _read_note(folder)
+    if noted is None or noted == origin(source):
+        return None
+    there = workspace.base_dir() / noted
+    if not there.exists() or (source.exists() and os.path.samefile(there, source)):
+        return None  # it has moved, or is another spelling
+    return noted
 
 
 def refuse_other_scans(folder, scans):
@@ -150,7 +214,13 @@ def update_table(path, table):
     table : pandas.DataFrame
         Its column ``case`` names the scans. Its rows come first, those of other scans after them.
     """
-    old = _read_rows(Path(path))
+    path = Path(path)
+    old = _read_rows(path)
+    if old is None:
+        kept = path.with_name(f"{path.name}.old")
+        print(f"{path}: not a table of scans; kept as {kept.name}.")
+        path.replace(kept)
+        old = _NO_ROWS
     old = old[~old["case"].isin(table["case"].astype(str))]
     columns = [*table.columns, *(name for name in old.columns if name not in table)]
     columns = columns if len(old) else table.columns
@@ -160,14 +230,11 @@ def update_table(path, table):
 
 
 def _read_rows(path):
-    nothing = pd.DataFrame(columns=["case"])
+    # None for what is no such table.
     if not path.exists():
-        return nothing
+        return _NO_ROWS
     with contextlib.suppress(ValueError):  # of which pandas' own errors are
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
         if "case" in rows:
             return rows
-    kept = path.with_name(f"{path.name}.old")
-    print(f"{path}: not a table of scans; kept as {kept.name}.")
-    path.replace(kept)
-    return nothing
+    return None
