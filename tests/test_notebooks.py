@@ -256,7 +256,7 @@ def test_two_folders_of_new_scans_of_one_name_are_kept_apart(run, tmp_path):
     ("name", "setting", "value", "words"),
     [
         ("01_load_data", "PATCH", "16,16", "PATCH must be three numbers"),
-        ("01_load_data", "NEIGHBOURS", "2", "neighbours must be"),
+        ("01_load_data", "PLANES", "0", "planes must be first the axis across the patch's slices"),
         ("03_evaluate", "COMPARE_WITH", "other", "COMPARE_WITH must be the name of a scored exp"),
         ("03_evaluate", "LOOK_AT", "sub-99", "LOOK_AT must be the name of a case, of 5"),
         ("04_predict_new_scans", "LOOK_AT", "sub-99", "LOOK_AT must be the name of a scan, of 3"),
@@ -266,7 +266,7 @@ def test_a_setting_that_will_not_do_is_refused_before_anything_is_computed(
     name, setting, value, words, run, tmp_path
 ):
     _, settings, _ = run
-    wrong = {setting: value} | ({"DIMENSIONS": "3D"} if setting == "NEIGHBOURS" else {})
+    wrong = {setting: value} | ({"PATCH": "8 x 8 x 1"} if setting == "PLANES" else {})
     with pytest.raises(PapermillExecutionError, match=words):
         execute(name, tmp_path, settings | {"EXPERIMENT": "small"} | wrong)
     ran = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
@@ -495,14 +495,15 @@ def colab(tmp_path, monkeypatch):
 SHOW_PACKAGE = "import unetseg; print(unetseg.__file__)"
 
 
-def test_colab_finds_the_project_on_drive(colab):
+@pytest.mark.parametrize("name", ["unetseg", "my ünet's (1)/seg é"])
+def test_colab_finds_the_project_on_drive(name, colab):
     root, drive, run_set_up = colab
-    (drive / "unetseg").mkdir()
-    (drive / "unetseg" / "unetseg").symlink_to(ROOT / "unetseg")
-    (drive / "unetseg" / "requirements.txt").write_text("numpy>=1\n")
-    done = run_set_up("MyDrive/unetseg", SHOW_PACKAGE)
+    (drive / name).mkdir(parents=True)
+    (drive / name / "unetseg").symlink_to(ROOT / "unetseg")
+    (drive / name / "requirements.txt").write_text("numpy>=1\n")
+    done = run_set_up(f"MyDrive/{name}", SHOW_PACKAGE)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().startswith(str(root / "drive" / "MyDrive" / "unetseg"))
+    assert done.stdout.strip().startswith(str(root / "drive" / "MyDrive" / name))
 
 
 def test_colab_clones_the_project_from_a_git_address_and_still_mounts_drive(colab, tmp_path):
