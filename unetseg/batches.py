@@ -157,6 +157,8 @@ def claim(results_dir, source, cases):
 def refuse_other_source(results_dir, source):
     """Stop if the preprocessing of an experiment was chosen for another data set.
 
+    Once it is trained, training itself compares the cases and settings with its own.
+
     Parameters
     ----------
     results_dir, source : str or Path
@@ -165,9 +167,11 @@ def refuse_other_source(results_dir, source):
     Raises
     ------
     ValueError
-        If that folder is still there and is another one.
+        If nothing is trained yet, and the folder that was noted is still there and another one.
     """
-    if other := _other_source(Path(results_dir), Path(source)):
+    trained = (Path(results_dir) / "experiment.json").exists()
+    other = _other_source(Path(results_dir), Path(source))
+    if other and not trained:
         problem = f"preprocessor.json was made for {other}, not for {origin(source)}"
         advice = "Choose another EXPERIMENT, or run 01_load_data on these scans again."
         raise ValueError(f"{results_dir}: {problem}. {advice}")
