@@ -4,14 +4,20 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?= sample
 SCANS ?= sample
-EXPERIMENT ?= $(notdir $(patsubst %/,%,$(DATA)))
+# By default the name of the folder DATA, made plain.
+EXPERIMENT ?=
 PARAMETERS ?=
 CONSTRAINTS ?=
 
-READY := $(VENV)/.ready
-RUN := $(VENV)/bin/python -m
+# Paths may hold spaces, quotes, dollars and accents: they go to the shell as typed, in quotes,
+# and where make itself looks at a file with what means something to make escaped.
+quote = '$(subst ','\'',$(value $(1)))'
+space := $(subst ,, )
+READY := $(subst $(space),\$(space),$(value VENV))/.ready
+BIN := $(call quote,VENV)/bin
+RUN := $(BIN)/python -m
 STEPS := 01_load_data 02_train_kfold 03_evaluate
-OUT := results/$(EXPERIMENT)
+NAME := from unetseg import settings; import sys; print(settings.name_experiment(*sys.argv[1:]))
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo notebooks predict test benchmark refresh
@@ -22,24 +28,26 @@ demo:
 	@$(MAKE) --no-print-directory predict SCANS=sample EXPERIMENT=sample
 
 notebooks: $(READY)
-	$(call execute,$(STEPS),DATA,$(DATA))
-	@$(VENV)/bin/python -c "import pandas; \
-	  print(pandas.read_csv('$(OUT)/summary.csv').round(3).to_string(index=False))"
-	@echo "Scores: $(OUT)/scores.csv. Figures: $(OUT)/figures. Notebooks: $(OUT)/notebooks."
+	@$(call execute,$(STEPS),DATA); \
+	$(BIN)/python -c "import pandas, sys; \
+	  print(pandas.read_csv(sys.argv[1]).round(3).to_string(index=False))" "$$out/summary.csv"; \
+	echo "Scores: $$out/scores.csv. Figures: $$out/figures. Notebooks: $$out/notebooks."
 
 predict: $(READY)
-	$(call execute,04_predict_new_scans,SCANS,$(SCANS))
-	@echo "Labels, maps and tables: $(OUT)/new_scans. Models to pass on: $(OUT)/$(EXPERIMENT).tar."
+	@$(call execute,04_predict_new_scans,SCANS); \
+	echo "Labels, maps and tables: $$out/new_scans. Models to pass on: $$out/$$name.tar."
 
-# Of notebooks the names, then the name and the value of the setting that tells the folder.
+# Of notebooks the names, then the setting that tells the folder.
 define execute
-	@mkdir -p "$(OUT)/notebooks"
-	@folder="$(3)"; [ "$$folder" = sample ] || folder="$$(cd "$$folder" && pwd)" || exit 1; \
+set -e; folder=$(call quote,$(2)); data=$(call quote,DATA); name=$(call quote,EXPERIMENT); \
+	name=$$($(BIN)/python -c '$(NAME)' "$$name" "$$data"); \
+	[ "$$folder" = sample ] || folder=$$(cd -- "$$folder" && pwd); \
+	out="results/$$name"; mkdir -p "$$out/notebooks"; \
 	for step in $(1); do \
 	  echo "== $$step"; \
-	  $(RUN) papermill notebooks/$$step.ipynb $(OUT)/notebooks/$$step.ipynb --cwd notebooks \
+	  $(RUN) papermill "notebooks/$$step.ipynb" "$$out/notebooks/$$step.ipynb" --cwd notebooks \
 	    --stdout-file - --no-progress-bar --log-level ERROR \
-	    -r $(2) "$$folder" -r EXPERIMENT "$(EXPERIMENT)" $(PARAMETERS) || exit 1; \
+	    -r $(2) "$$folder" -r EXPERIMENT "$$name" $(PARAMETERS); \
 	done
 endef
 
@@ -57,8 +65,8 @@ benchmark: $(READY)
 refresh: $(READY)
 	$(RUN) tests.refresh_notebooks
 
-$(READY): requirements.txt pyproject.toml
-	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(RUN) pip install -q --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS)) \
-	  -e ".[notebooks,test]"
-	touch $(READY)
+$(subst %,\%,$(READY)): requirements.txt pyproject.toml
+	test -x $(BIN)/pip || $(call quote,PYTHON) -m venv $(call quote,VENV)
+	$(RUN) pip install -q --disable-pip-version-check \
+	  $(if $(CONSTRAINTS),-c $(call quote,CONSTRAINTS)) -e ".[notebooks,test]"
+	touch $(call quote,VENV)/.ready

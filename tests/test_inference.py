@@ -13,7 +13,7 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from unetseg import inference, nifti
+from unetseg import inference, nifti, workspace
 from unetseg.cases import find_cases
 from unetseg.checkpoint import load_weights
 from unetseg.inference import (
@@ -747,6 +747,102 @@ def test_a_second_run_that_was_stopped_leaves_what_was_or_nothing(
     else:
         assert predict([scan], overlap=0.25)["problem"].tolist() == [""]
         assert path.exists()
+
+
+def test_the_scans_of_another_folder_with_the_same_ids_are_refused_and_nothing_is_replaced(
+    tmp_path, predict, counted, write_case
+):
+    mine = [write_case(tmp_path / "A", case_id, blocks()) for case_id in "ab"]
+    others = [write_case(tmp_path / "B", case_id, blocks() + 1) for case_id in "abc"]
+    predict(mine)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="other scans with 2 of these ids: a, b"):
+        predict(others)
+    after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert after == before
+    predict(others[2:])
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", dtype=str, keep_default_na=False)
+    assert table["case"].tolist() == ["c", "a", "b"]
+    first = before[tmp_path / "out" / "predictions.csv"].decode().splitlines()
+    assert {*first} <= {*(tmp_path / "out" / "predictions.csv").read_text().splitlines()}
+    assert counted == ["a", "b", "c"]
+
+
+def test_a_scan_that_was_corrected_in_its_place_is_predicted_anew(
+    tmp_path, predict, counted, write_case
+):
+    predict([write_case(tmp_path, "a", blocks())])
+    table = predict([write_case(tmp_path, "a", blocks() + 10)])
+    assert table["problem"].tolist() == [""]
+    assert counted == ["a", "a"]
+
+
+def test_results_of_an_earlier_version_are_kept_as_they_are(tmp_path, predict, counted, write_case):
+    scan = write_case(tmp_path, "a", blocks())
+    first = predict([scan])
+    marker = tmp_path / "out" / "done" / "a.json"
+    known = json.loads(marker.read_text())
+    marker.write_text(json.dumps({k: known[k] for k in ("about", "labels_sha256", "rows")}))
+    pd.testing.assert_frame_equal(predict([scan]), first)
+    assert counted == ["a"]
+
+
+def test_labels_that_drive_got_later_than_their_marker_are_predicted_anew(
+    tmp_path, predict, counted, write_case
+):
+    scan, path = write_case(tmp_path, "a", blocks()), tmp_path / "out" / "labels" / "a.nii.gz"
+    for limit in (50, 60):
+        before = path.read_bytes() if path.exists() else b""
+        results = make_experiment(tmp_path / "results", limit)
+        predict([scan], results)
+    newest = path.read_bytes()
+    assert newest != before
+    path.write_bytes(before)  # as if the session had ended between the two copies
+    assert predict([scan], results)["problem"].tolist() == [""]
+    assert path.read_bytes() == newest
+    assert counted == ["a"] * 3
+
+
+def test_what_is_finished_is_on_drive_when_a_batch_is_stopped_and_goes_on_from_there(
+    tmp_path, predict, counted, write_case, monkeypatch
+):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "abc"]
+    drive, real = tmp_path / "drive", inference.predict_case
+
+    def stop_at_c(models, case, *args, **kwargs):
+        if case.id == "c":
+            raise KeyboardInterrupt
+        return real(models, case, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "predict_case", stop_at_c)
+        with pytest.raises(KeyboardInterrupt):
+            predict(scans, backup_dir=drive)
+    kinds = ("labels", "uncertainty", "disagreement")
+    expected = {f"{kind}/{i}.nii.gz" for kind in kinds for i in "ab"}
+    expected |= {"done/a.json", "done/b.json", "predictions.csv"}
+    assert files_in(drive) == expected
+    table = pd.read_csv(drive / "predictions.csv")
+    assert table["case"].tolist() == ["a", "b"]
+    (tmp_path / "out").rename(tmp_path / "gone")  # with the session's disk
+    workspace.mirror(drive, tmp_path / "out", overwrite=False)
+    counted.clear()
+    assert predict(scans, backup_dir=drive)["problem"].tolist() == ["", "", ""]
+    assert counted == ["c"]
+    assert files_in(drive) == files_in(tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", [5, 28, 107])  # EIO, ENOSPC, ENOTCONN
+def test_a_drive_that_fails_stops_no_batch(
+    fault, tmp_path, predict, write_case, break_drive, capsys
+):
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "ab"]
+    drive = break_drive(tmp_path / "drive", fault)
+    assert predict(scans, backup_dir=tmp_path / "drive")["problem"].tolist() == ["", ""]
+    assert "NOT SAFE ON DRIVE YET" in capsys.readouterr().out
+    drive.fault = None
+    predict(scans, backup_dir=tmp_path / "drive")
+    assert files_in(tmp_path / "drive") == files_in(tmp_path / "out")
 
 
 def test_scans_that_fail_are_reported_and_the_others_go_on(

@@ -176,7 +176,7 @@ def test_a_run_leaves_what_the_design_lists(run):
     results = folder / "results" / "small"
     expected = {
         *("cases.csv", "experiment.json", "leaks.csv", "preprocessor.json", "report.html"),
-        *("fitted_on.json", "scores.csv", "splits.json", "summary.csv"),
+        *("fitted_on.json", "scores.csv", "source.json", "splits.json", "summary.csv"),
         *(f"figures/{name}.png" for name in FIGURES),
         *(
             f"fold_{k}/{n}"
@@ -193,7 +193,8 @@ def test_a_run_leaves_what_the_design_lists(run):
     kinds = ("labels", "uncertainty", "disagreement", "probabilities")
     expected |= {f"new_scans/new/{kind}/{i}.nii.gz" for kind in kinds for i in ids}
     expected |= {f"new_scans/new/done/{i}.json" for i in ids}
-    expected |= {f"new_scans/new/{n}" for n in ("predictions.csv", "look_at.csv", "montage.png")}
+    tables = ("predictions.csv", "look_at.csv")
+    expected |= {f"new_scans/new/{n}" for n in (*tables, "montage.png", "source.json")}
     expected |= {"MODEL_CARD.md", "hashes.json", "small.tar"}
     written = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
     assert {name for name in written if not re.fullmatch(r"new_scans/new/sub-.*\.html", name)} == (
@@ -234,6 +235,43 @@ def test_new_scans_are_predicted_by_models_that_were_not_scored(run, tmp_path):
     again = execute("04_predict_new_scans", tmp_path, settings | {"RESULTS": str(results.parent)})
     assert "Not scored yet: run notebook 3." in text_of(again)
     assert "2 of 3 scans are segmented." in text_of(again)
+
+
+def test_two_folders_of_new_scans_of_one_name_are_kept_apart(run, tmp_path):
+    folder, settings, _ = run
+    results = copy_results(folder, tmp_path)
+    before = {path: path.read_bytes() for path in (results / "new_scans").rglob("*.nii.gz")}
+    tables = (results / "new_scans" / "new" / "predictions.csv").read_bytes()
+    other = sample.make_sample(tmp_path / "elsewhere" / "new", n_cases=2, seed=2)
+    settings = settings | {"RESULTS": str(results.parent), "SCANS": str(other)}
+    text = text_of(execute("04_predict_new_scans", tmp_path, settings))
+    assert "go to elsewhere_new" in text
+    assert {path: path.read_bytes() for path in before} == before
+    assert (results / "new_scans" / "new" / "predictions.csv").read_bytes() == tables
+    table = pd.read_csv(results / "new_scans" / "elsewhere_new" / "predictions.csv")
+    assert set(table["case"]) == {"sub-01_ses-1", "sub-01_ses-2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "words"),
+    [
+        ("01_load_data", "PATCH", "16,16", "PATCH must be three numbers"),
+        ("01_load_data", "PLANES", "0", "planes must be first the axis across the patch's slices"),
+        ("03_evaluate", "COMPARE_WITH", "other", "COMPARE_WITH must be the name of a scored exp"),
+        ("03_evaluate", "LOOK_AT", "sub-99", "LOOK_AT must be the name of a case, of 5"),
+        ("04_predict_new_scans", "LOOK_AT", "sub-99", "LOOK_AT must be the name of a scan, of 3"),
+    ],
+)
+def test_a_setting_that_will_not_do_is_refused_before_anything_is_computed(
+    name, setting, value, words, run, tmp_path
+):
+    _, settings, _ = run
+    wrong = {setting: value} | ({"PATCH": "8 x 8 x 1"} if setting == "PLANES" else {})
+    with pytest.raises(PapermillExecutionError, match=words):
+        execute(name, tmp_path, settings | {"EXPERIMENT": "small"} | wrong)
+    ran = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+    shown = "".join(cell.source for cell in code_cells(ran) if cell.execution_count)
+    assert not re.search(r"score_predictions|predict_scans|check_cases\(found, labels", shown)
 
 
 def test_the_scores_have_a_row_for_every_case_and_label(run):
@@ -464,14 +502,15 @@ def colab(tmp_path, monkeypatch):
 SHOW_PACKAGE = "import unetseg; print(unetseg.__file__)"
 
 
-def test_colab_finds_the_project_on_drive(colab):
+@pytest.mark.parametrize("name", ["unetseg", "my ünet's (1)/seg é"])
+def test_colab_finds_the_project_on_drive(name, colab):
     root, drive, run_set_up = colab
-    (drive / "unetseg").mkdir()
-    (drive / "unetseg" / "unetseg").symlink_to(ROOT / "unetseg")
-    (drive / "unetseg" / "requirements.txt").write_text("numpy>=1\n")
-    done = run_set_up("MyDrive/unetseg", SHOW_PACKAGE)
+    (drive / name).mkdir(parents=True)
+    (drive / name / "unetseg").symlink_to(ROOT / "unetseg")
+    (drive / name / "requirements.txt").write_text("numpy>=1\n")
+    done = run_set_up(f"MyDrive/{name}", SHOW_PACKAGE)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().startswith(str(root / "drive" / "MyDrive" / "unetseg"))
+    assert done.stdout.strip().startswith(str(root / "drive" / "MyDrive" / name))
 
 
 def test_colab_clones_the_project_from_a_git_address_and_still_mounts_drive(colab, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -261,3 +262,36 @@ def test_a_folder_that_is_away_for_a_while_stops_nothing(follow, capsys, monkeyp
     end_epoch(0, 2)
     follower._look()
     assert lines(capsys) == ["fold 0 epoch 1/3", "fold 0 epoch 2/3"]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
+def test_a_keeper_copies_while_work_goes_on_and_however_it_ends(error, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", 0)
+    work, drive = tmp_path / "work", tmp_path / "drive"
+    ends = pytest.raises(error) if error else contextlib.nullcontext()
+    with ends, parallel.Keeper(work, drive) as keeper:
+        workspace.write_file(work / "a", b"1")
+        while not (drive / "a").exists():
+            time.sleep(0.01)
+        monkeypatch.setattr(parallel, "BACK_UP_SECONDS", 900)
+        workspace.write_file(work / "b", b"2")
+        if error:
+            raise error
+    assert (drive / "b").read_bytes() == b"2"
+    assert not keeper.thread.is_alive()
+
+
+def test_a_keeper_waits_between_two_copies_and_does_nothing_without_a_drive(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(parallel, "back_up", lambda *folders: bool(calls.append(folders)))
+    keeper = parallel.Keeper(tmp_path, tmp_path / "drive")
+    for minutes, copies in ((14, 0), (16, 1), (0, 1)):  # after one that failed too
+        keeper.saved -= 60 * minutes
+        keeper._look()
+        keeper.saved += 60 * minutes * (minutes == 14)
+        assert len(calls) == copies
+    with parallel.Keeper(tmp_path) as keeper:
+        keeper.saved -= 3600
+        keeper._look()
+    assert len(calls) == 1

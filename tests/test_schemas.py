@@ -44,6 +44,7 @@ FILES = {
     },
     "fitted_on.json": {"a": {"scan": ["0" * 64], "mask": None}},
     "hashes.json": {"fold_0/model.weights.h5": "0" * 64},
+    "source.json": {"source": "my scans/images"},
     "running.json": {"host": "here", "pid": 5, "time": 1.5e9},
 }
 NUMBERS = {"volume_ml": 0.288, "volume_sd_ml": None, "agreement": 0.9, "seconds": 2}

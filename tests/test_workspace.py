@@ -241,6 +241,16 @@ def test_in_colab_a_new_experiment_starts_empty_and_the_sample_is_made_on_the_lo
     assert not place.results.exists()
 
 
+def test_in_colab_two_folders_of_results_are_not_mixed(colab):
+    drive, local = colab
+    (drive / "scans").mkdir(parents=True)
+    one, two = (workspace.prepare("scans", "mine", each) for each in ("results", "hers"))
+    assert one.results == local / "results" / "mine"
+    assert two.results != one.results
+    assert (one.backup, two.backup) == (drive / "results" / "mine", drive / "hers" / "mine")
+    assert workspace.prepare("scans", "mine", drive / "results") == one
+
+
 def test_in_colab_two_folders_of_one_name_are_not_mixed(colab):
     drive, _ = colab
     fill(drive / "liver" / "scans", images__a_nii=b"liver")

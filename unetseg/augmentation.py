@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from unetseg import __version__
+from unetseg import __version__, disk
 from unetseg.provenance import describe_inputs, list_hashes, refuse_changed_meanwhile
 
 ROTATION_DEG = 15  # heads and hippocampi lie within this of each other in a scanner
@@ -222,7 +222,8 @@ class CachedCases:
                 refuse_changed_meanwhile(inputs, [case])
                 for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
                     part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
-                    np.save(part, array)
+                    with disk.explain_full(folder, "preprocessed cases", disk.TEMPORARY):
+                        np.save(part, array)
                     part.replace(path)
             self.paths.append(paths)
 

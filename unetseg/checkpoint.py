@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from unetseg import disk
 from unetseg.provenance import name_differences
 from unetseg.workspace import DONE, LOCK, read_json, sha256, write_file, write_json
 
@@ -38,7 +39,8 @@ def save_weights(model, path):
     optimizer = getattr(model, "optimizer", None)
     model.optimizer = None  # else its state doubles the file
     try:
-        model.save_weights(part)
+        with disk.explain_full(path.parent, path.name):
+            model.save_weights(part)
         os.replace(part, path)
     finally:
         model.optimizer = optimizer

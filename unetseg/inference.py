@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -14,14 +15,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from unetseg import checkpoint, nifti, workspace
+from unetseg import batches, checkpoint, disk, nifti, parallel, workspace
 from unetseg.augmentation import add_neighbours
 from unetseg.cases import check_cases
 from unetseg.digits import significant
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
-from unetseg.workspace import read_json, refuse_any, require, sha256, write_file, write_json
+from unetseg.workspace import read_json, refuse_any, require, sha256, write_json
 
 MAPS = ("uncertainty", "disagreement")
 COLUMNS = ["case", "label", "name", "volume_ml", "volume_mean_ml", "volume_sd_ml"]
@@ -168,7 +169,15 @@ def _predict(model, x, preprocessor, overlap, mirror_axes, void):
 
 
 def predict_scans(
-    scans, results_dir, folder, *, build_model=build_unet, n_jobs=None, maps=MAPS, **kwargs
+    scans,
+    results_dir,
+    folder,
+    *,
+    build_model=build_unet,
+    n_jobs=None,
+    maps=MAPS,
+    backup_dir=None,
+    **kwargs,
 ):
     """Segment new scans with all folds of an experiment, each scan on its own.
 
@@ -183,8 +192,9 @@ def predict_scans(
         The experiment, as for `load_models`.
     folder : str or Path
         Gets ``labels/<id>.nii.gz``, a folder like it for each of `maps`, ``done`` (what was
-        predicted, scan by scan) and ``predictions.csv``. Labels that were changed since, or are
-        not of this function, are never replaced.
+        predicted, scan by scan) and ``predictions.csv``, in which the rows of scans of earlier
+        calls stay, after those of this one. Labels that were changed since, or are not of this
+        function, are never replaced.
     build_model : callable, default build_unet
         The builder that the models were trained with.
     n_jobs : int, optional
@@ -192,6 +202,9 @@ def predict_scans(
         which may also send the scans to a cluster.
     maps : iterable of {"uncertainty", "disagreement", "probabilities"}
         What else to write, as float32 on the grid of each scan. By default the first two.
+    backup_dir : str or Path, optional
+        Folder on Google Drive that gets a copy of `folder` every quarter of an hour, and at the
+        end, also if this is stopped or fails.
     **kwargs
         As for `predict_case`; the temperature is by default that of `load_temperature`.
 
@@ -205,7 +218,8 @@ def predict_scans(
     Raises
     ------
     FileNotFoundError, ValueError
-        As `load_models` does, or if two scans have one id, or a setting is not possible.
+        As `load_models` does, or if two scans have one id, the folder holds predictions of other
+        scans with the same ids, or a setting is not possible.
     """
     results_dir, folder, maps = Path(results_dir), Path(folder), tuple(maps)
     allowed = ("uncertainty", "disagreement", "probabilities")
@@ -220,13 +234,25 @@ def predict_scans(
     # What is wrong with them is said at once, not scan by scan.
     _, preprocessor = _load_ensemble(results_dir, build_model, models)
     _settle(preprocessor, **kwargs)
-    found = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
-    bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
-    table = pd.DataFrame([row for rows in bar for row in rows], columns=COLUMNS)
-    table = table.astype({"label": "Int64", **dict.fromkeys(COLUMNS[3:-1], float)})
-    table = table.sort_values("case", kind="stable", ignore_index=True)
-    write_file(folder / "predictions.csv", table.to_csv(index=False).encode())
+    batches.refuse_other_scans(folder, scans)
+    rows = []
+    with parallel.Keeper(folder, backup_dir):
+        try:
+            found = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
+            for about_scan in tqdm(
+                found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1
+            ):
+                rows += about_scan
+        finally:  # also of a batch that is stopped
+            table = _tabulate(rows)
+            batches.update_table(folder / "predictions.csv", table)
     return table
+
+
+def _tabulate(rows):
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = table.astype({"label": "Int64", **dict.fromkeys(COLUMNS[3:-1], float)})
+    return table.sort_values("case", kind="stable", ignore_index=True)
 
 
 @functools.lru_cache(maxsize=1)
@@ -237,21 +263,15 @@ def _load_ensemble(results_dir, build_model, models):  # the hashes tell one tra
 
 def _predict_scan(scan, results_dir, folder, build_model, about):
     models, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
-    path, draft = (folder / name / f"{scan.id}.nii.gz" for name in ("labels", "done"))
-    marker = folder / "done" / f"{scan.id}.json"
+    path, marker = folder / "labels" / f"{scan.id}.nii.gz", folder / "done" / f"{scan.id}.json"
+    draft = marker.with_name(f".part-{path.name}")  # never copied to Drive
     started = time.monotonic()
     try:
         about = {**about, "scan": [sha256(file) for file in scan.files]}
-        before = read_json(marker, "prediction") if marker.exists() else {}
-        if path.exists():
-            if before.get("about") == about:
-                return before["rows"]
-            if before.get("labels_sha256") != sha256(path):
-                advice = "Move it elsewhere, or predict into another folder."
-                raise ValueError(f"{path}: not replaced, as it is not what was predicted. {advice}")
-        (problem,) = check_cases([replace(scan, mask=None)], need_masks=False)["problem"]
-        if problem:
-            raise ValueError(problem)
+        rows, replaced = _find_finished(path, marker, about)
+        if rows:
+            return rows
+        _check_scan(scan, folder)
         found = predict_case(models, scan, preprocessor, **about["settings"])
         nifti.save_mask(draft, found.labels, scan.files[0])
         path.unlink(missing_ok=True)  # so that nowhere two runs are mixed, wherever one stops
@@ -260,12 +280,38 @@ def _predict_scan(scan, results_dir, folder, build_model, about):
         rows = _describe(scan, found, preprocessor.labels)
         for row in rows:
             row["seconds"] = round(time.monotonic() - started, 2)
-        write_json(marker, {"about": about, "labels_sha256": sha256(draft), "rows": rows})
+        done = {"about": about, "source": batches.origin(scan.files[0]), "rows": rows}
+        done |= {"labels_sha256": sha256(draft), "replaced_sha256": replaced}
+        write_json(marker, done)
         path.parent.mkdir(exist_ok=True)
         draft.replace(path)  # last: labels that are there have their marker
     except Exception as error:  # whatever it is, the other scans go on
         return [{"case": scan.id, "problem": str(error) or repr(error)}]
     return rows
+
+
+def _find_finished(path, marker, about):
+    # The rows of a scan that is finished, or None; and the hash of the labels that are replaced.
+    before = read_json(marker, "prediction") if marker.exists() else {}
+    if not path.exists():
+        return None, None
+    there = sha256(path)
+    newest, older = before.get("labels_sha256"), before.get("replaced_sha256")
+    late = there == older != newest  # Drive had got the marker, not yet the labels
+    if before.get("about") == about and not late:
+        return before["rows"], there
+    if there not in (newest, older):
+        advice = "Move it elsewhere, or predict into another folder."
+        raise ValueError(f"{path}: not replaced, as it is not what was predicted. {advice}")
+    return None, there
+
+
+def _check_scan(scan, folder):
+    (checked,) = check_cases([replace(scan, mask=None)], need_masks=False).itertuples()
+    if checked.problem:
+        raise ValueError(checked.problem)
+    # Measured: labels and two maps take a byte a voxel.
+    disk.require_room(folder, math.prod(checked.shape), f"labels and maps of {scan.id}")
 
 
 def _describe(scan, found, labels):

@@ -1,4 +1,4 @@
-"""Folds in processes of their own, and what is seen of them from outside."""
+"""Folds in processes of their own, what is seen of them from outside, and what Drive gets."""
 
 import contextlib
 import multiprocessing
@@ -105,11 +105,60 @@ def run_all(jobs, n_jobs, folder):
             time.sleep(0.01)  # until their threads have cleaned up
 
 
-class Follower:
+class Keeper:
+    """Copies a folder to Drive while something works in it: at intervals, and however that ends.
+
+    A context manager; nobody else writes to Drive meanwhile.
+
+    Parameters
+    ----------
+    folder : Path
+    backup_dir : Path, optional
+        Gets a copy every quarter of an hour and at the end, also when the work is stopped or
+        fails. If a copy fails that is said, and the work goes on.
+    """
+
+    def __init__(self, folder, backup_dir=None):
+        self.folder, self.backup_dir = folder, backup_dir
+        self.ended = threading.Event()
+        self.started = self.saved = time.monotonic()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self):
+        """Begin."""
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        """Leave everything on Drive."""
+        self.ended.set()
+        self.thread.join()
+        if self.backup_dir:  # also what was done before it was stopped or failed
+            back_up(self.folder, self.backup_dir)
+
+    def _follow(self):
+        while not self.ended.wait(LOOK_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self):
+        if self._is_late():
+            self._save()
+
+    def _is_late(self):
+        return time.monotonic() - self.saved > BACK_UP_SECONDS
+
+    def _save(self):
+        whole = not self.backup_dir or back_up(self.folder, self.backup_dir)
+        self.saved = time.monotonic()
+        return whole
+
+
+class Follower(Keeper):
     """Tells of each epoch of some folds, and copies the results to Drive, while they are trained.
 
     A context manager. All it knows of the folds is in their folders, so they may be trained
-    anywhere; nobody else writes to Drive meanwhile.
+    anywhere.
 
     Parameters
     ----------
@@ -124,7 +173,8 @@ class Follower:
     """
 
     def __init__(self, results_dir, numbers, epochs, backup_dir=None):
-        self.results_dir, self.epochs, self.backup_dir = results_dir, epochs, backup_dir
+        super().__init__(results_dir, backup_dir)
+        self.epochs, self.due = epochs, False
         self.paths = {n: results_dir / f"fold_{n}" / "history.csv" for n in numbers}
         self.stamps, self.rows = dict.fromkeys(numbers), dict.fromkeys(numbers, 0)
         for number, path in self.paths.items():
@@ -132,41 +182,19 @@ class Follower:
                 self.stamps[number] = path.stat().st_mtime_ns
                 self.rows[number] = len(pd.read_csv(path))
         self.before, self.finished = sum(self.rows.values()), self._count_finished()
-        self.due, self.ended = False, threading.Event()
-        self.started = self.saved = time.monotonic()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self):
-        """Begin."""
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        """Tell the last of it, and leave everything on Drive."""
-        self.ended.set()
-        self.thread.join()
-        if self.backup_dir:  # also what a stopped or failed fold has learnt
-            back_up(self.results_dir, self.backup_dir)
-
-    def _follow(self):
-        while not self.ended.wait(LOOK_SECONDS):
-            self._look()
-        self._look()
 
     def _look(self):
         with contextlib.suppress(OSError):  # a network folder may be away for a while
             news = [self._tell(number) for number in self.paths]
             if (finished := self._count_finished()) > self.finished:
                 self.finished, self.due = finished, True
-                path = self.results_dir / "experiment.json"
-                done = read_folds(self.results_dir).values()
+                path = self.folder / "experiment.json"
+                done = read_folds(self.folder).values()
                 minutes = round(sum(fold["minutes"] for fold in done), 1)
                 write_json(path, read_json(path) | {"minutes": minutes})
                 news.append(True)
-            late = time.monotonic() - self.saved > BACK_UP_SECONDS
-            if self.backup_dir and any(news) and (self.due or late):
-                self.due = not back_up(self.results_dir, self.backup_dir)
-                self.saved = time.monotonic()
+            if any(news) and (self.due or self._is_late()):
+                self.due = not self._save()
 
     def _count_finished(self):
         return sum(path.with_name(DONE).exists() for path in self.paths.values())

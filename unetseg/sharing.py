@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetseg import provenance, scores, workspace
+from unetseg import disk, provenance, scores, workspace
 from unetseg.digits import read_numbers
 from unetseg.workspace import DONE, project_dir, read_json, refuse_any, require, write_file
 
@@ -176,7 +176,10 @@ def pack(results_dir, path):
     workspace.write_json(results_dir / HASHES, hashes)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with tarfile.open(part, "w", dereference=True) as packed:
+    need = sum((results_dir / name).stat().st_size for name in hashes)
+    disk.require_room(path.parent, need, f"the files in {path.name}")
+    full = disk.explain_full(path.parent, path.name)
+    with full, tarfile.open(part, "w", dereference=True) as packed:
         for name in sorted([*hashes, HASHES]):
             member = f"{results_dir.name.lstrip('.')}/{name}"
             packed.add(results_dir / name, member, filter=lambda one: one.replace(**PLAIN))
@@ -283,7 +286,8 @@ def download(url, folder, file_hash, *, max_gb=100):
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
         place = {"cache_dir": temporary, "cache_subdir": "fetched"}
         try:
-            packed = keras.utils.get_file("packed", url, file_hash=file_hash, **place)
+            with disk.explain_full(folder.parent, url):
+                packed = keras.utils.get_file("packed", url, file_hash=file_hash, **place)
         except ValueError as error:
             raise ValueError(f"{url}: {error} Fetch it again, or correct file_hash.") from error
         except Exception as error:  # get_file has no class of its own for this
@@ -326,6 +330,7 @@ def unpack_tar(path, folder, source, *, max_gb=100):
                 if not (member.isfile() or member.isdir()):
                     raise tarfile.TarError(f"{member.name} is no plain file")
                 members.append(member)
+            disk.require_room(folder, size, f"the files in {source}")
             packed.extractall(folder, members, filter="data")  # refuses what leads out of it
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{source}: not a sound tar file ({error}). Do not use it.") from error

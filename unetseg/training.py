@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, model, nifti, parallel, provenance, reliability, workspace
+from unetseg import checkpoint, disk, model, nifti, parallel, provenance, reliability, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_case
@@ -334,6 +334,9 @@ def cross_validate(
         trained on are not what they were. Later if the loss of a fold becomes NaN or infinite.
     RuntimeError
         If another run uses the folder, or the process of a fold dies.
+    OSError
+        If the preprocessed cases do not find room in the temporary folder (``TMPDIR``); before
+        any training, as far as that can be foretold.
     """
     results_dir, recipe = Path(results_dir).absolute(), Recipe(**recipe)
     by_id = {case.id: case for case in sorted(cases, key=lambda case: case.id)}
@@ -376,6 +379,8 @@ def cross_validate(
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
+        if pending:
+            disk.require_cache(by_id.values(), table, preprocessor)
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
         _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
     return folds

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 # By its full name, as the package itself asks this module how to import its modules.
 import unetseg.fingerprints as fingerprints
+from unetseg.disk import explain_full, require_room_for_copies
 from unetseg.fingerprints import sha256
 from unetseg.machine import computes_on_gpu as computes_on_gpu  # for those who ask here
 from unetseg.machine import describe_hardware as describe_hardware
@@ -26,7 +27,7 @@ from unetseg.machine import describe_machine as describe_machine
 DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 LOCK, STALE = "running.json", 180  # seconds without a sign of life
-PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5")  # never copied
+PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5|\.part-.*")  # never copied
 DONE = "done.json"  # copied last: where it is, everything else is
 
 
@@ -50,6 +51,11 @@ def in_colab():
 def project_dir():
     """Folder that holds the package, and in a checkout the notebooks beside it."""
     return Path(__file__).resolve().parent.parent
+
+
+def base_dir():
+    """Folder at which relative paths of the settings start."""
+    return DRIVE / "unetseg" if in_colab() else project_dir()
 
 
 def install_missing():
@@ -112,17 +118,19 @@ def prepare(data, experiment, results="results", *, need_data=True):
     """
     plain = re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment)
     require("EXPERIMENT", experiment, plain, "a plain name of letters, digits, '.', '_' and '-'")
-    base, disk = (DRIVE / "unetseg", LOCAL) if in_colab() else [project_dir()] * 2
+    base, here = base_dir(), LOCAL if in_colab() else project_dir()
     sample = str(data) == "sample"
-    folder = disk / "data" / "sample" if sample else base / Path(data).expanduser()
+    folder = here / "data" / "sample" if sample else base / Path(data).expanduser()
     if need_data and not sample and not folder.is_dir():
         allowed = f"the folder of your scans, absolute or relative to {base}, or to 'sample'"
-        raise FileNotFoundError(f"{folder}: no such folder. Set DATA to {allowed}.")
+        raise FileNotFoundError(f"{folder}: no such folder. Set DATA (or SCANS) to {allowed}.")
     kept = base / Path(results).expanduser() / experiment
     if not in_colab():
         return Workspace(folder, kept, None)
     local = folder if sample else LOCAL / "data" / folder.relative_to(folder.anchor)
-    place = Workspace(local, LOCAL / "results" / experiment, kept)
+    usual = kept.parent == base / "results"
+    other = Path("other_results") / kept.parent.relative_to(kept.anchor)
+    place = Workspace(local, LOCAL / ("results" if usual else other) / experiment, kept)
     if not sample:
         _fetch_data(folder, place.data)
     if place.backup.is_dir():
@@ -133,6 +141,7 @@ def prepare(data, experiment, results="results", *, need_data=True):
 
 def _fetch_data(folder, local):
     if folder.is_dir():
+        require_room_for_copies(folder, local)
         mirror(folder, local)
         _remove_gone(folder, local)
     elif local.is_dir():
@@ -402,12 +411,18 @@ def write_file(path, data):
     Raises
     ------
     OSError
-        If what was written does not read back the same.
+        If the disk is full, or what was written does not read back the same.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
+    try:
+        with explain_full(path.parent, path.name):
+            part.write_bytes(data)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # or a full disk stays full
+        raise
     if sha256(part) != hashlib.sha256(data).hexdigest():
         raise OSError(f"{part}: reads back differently from what was written. Is the disk full?")
     os.replace(part, path)
