@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from unetseg.contents import read_text
+
 DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
 PACKAGES = ("keras", "tensorflow", "jax", "torch", "numpy", "scipy", "nibabel", "unetseg")
@@ -327,8 +329,10 @@ def read_json(path, kind=None):
     import jsonschema  # here, as it takes a tenth of a second
 
     path = Path(path)
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        hooks = {"parse_constant": _refuse_constant, "object_pairs_hook": _refuse_twice}
+        value = json.loads(text, **hooks)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
     schemas, name = _load_schemas(), kind or path.name
@@ -347,6 +351,15 @@ def _load_schemas():
 
 def _refuse_constant(name):
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _refuse_twice(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def read_folds(results_dir, folds=None):
