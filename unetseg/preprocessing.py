@@ -9,6 +9,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
+from unetseg.description import refuse_ignored
 from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, require, write_json
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
@@ -135,7 +136,13 @@ class Preprocessor:
         -------
         Preprocessor
             Itself, with every setting filled in.
+
+        Raises
+        ------
+        ValueError
+            If a label is named ``ignore``: such voxels would be learnt as a structure.
         """
+        refuse_ignored(self.labels or {}, "Preprocessor(labels=...):")
         if None not in [getattr(self, field.name) for field in fields(self)]:
             return self
         require("cases", cases, len(cases), "at least one")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from unetseg import workspace
+from unetseg.tables import read_table
 from unetseg.workspace import DONE, project_dir, read_json, refuse_any, require, write_file
 
 # nbconvert's page without the scripts that it would fetch from elsewhere.
@@ -105,12 +106,12 @@ def write_model_card(results_dir):
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     card = jinja2.Template(text, finalize=_escape, undefined=jinja2.StrictUndefined)
     try:
-        cases = _read_table(results_dir / "cases.csv")
+        cases = read_table(results_dir / "cases.csv")
         triples = [cases[name].str.extract(r"([\d.]+), ([\d.]+), ([\d.]+)") for name in TRIPLES]
         spans = pd.concat([*triples, cases[RANGES]], axis=1).astype(float).agg(["min", "max"])
         about |= {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
         for path in [results_dir / name for name in TABLES]:
-            about[path.stem] = _read_table(path).to_dict("records") if path.is_file() else None
+            about[path.stem] = read_table(path).to_dict("records") if path.is_file() else None
         about["number"] = lambda value: float(value or "nan")  # NaN is written as ""
         text = card.render(name=results_dir.name, **about)
     except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
@@ -118,10 +119,6 @@ def write_model_card(results_dir):
         raise ValueError(f"{problem}. Fetch it again, or make it anew.") from error
     write_file(results_dir / CARD, f"{text}\n".encode())
     return results_dir / CARD
-
-
-def _read_table(path):
-    return pd.read_csv(path, dtype=str, keep_default_na=False)  # names may read "NA" or "007"
 
 
 def _escape(value):  # what strangers named stays text on its line of Markdown

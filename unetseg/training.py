@@ -20,7 +20,7 @@ from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_case
 from unetseg.preprocessing import Preprocessor, patch_budget
-from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks
+from unetseg.splits import check_folds, describe_rare_labels, find_leaks, make_folds, refuse_leaks
 from unetseg.workspace import DONE, read_json, require, write_file, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
@@ -339,7 +339,10 @@ def cross_validate(
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
     model_args = plan_model(build_model, preprocessor, model_args)
     splits = results_dir / "splits.json"
-    folds = read_json(splits) if splits.exists() else make_folds(cases, n_splits, seed)
+    if splits.exists():
+        folds = read_json(splits)
+    else:
+        folds = make_folds(cases, n_splits, seed, labels_of=labels_of)
     check_folds(folds, cases, labels_of)
     leaks = find_leaks(list(by_id.values()), folds)
     if not allow_leaks:
@@ -368,6 +371,8 @@ def cross_validate(
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
+        for sentence in describe_rare_labels(folds, labels_of):
+            print(sentence)
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
         _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
     return folds
