@@ -23,6 +23,8 @@ def test_voxels_to_ignore_are_refused_by_name(name, dialect, tmp_path):
     with pytest.raises(ValueError, match=r"dataset\.json: .*not supported yet.*annotate") as error:
         description.read_label_names(tmp_path)
     assert f"{name!r} = 2" in str(error.value)
+    with pytest.raises(ValueError, match=r"dataset\.json: .*not supported yet.*annotate"):
+        cases.find_cases(tmp_path)  # for who does not ask for the names
 
 
 @pytest.mark.parametrize("name", IGNORED)
@@ -52,6 +54,8 @@ def test_regions_are_refused_by_name(case, tmp_path):
     describe(tmp_path, **REGIONS[case])
     with pytest.raises(ValueError, match=r"regions of several labels.*one whole number") as error:
         description.read_label_names(tmp_path)
+    with pytest.raises(ValueError, match=r"regions of several labels"):
+        cases.find_cases(tmp_path)
     named = "'regions_class_order'" if case == "order" else "whole tumour"
     assert named in str(error.value)
 

@@ -11,10 +11,13 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 from unetseg import nifti
-from unetseg.description import describe_format, read_channel_names, read_description
 from unetseg.description import (
-    read_label_names as read_label_names,
-)  # users call it as cases.read_label_names
+    describe_format,
+    read_channel_names,
+    read_description,
+    read_label_names,  # noqa: F401  users call it as cases.read_label_names
+    refuse_special_labels,
+)
 from unetseg.tables import find_like_number, match_ids, read_table
 from unetseg.workspace import refuse_any
 
@@ -100,11 +103,18 @@ def find_cases(folder, *, group_by=None):
         With every problem of the names in one list: a mask without a scan, two files of one id
         (``x.nii`` and ``x.nii.gz``, ``X`` and ``x``, Drive's ``x (1)``), channel numbers with a
         gap or of another number than ``dataset.json`` declares, files of another format, listed
-        files that are missing or outside the folder, a case without a patient or of two.
+        files that are missing or outside the folder, a case without a patient or of two. Before
+        that, if ``dataset.json`` declares labels with a meaning that is not supported: ``ignore``,
+        and regions of several values.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the data.")
+    refuse_special_labels(folder)
+    return _find_pairs(folder, group_by)
+
+
+def _find_pairs(folder, group_by):
     problems = []
     pairs = _listed_pairs(folder, problems) or _named_pairs(folder, problems)
     problems += [words for words in [describe_format(read_description(folder))] if words]
@@ -192,7 +202,7 @@ def find_scored(folder, results_dir):
     table = read_table(results_dir / "cases.csv", ("case", "group"))
     groups = dict(zip(table["case"], table["group"], strict=True))
     if _listed_pairs(folder, []) or any(_files(folder / name, []) for name in IMAGES):
-        return find_cases(folder, group_by=groups.get)
+        return _find_pairs(folder, groups.get)
     masks, problems = {}, []
     for path in (results_dir / "masks", *(folder / name for name in reversed(MASKS))):
         masks |= _files(path, problems)
@@ -267,10 +277,9 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=()):
         table.loc[odd, "problem"] += f"not {usual:.0f} channels, as most cases have. "
     if channels:
         other = table["channels"].notna() & (table["channels"] != len(channels))
-        declared = f"dataset.json declares {len(channels)}: {', '.join(channels)}"
-        words = " channels, " + declared + "; correct it, or add the files that are lacking. "
-        counts = table.loc[other, "channels"].map("holds {:.0f}".format)
-        table.loc[other, "problem"] += counts + words
+        declared = f"not {len(channels)} channels, as dataset.json declares ({', '.join(channels)})"
+        advice = "correct it, or add the files that are lacking. "
+        table.loc[other, "problem"] += f"{declared}; {advice}"
     table["problem"] = table["problem"].str.strip()
     return table
 
@@ -478,7 +487,7 @@ def _look_up(path, column, ids, problems):
         raise ValueError(f"{path}: group_by needs the column of the patient, {known}.")
     written = [normalize("NFC", case_id) for case_id in table.iloc[:, 0]]
     places = match_ids(written, ids)
-    if ids and not any(places.values()):
+    if ids and not any(places.values()) and not find_like_number(ids[0], written):
         there, sought = (", ".join(names[:3]) for names in (written, ids))
         advice = "Put the ids, or the names of the files, into the first column."
         problem = f"its first column {table.columns[0]!r} ({there} ...) has no id ({sought} ...)"

@@ -59,9 +59,8 @@ def read_label_names(folder):
     """
     path = Path(folder) / "dataset.json"
     content = read_description(Path(folder))
-    labels = content.get("labels", {})
-    _refuse_regions(path, content, labels)
-    pairs = _number_labels(path, labels)
+    _refuse_regions(path, content)
+    pairs = _number_labels(path, content.get("labels", {}))
     _refuse_background(path, pairs)
     names = {value: name for value, name in pairs if value}
     if len(names) < len([value for value, _ in pairs if value]):
@@ -75,7 +74,30 @@ def read_label_names(folder):
     return names
 
 
-def _refuse_regions(path, content, labels):
+def refuse_special_labels(folder):
+    """Stop if labels have a meaning that is not supported, whatever else is wrong with them.
+
+    Parameters
+    ----------
+    folder : str or Path
+        May hold a ``dataset.json``.
+
+    Raises
+    ------
+    ValueError
+        If it declares regions of several values, or voxels to ignore.
+    """
+    path, content = Path(folder) / "dataset.json", read_description(Path(folder))
+    _refuse_regions(path, content)
+    labels = content.get("labels", {})
+    if isinstance(labels, dict):
+        by_name = not all(str(key).isdecimal() for key in labels)
+        names = {value: name for name, value in labels.items()} if by_name else labels
+        refuse_ignored(names, f"{path}:")
+
+
+def _refuse_regions(path, content):
+    labels = content.get("labels", {})
     items = labels.items() if isinstance(labels, dict) else ()
     regions = [f"{name!r} = {value}" for name, value in items if isinstance(value, list | dict)]
     if "regions_class_order" in content:

@@ -170,8 +170,7 @@ class Preprocessor:
         if self.channels is None:
             self.channels = facts[0]["channels"]
         if self.normalisation is None:
-            far = np.median([fact["brightest_sd"] for fact in facts])
-            self.normalisation = "percentile" if far > OUTLIERS else "zscore"
+            self.normalisation = _choose_normalisation(facts)
         if self.mirror_axes is None:
             sides = {v: [f["sides"][v] for f in facts if v in f["sides"]] for v in self.labels}
             known = [abs(np.mean(offsets)) for offsets in sides.values() if offsets]
@@ -401,6 +400,11 @@ def _choose_spacing(shape, spacings_mm):
     if spacing[coarse] >= ANISOTROPIC * finer and few:
         spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
     return tuple(spacing.round(4).tolist())
+
+
+def _choose_normalisation(facts):
+    far = np.median([fact["brightest_sd"] for fact in facts])
+    return "percentile" if far > OUTLIERS else "zscore"
 
 
 def _choose_patch(shape, spacing_mm):

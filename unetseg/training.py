@@ -339,11 +339,7 @@ def cross_validate(
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
     model_args = plan_model(build_model, preprocessor, model_args)
     splits = results_dir / "splits.json"
-    if splits.exists():
-        folds = read_json(splits)
-    else:
-        folds = make_folds(cases, n_splits, seed, labels_of=labels_of)
-    check_folds(folds, cases, labels_of)
+    folds = _plan_folds(splits, cases, n_splits, seed, labels_of)
     leaks = find_leaks(list(by_id.values()), folds)
     if not allow_leaks:
         refuse_leaks(leaks)
@@ -371,10 +367,19 @@ def cross_validate(
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
-        for sentence in describe_rare_labels(folds, labels_of):
-            print(sentence)
+        print("".join(f"{line}\n" for line in describe_rare_labels(folds, labels_of)), end="")
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
         _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
+    return folds
+
+
+def _plan_folds(path, cases, n_splits, seed, labels_of):
+    # Those that are there already, perhaps edited by hand, or new ones.
+    if path.exists():
+        folds = read_json(path)
+    else:
+        folds = make_folds(cases, n_splits, seed, labels_of=labels_of)
+    check_folds(folds, cases, labels_of)
     return folds
 
 
