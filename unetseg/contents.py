@@ -135,13 +135,15 @@ def decode(data):
         return data.decode("cp1252")
 
 
-def read_text(path):
+def read_text(path, problem="no text"):
     """Read a text file, or say what the file is instead.
 
     Parameters
     ----------
     path : Path
         Encoded as for `decode`.
+    problem : str, optional
+        What a message calls a file that is no text.
 
     Returns
     -------
@@ -155,11 +157,11 @@ def read_text(path):
     data = Path(path).read_bytes()
     if known := recognise(data[:HEAD], len(data)):
         what, remedy = known
-        raise ValueError(f"{path}: it is {what}. {remedy}.")
+        raise ValueError(f"{path}: {problem}: it is {what}. {remedy}, or remove it.")
     try:
         return decode(data)
     except ValueError as error:
-        raise ValueError(f"{path}: not a text in UTF-8 ({error}). Save it as UTF-8.") from error
+        raise ValueError(f"{path}: {problem} in UTF-8 ({error}). Save it as UTF-8.") from error
 
 
 def explain(path, error):

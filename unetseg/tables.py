@@ -51,7 +51,7 @@ def read_table(path, columns=()):
         raise FileNotFoundError(f"{path}: no such table{there}. Check the spelling.")
     if SHEETS.search(path.name):
         raise ValueError(f"{path}: only tables of text are read; {SAVE_AS}.")
-    names, *lines = _split(path, read_text(path), set(columns))
+    names, *lines = _split(path, read_text(path, "no table of text"), set(columns))
     width = len(names)
     long = [str(k) for k, row in enumerate(lines, 2) if any(row[width:])]
     advice = f"The columns are {names}. Put cells with separators in quotes, or save it as .xlsx "

@@ -329,14 +329,15 @@ def read_json(path, kind=None):
     import jsonschema  # here, as it takes a tenth of a second
 
     path = Path(path)
-    text = read_text(path)
+    schemas, name = _load_schemas(), kind or path.name
+    by_hand = name not in schemas["$defs"]
+    text = read_text(path, "not valid JSON")
     try:
-        hooks = {"parse_constant": _refuse_constant, "object_pairs_hook": _refuse_twice}
-        value = json.loads(text, **hooks)
+        hook = _refuse_twice if by_hand else None
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
-    schemas, name = _load_schemas(), kind or path.name
-    if name in schemas["$defs"]:
+    if not by_hand:
         validator = jsonschema.Draft202012Validator({**schemas, "$ref": f"#/$defs/{name}"})
         if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
             found = f"at {error.json_path}: {error.message[:300]}"
