@@ -141,8 +141,8 @@ def test_who_alone_has_a_label_is_always_trained_on_and_it_is_said():
     assert validated == ["c0", "c1", "c2", "c4", "c5"]
     check_folds(folds, cases, labels_of)
     assert describe_rare_labels(folds, labels_of) == [
-        "Label 5 is in 2 cases (c3, c6), always trained on: it gets no score.",
-        "Label 9 is in 1 case (c7), always trained on: it gets no score.",
+        "Label 5 is in 2 cases (c3, c6), always trained on: no case that has it is scored.",
+        "Label 9 is in 1 case (c7), always trained on: no case that has it is scored.",
     ]
     counted = count_labels(folds, labels_of)
     assert counted.to_numpy().tolist() == [[1, 8, 5, 5, 5], [5, 2, 0, 5, 0], [9, 1, 0, 5, 0]]
@@ -187,7 +187,7 @@ def test_a_label_that_is_not_validated_everywhere_is_said_and_not_refused():
     folds = [{"train": ["c", "d"], "val": ["a", "b"]}]
     check_folds(folds, four_cases(), labels)
     assert describe_rare_labels(folds, labels) == [
-        "Label 4 is in 1 case (c), always trained on: it gets no score."
+        "Label 4 is in 1 case (c), always trained on: no case that has it is scored."
     ]
 
 

@@ -347,7 +347,7 @@ def test_a_rare_label_is_trained_on_in_every_fold_and_what_is_not_scored_is_said
         assert len({"c1", "c2"} & set(val)) == 1  # which share label 4 with it
     said = capsys.readouterr().out
     assert "4 of 5 cases are validated by one of them." in said
-    assert "Label 9 is in 1 case (c0), always trained on: it gets no score." in said
+    assert "Label 9 is in 1 case (c0), always trained on: no case that has it is scored." in said
     assert "Label 4" not in said
 
 

@@ -189,7 +189,9 @@ def describe_rare_labels(folds, labels_of):
         where = f"Label {label} is in {cases} case{'s' * (cases != 1)}"
         if not validated:
             which = _name_owners(label, labels_of)
-            sentences.append(f"{where} ({which}), always trained on: it gets no score.")
+            sentences.append(
+                f"{where} ({which}), always trained on: no case that has it is scored."
+            )
         elif parts < len(folds):
             some = f"{validated} validated, in {parts} of {len(folds)} folds"
             sentences.append(f"{where}, {some}: its scores are of these alone.")
