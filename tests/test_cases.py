@@ -484,8 +484,11 @@ TABLE_PROBLEMS = {
         "no,file,who\nx,001,a\ny,002,b\n",
         r"who\.csv: its first column 'no' \(x, y \.\.\.\) has no id \(001, 002",
     ),
-    "page": ("<!doctype html><title>Quota</title>", r"who\.csv: it is an HTML page titled 'Quota'"),
-    "empty": ("", r"who\.csv: it is empty"),
+    "page": (
+        "<!doctype html><title>Quota</title>",
+        r"who\.csv: no table of text: it is an HTML page titled 'Quota'",
+    ),
+    "empty": ("", r"who\.csv: no table of text: it is empty"),
     "column": ("id,Who\n001,a\n002,b\n", r"who\.csv: no column 'who'; it has \['id', 'Who'\]"),
 }
 
