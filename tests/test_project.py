@@ -19,7 +19,7 @@ import unetseg
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "unetseg").glob("*.py"))
 LIGHT = ["cases", "contents", "description", "metrics", "nifti", "plots", "reliability", "scores"]
-LIGHT += ["splits", "tables", "workspace"]
+LIGHT += ["patients", "splits", "tables", "workspace"]
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

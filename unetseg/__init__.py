@@ -1,10 +1,10 @@
 """U-Net segmentation of NIfTI scans with K-fold cross-validation.
 
 The modules, in the order that data passes through them: `workspace`, `sample`, `contents`,
-`tables`, `description`, `cases`, `nifti`, `splits`, `preprocessing`, `augmentation`, `model`,
-`training`, `parallel`, `checkpoint`, `inference`, `metrics`, `scores`, `reliability`, `plots`,
-`sharing`. Each is imported when it is first used, so `import unetseg` costs next to nothing and
-only `model`, `augmentation`, `training`, `checkpoint` and `inference` bring in Keras.
+`tables`, `description`, `patients`, `cases`, `nifti`, `splits`, `preprocessing`, `augmentation`,
+`model`, `training`, `parallel`, `checkpoint`, `inference`, `metrics`, `scores`, `reliability`,
+`plots`, `sharing`. Each is imported when it is first used, so `import unetseg` costs next to
+nothing and only `model`, `augmentation`, `training`, `checkpoint` and `inference` bring in Keras.
 """
 
 import importlib

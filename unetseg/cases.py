@@ -18,21 +18,19 @@ from unetseg.description import (
     read_label_names,  # noqa: F401  users call it as cases.read_label_names
     refuse_special_labels,
 )
-from unetseg.tables import find_like_number, match_ids, read_table
+from unetseg.patients import find_groups
+from unetseg.tables import read_table
 from unetseg.workspace import refuse_any
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 NOT_READ = re.compile(r"\.(hdr|img|mg[hz]|mh[ad]|nrrd|dcm|nii\.(zip|bz2))(\.gz)?$", re.IGNORECASE)
 ARCHIVE = re.compile(r"\.(zip|7z|rar|tar|tgz|tar\.\w+)$", re.IGNORECASE)
 UNFINISHED = re.compile(r"\.nii(\.gz)?\.(crdownload|download|partial)$", re.IGNORECASE)
-TABLE = re.compile(r"(.+\.(?:csv|tsv|tab|txt|xlsx?|xlsm|ods))\s*(?::\s*(.*?))?\s*", re.IGNORECASE)
-NO_PATIENT = {"", "n/a", "#n/a"}  # of BIDS and of Excel; NA may be a patient's initials
 CHANNEL = re.compile(r"_\d{4}$")
 COPY = re.compile(r" ?\(\d+\)$")  # as Drive and browsers name a second download
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 HUGE = 1e18  # the square still fits float32
 MAX_LABELS = 255  # a byte tells them and the background apart
-BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
 PERCENTILES = {"intensity_p1": 1, "intensity_median": 50, "intensity_p99": 99}
 COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels", *PERCENTILES]
 COLUMNS += ["labels", "volume_ml", "problem"]
@@ -119,7 +117,7 @@ def _find_pairs(folder, group_by):
     pairs = _listed_pairs(folder, problems) or _named_pairs(folder, problems)
     problems += [words for words in [describe_format(read_description(folder))] if words]
     problems += _contradicted_channels(pairs, read_channel_names(folder))
-    groups = _find_groups(folder, group_by, [*pairs], problems)
+    groups = find_groups(folder, group_by, [*pairs], problems)
     _refuse_listed(folder, problems)
     if not pairs:
         raise FileNotFoundError(f"{folder}: no case found. Expected {LAYOUTS}.")
@@ -447,65 +445,3 @@ def _join_channels(scans):
         return scans
     channels = pd.Series(scans).sort_index().groupby(lambda name: CHANNEL.sub("", name))
     return channels.agg(tuple).to_dict()
-
-
-def _find_groups(folder, group_by, ids, problems):
-    # The patient of every id, or None.
-    if group_by is None or (isinstance(group_by, str) and not group_by.strip()):
-        bids = all(re.search(BIDS_SUBJECT, case_id) for case_id in ids)
-        return _match_pattern(BIDS_SUBJECT, ids) if bids else dict.fromkeys(ids)
-    if callable(group_by):
-        return {case_id: _as_patient(group_by(case_id)) for case_id in ids}
-    if isinstance(group_by, str):
-        if table := TABLE.fullmatch(group_by):
-            return _look_up(folder / table[1].strip(), table[2], ids, problems)
-        groups = _match_pattern(group_by, ids)
-    else:
-        groups = {normalize("NFC", str(case_id)): group for case_id, group in group_by.items()}
-    groups = {case_id: _as_patient(groups.get(case_id)) for case_id in ids}
-    problems += [f"{i}: no patient by group_by; add it" for i in ids if groups[i] is None]
-    return groups
-
-
-def _as_patient(group):
-    if group is None or pd.isna(group) or str(group).strip().lower() in NO_PATIENT:
-        return None
-    return str(group).strip()
-
-
-def _match_pattern(group_by, ids):
-    pattern = re.compile(group_by)
-    if not pattern.groups:
-        raise ValueError(f"group_by needs a bracket around the patient. Received: {group_by!r}")
-    return {i: found.group(1) for i in ids if (found := pattern.search(i))}
-
-
-def _look_up(path, column, ids, problems):
-    table = read_table(path, [column] if column else ())
-    if not column:
-        known = f"one of its columns {[*table.columns]}, as '{path.name}:{table.columns[-1]}'"
-        raise ValueError(f"{path}: group_by needs the column of the patient, {known}.")
-    written = [normalize("NFC", case_id) for case_id in table.iloc[:, 0]]
-    places = match_ids(written, ids)
-    if ids and not any(places.values()) and not find_like_number(ids[0], written):
-        there, sought = (", ".join(names[:3]) for names in (written, ids))
-        advice = "Put the ids, or the names of the files, into the first column."
-        problem = f"its first column {table.columns[0]!r} ({there} ...) has no id ({sought} ...)"
-        raise ValueError(f"{path}: {problem}. {advice}")
-    groups = {}
-    for case_id, rows in places.items():
-        patients = [_as_patient(table[column].iloc[row]) for row in rows] or [None]
-        groups[case_id] = patients[0]
-        if len(set(patients)) > 1:
-            named = " and ".join(map(str, patients))
-            problems.append(f"{case_id}: {path.name} has it of patients {named}; remove one")
-        elif patients[0] is None:
-            words = f"{case_id}: no patient by group_by; add it to {path.name}"
-            problems.append(words + _describe_like(case_id, rows, written))
-    return groups
-
-
-def _describe_like(case_id, rows, written):
-    like = None if rows else find_like_number(case_id, written)
-    advice = "Excel made a number of it? Format the column as text"
-    return f" (it has {like!r}: {advice})" if like else ""
