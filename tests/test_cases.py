@@ -13,7 +13,9 @@ from unetseg.cases import (
     find_cases,
     find_scans,
     find_scored,
+    read_channel_names,
     read_label_names,
+    read_labels,
     refuse_problems,
 )
 
@@ -169,6 +171,22 @@ REFUSED_NAMES = {
         ["images/a.nii", "images/b.hdr", "images/b.img", "images/c.NRRD", "labels/a.nii.zip"],
         [f"{n}: convert it to .nii.gz" for n in ("b.hdr", "b.img", "c.NRRD", "labels/a.nii.zip")],
     ),
+    "header alone": (
+        ["images/b.hdr", "images/c.hdr.gz", "images/c.img.gz"],
+        [
+            "b.hdr: convert it to .nii.gz; it is a header alone: copy its b.img to it before",
+            "c.hdr.gz: convert it to .nii.gz",
+            "c.img.gz: convert it to .nii.gz",
+        ],
+    ),
+    "archives and downloads": (
+        ["images/scans.zip", "images/b.nii.gz.crdownload", "labels/labels.tar.gz"],
+        [
+            "scans.zip: an archive; unpack it here",
+            "b.nii.gz.crdownload: its download never ended; download it again",
+            "labels.tar.gz: an archive; unpack it here",
+        ],
+    ),
     "pairs of files alone": (
         ["imagesTr/b.hdr", "imagesTr/b.img.gz"],
         ["b.hdr: c", "b.img.gz: con"],
@@ -303,6 +321,71 @@ def test_a_missing_folder_is_named(tmp_path):
         find_cases(tmp_path / "nowhere")
 
 
+DESCRIBED = {
+    "channels": (
+        {"channel_names": {"0": "T1", "1": "T2"}},
+        "a: has 1 files of channels, dataset.json declares 2 channels .T1, T2.; add",
+    ),
+    "modality": ({"modality": {"0": "T1", "1": "T2", "2": "PD"}}, "declares 3 channels"),
+    "ending": ({"file_ending": ".png"}, "'file_ending' is '.png'; convert the files to .nii.gz"),
+}
+
+
+@pytest.mark.parametrize("case", DESCRIBED)
+def test_a_description_that_contradicts_the_files_is_told(case, touch):
+    content, words = DESCRIBED[case]
+    folder = touch("imagesTr/a_0000.nii", "labelsTr/a.nii")
+    describe(folder, **content)
+    with pytest.raises(ValueError, match=words):
+        find_cases(folder)
+
+
+def test_a_file_of_other_channels_than_declared_is_a_problem(make_data):
+    folder = make_data(2)
+    describe(folder, modality={"0": "T1", "1": "T2"})
+    declared = read_channel_names(folder)
+    table = check_cases(find_cases(folder), channels=declared)
+    words = "not 2 channels, as dataset.json declares (T1, T2); correct it, or add the files"
+    assert table["problem"].str.startswith(words).all()
+    describe(folder, modality={"0": "T1"})
+    table = check_cases(find_cases(folder), channels=read_channel_names(folder))
+    assert table["problem"].tolist() == ["", ""]
+
+
+def test_labels_are_read_from_all_masks_or_all_problems_listed(make_data):
+    folder = make_data(3, labels=(1, 300 % 256))
+    found = find_cases(folder)
+    assert read_labels(found) == {f"case_0{k}": (1, 44) for k in range(3)}
+    found[0].mask.write_bytes(b"")
+    found[2].mask.write_bytes(b"<html>")
+    found[1].mask.unlink()
+    words = (
+        r"3 masks cannot be read.*case_00.*0 bytes.*\n.*case_01: no mask.*\n.*case_02.*HTML page"
+    )
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        read_labels(find_cases(folder))
+
+
+def test_files_of_many_kinds_are_told_in_one_list(make_data):
+    folder = make_data(5)
+    contents = {
+        "imagesTr/case_00": (b"", r"empty \(0 bytes\)"),
+        "imagesTr/case_01": (b"<!doctype html><title>Quota</title>", "an HTML page titled 'Quota'"),
+        "labelsTr/case_02": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        "imagesTr/case_03": (b"PK\x03\x04", "a zip archive. Unpack it"),
+    }
+    cut = folder / "imagesTr/case_04.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    for name, (content, _) in contents.items():
+        (folder / f"{name}.nii.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^5 of 5 cases have a problem") as error:
+        refuse_problems(check_cases(find_cases(folder)))
+    lines = str(error.value).split("\n")[1:6]
+    for line, (name, (_, words)) in zip(lines, contents.items(), strict=False):
+        assert re.search(rf"{name}\.nii\.gz: cannot be read as NIfTI: .*{words}", line)
+    assert re.search(r"case_04.*truncated: \d+ bytes can be unpacked, 1312 are needed", lines[4])
+
+
 def test_a_broken_description_is_named(touch):
     folder = touch("images/a.nii.gz")
     (folder / "dataset.json").write_text("{'labels': ", encoding="utf-8")
@@ -353,6 +436,92 @@ def test_cases_are_grouped_as_asked(group_by, expected, visits):
 def test_bids_subjects_are_groups_if_all_ids_are_of_that_form(ids, expected, touch):
     found = find_cases(touch(*(f"images/{i}.nii.gz" for i in ids)))
     assert {case.id: case.group for case in found} == dict(zip(ids, expected, strict=True))
+
+
+EXCEL = "id{s}Name{s}patient{n}p1_v1{s}Müller{s}anna{n}p2_v1{s}Zoë{s}ben{n}p1_v2{s}Ö{s}anna{n}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["patients.csv", "patients.txt", "Meine Tabelle.TSV"])
+def test_patients_are_read_as_excel_writes_them(name, separator, encoding, visits):
+    text = EXCEL.format(s=separator, n="\r\n") + "\r\n"
+    (visits / name).write_bytes(text.encode(encoding))
+    for group_by in (f"{name}:patient", f" {name}: patient "):
+        found = find_cases(visits, group_by=group_by)
+        assert [case.group for case in found] == ["anna", "anna", "ben"]
+
+
+@pytest.mark.parametrize(
+    "form", ["{}.nii.gz", "images/{}.nii", " {} ", '="{}"', "imagesTr\\\\{}.nii"]
+)
+def test_patients_are_found_by_ids_as_people_write_them(form, visits):
+    rows = [("p1_v1", "anna"), ("p2_v1", "ben"), ("p1_v2", "anna"), ("not here", "eve")]
+    lines = [f"{form.format(case_id)};{patient}" for case_id, patient in rows]
+    (visits / "who.csv").write_text("\n".join([" id ; who ", *lines, ";", ""]))
+    found = find_cases(visits, group_by="who.csv:who")
+    assert [case.group for case in found] == ["anna", "anna", "ben"]
+
+
+def test_ids_and_patients_that_look_like_numbers_or_nothing_stay_as_they_are(touch):
+    ids = ["NA", "001", "1e5", "None", "TRUE"]
+    folder = touch(*(f"images/{i}.nii.gz" for i in ids))
+    patients = ["NA", "1.0", "01", "1e5", "nan"]
+    lines = [f"{i},{who}" for i, who in zip(ids, patients, strict=True)]
+    (folder / "who.csv").write_text("\n".join(["id,who", *lines]))
+    found = find_cases(folder, group_by="who.csv:who")
+    assert {case.id: case.group for case in found} == dict(zip(ids, patients, strict=True))
+
+
+TABLE_PROBLEMS = {
+    "number": ("id,who\n1,a\n2,b\n", r"001: no patient by .* who\.csv \(it has '1': Excel made"),
+    "two patients": (
+        "id,who\n001,a\n001.nii,b\n002,b\n",
+        r"001: who\.csv has it of patients a and b; remove one",
+    ),
+    "blank": ("id,who\n001,n/a\n002,b\n", r"001: no patient by group_by; add it to who\.csv"),
+    "other column": (
+        "no,file,who\nx,001,a\ny,002,b\n",
+        r"who\.csv: its first column 'no' \(x, y \.\.\.\) has no id \(001, 002",
+    ),
+    "page": (
+        "<!doctype html><title>Quota</title>",
+        r"who\.csv: no table of text: it is an HTML page titled 'Quota'",
+    ),
+    "empty": ("", r"who\.csv: no table of text: it is empty"),
+    "column": ("id,Who\n001,a\n002,b\n", r"who\.csv: no column 'who'; it has \['id', 'Who'\]"),
+}
+
+
+@pytest.mark.parametrize("case", TABLE_PROBLEMS)
+def test_a_table_that_leaves_a_doubt_is_refused_by_name(case, touch):
+    content, words = TABLE_PROBLEMS[case]
+    folder = touch("images/001.nii", "images/002.nii")
+    (folder / "who.csv").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        find_cases(folder, group_by="who.csv:who")
+
+
+def test_a_case_that_stands_twice_of_one_patient_is_no_problem(touch):
+    folder = touch("images/a_0000.nii", "images/a_0001.nii", "labels/a.nii")
+    (folder / "who.csv").write_text("id,who\na_0000.nii,eve\na_0001.nii,eve\n")
+    assert [case.group for case in find_cases(folder, group_by="who.csv:who")] == ["eve"]
+
+
+@pytest.mark.parametrize(
+    ("group_by", "words"),
+    [
+        ("who.csv", r"who\.csv: group_by needs the column .* one of its columns \['id', 'who'\]"),
+        ("who.csv:", r"who\.csv: group_by needs the column"),
+        ("who.xlsx:who", r"who\.xlsx: only tables of text are read; save the sheet as 'CSV UTF-8'"),
+        ("whom.csv:who", r"whom\.csv: no such table; beside it: who\.csv"),
+    ],
+)
+def test_a_table_that_is_not_named_rightly_is_refused(group_by, words, touch):
+    folder = touch("images/a.nii", "who.xlsx")
+    (folder / "who.csv").write_text("id,who\na,eve\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        find_cases(folder, group_by=group_by)
 
 
 @pytest.mark.parametrize("ids", [("007", "010"), ("100307", "100408")])

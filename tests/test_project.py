@@ -18,8 +18,9 @@ import unetseg
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "unetseg").glob("*.py"))
-LIGHT = ["cases", "fingerprints", "machine", "metrics", "nifti", "plots", "provenance"]
-LIGHT += ["reliability", "scores", "splits", "workspace"]
+LIGHT = ["cases", "contents", "description", "fingerprints", "machine", "metrics", "nifti"]
+LIGHT += ["patients", "plots", "provenance", "reliability", "scores", "splits", "tables"]
+LIGHT += ["workspace"]
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -67,7 +68,6 @@ RUFF_EXCEPTIONS = {
 }
 RADON_EXCEPTIONS = {
     "augmentation.random_patch",
-    "cases._group_function",
     "plots.show_cases",
     "preprocessing.Preprocessor.__post_init__",
     "preprocessing.Preprocessor.fit",

@@ -173,7 +173,7 @@ def test_the_arguments_of_another_builder_are_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, '{"minutes": NaN}', '{"minutes": -Infinity}', "\ufeff{}"]
+    "text", ["", "{", "[" * 100_000, '{"minutes": NaN}', '{"minutes": -Infinity}', "\ufeff"]
 )
 def test_what_is_no_json_is_refused_by_name(text, tmp_path):
     path = tmp_path / "any.json"

@@ -1,10 +1,22 @@
+import itertools
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import KFold
 
 from unetseg.cases import Case
-from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks, settle_folds
+from unetseg.splits import (
+    check_folds,
+    count_labels,
+    describe_rare_labels,
+    find_leaks,
+    make_folds,
+    refuse_leaks,
+    settle_folds,
+)
 from unetseg.workspace import write_json
 
 
@@ -45,6 +57,113 @@ def test_another_seed_gives_other_folds():
     assert make_folds(cases, 3, seed=1) != make_folds(cases, 3)
 
 
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+@pytest.mark.parametrize("run", ["hippocampus", "hippocampus_2d"])
+def test_the_published_folds_are_made_again(run):
+    folds = json.loads((RESULTS / run / "splits.json").read_text())
+    ids = folds[0]["train"] + folds[0]["val"]
+    assert make_folds(plain_cases(ids), labels_of=dict.fromkeys(ids, (1, 2))) == folds
+
+
+@pytest.mark.parametrize("labels", [(1,), (1, 2, 300)])
+def test_labels_that_every_case_has_change_no_fold(labels):
+    cases = plain_cases([f"c{k}" for k in range(23)], lambda case_id: f"p{case_id[-1]}")
+    assert make_folds(cases, labels_of={c.id: labels for c in cases}) == make_folds(cases)
+
+
+def parts_with(label, folds, labels_of, part):
+    return sum(any(label in labels_of[i] for i in fold[part]) for fold in folds)
+
+
+@pytest.mark.parametrize("owners", [*itertools.combinations(range(10), 2)])
+def test_a_label_of_two_patients_is_validated_twice_wherever_they_are(owners):
+    labels_of = {f"c{k}": (1, 2) if k in owners else (1,) for k in range(10)}
+    cases = plain_cases(labels_of)
+    folds = make_folds(cases, labels_of=labels_of)
+    assert parts_with(2, folds, labels_of, "val") == 2
+    assert parts_with(2, folds, labels_of, "train") == 5
+    assert sorted(i for fold in folds for i in fold["val"]) == sorted(labels_of)
+    assert [len(fold["val"]) for fold in folds] == [2] * 5
+    check_folds(folds, cases, labels_of)
+    sentence = "Label 2 is in 2 cases, 2 validated, in 2 of 5 folds: its scores are of these alone."
+    assert describe_rare_labels(folds, labels_of) == [sentence]
+    plain = make_folds(cases)
+    if parts_with(2, plain, labels_of, "val") == 2:
+        assert folds == plain
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_rare_labels_are_validated_in_as_many_folds_as_can_be(seed):
+    # 12 patients and 3 folds: of 4 in each, every label with 3 owners or more can be in all.
+    rng = np.random.default_rng(seed)
+    labels_of = {f"p{k}_{scan}": {1} for k in range(12) for scan in "ab"}
+    owners = {2: rng.choice(12, 3, False), 3: rng.choice(12, 4, False), 4: rng.choice(12, 2, False)}
+    for label, patients in owners.items():
+        for k in patients:  # some have it in one scan alone
+            labels_of[f"p{k}_{rng.choice(['a', 'b'])}"].add(label)
+    cases = plain_cases(labels_of, lambda case_id: case_id.split("_")[0])
+    folds = make_folds(cases, 3, seed, labels_of=labels_of)
+    counted = count_labels(folds, labels_of).set_index("label")
+    assert counted["validation parts"].tolist() == [3, 3, 3, 2]
+    assert counted["training parts"].tolist() == [3] * 4
+    assert counted["cases"].tolist() == counted["validated cases"].tolist() == [24, 3, 4, 2]
+    for fold in folds:
+        patients = [{i.split("_")[0] for i in fold[part]} for part in ("train", "val")]
+        assert not patients[0] & patients[1]
+        assert len(patients[1]) == 4
+
+
+def test_the_spread_is_the_best_there_is():
+    # All ways to share out 6 patients in 3 folds of 2 are tried.
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        has = rng.random((6, 4)) < 0.4
+        has[:2] |= has.sum(axis=0) < 2  # each label has two owners or more
+        labels_of = {f"c{k}": tuple(np.flatnonzero(row)) for k, row in enumerate(has)}
+        folds = make_folds(plain_cases(labels_of), 3, labels_of=labels_of)
+        found = [parts_with(label, folds, labels_of, "val") for label in range(4)]
+        ways = {tuple(way) for way in itertools.permutations([0, 0, 1, 1, 2, 2])}
+        possible = [
+            sum(has[np.array(way) == fold].any(axis=0) for fold in range(3)) for way in ways
+        ]
+        assert min(found) >= 2 or max(min(parts) for parts in possible) < 2
+        assert sum(found) == max(sum(parts) for parts in possible if min(parts) >= min(found))
+
+
+def test_who_alone_has_a_label_is_always_trained_on_and_it_is_said():
+    labels_of = {f"c{k}": (1,) for k in range(8)} | {"c3": (1, 5), "c6": (1, 5), "c7": (1, 9)}
+    cases = plain_cases(labels_of, {"c3": "eve", "c6": "eve"}.get)
+    folds = make_folds(cases, 5, labels_of=labels_of)
+    for fold in folds:
+        assert {"c3", "c6", "c7"} <= set(fold["train"])
+        assert sorted(fold["train"] + fold["val"]) == sorted(labels_of)
+    validated = sorted(i for fold in folds for i in fold["val"])
+    assert validated == ["c0", "c1", "c2", "c4", "c5"]
+    check_folds(folds, cases, labels_of)
+    assert describe_rare_labels(folds, labels_of) == [
+        "Label 5 is in 2 cases (c3, c6), always trained on: no case that has it is scored.",
+        "Label 9 is in 1 case (c7), always trained on: no case that has it is scored.",
+    ]
+    counted = count_labels(folds, labels_of)
+    assert counted.to_numpy().tolist() == [[1, 8, 5, 5, 5], [5, 2, 0, 5, 0], [9, 1, 0, 5, 0]]
+
+
+def test_too_few_patients_beside_those_who_alone_have_a_label_are_refused():
+    labels_of = {"a": (1, 2), "b": (1, 3), "c": (1,), "d": (1,)}
+    cases = plain_cases(labels_of)
+    words = "number of patients, 2, not counted who .*: a with label 2; b with label 3.*n_splits=3"
+    with pytest.raises(ValueError, match=words):
+        make_folds(cases, 3, labels_of=labels_of)
+    assert [fold["val"] for fold in make_folds(cases, 2, labels_of=labels_of)] in (
+        [["c"], ["d"]],
+        [["d"], ["c"]],
+    )
+    with pytest.raises(ValueError, match=r"Two patients at least.*Received: 1, not .*Add cases of"):
+        make_folds(cases[:3], 2, labels_of=labels_of)
+
+
 @pytest.mark.parametrize("n_splits", [1, 5])
 def test_more_folds_than_patients_are_refused(n_splits):
     cases = plain_cases([f"p{k // 2}_{k % 2}" for k in range(8)], lambda case_id: case_id[:2])
@@ -62,6 +181,16 @@ def four_cases(**groups):
 
 def test_sound_folds_pass():
     check_folds(FOLDS, four_cases(a="x", b="x"), LABELS)
+    assert describe_rare_labels(FOLDS, LABELS) == []
+
+
+def test_a_label_that_is_not_validated_everywhere_is_said_and_not_refused():
+    labels = LABELS | {"b": (1,)}
+    folds = [{"train": ["c", "d"], "val": ["a", "b"]}]
+    check_folds(folds, four_cases(), labels)
+    assert describe_rare_labels(folds, labels) == [
+        "Label 4 is in 1 case (c), always trained on: no case that has it is scored."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,14 +208,13 @@ def test_sound_folds_pass():
             {},
             "Fold 0 .*cases are in both parts: a",
         ),
-        (FOLDS, {}, {"c": (1,)}, "Fold 0 .*labels are in no case of its train part: 4"),
-        (FOLDS, {}, {"b": ()}, "Fold 0 .*labels are in no case of its val part: 4"),
         (
-            [{"train": ["c", "d"], "val": []}],
+            FOLDS,
             {},
-            {},
-            "are in no case of its val part: 1, 4",
+            {"c": (1,)},
+            r"Fold 0 .*labels are in no case of its train part: 4 \(it is in b\). Move.*or remove",
         ),
+        ([{"train": ["c", "d"], "val": []}], {}, {}, "1 parts have no case: val"),
         (
             [FOLDS[0], {"train": ["d", "b"], "val": ["c", "a"]}],
             {},

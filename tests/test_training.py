@@ -330,6 +330,34 @@ def test_splits_edited_by_hand_are_respected(cases, tmp_path, trained):
     ]
 
 
+def test_a_rare_label_is_trained_on_in_every_fold_and_what_is_not_scored_is_said(
+    write_case, tmp_path, trained, capsys
+):
+    found = []
+    for k in range(5):
+        image, mask = arrays(k)
+        mask[0, 0, 0] = 9 * (k == 0)
+        mask[mask == 4] *= k in (0, 1, 2)
+        found.append(write_case(tmp_path, f"c{k}", image, mask))
+    folds = cross_validate(found, tmp_path / "results", **SETTINGS)
+    assert json.loads((tmp_path / "results" / "splits.json").read_text()) == folds
+    for (_, train, val), fold in zip(trained, folds, strict=True):
+        assert (train, val) == (fold["train"], fold["val"])
+        assert "c0" in train  # which alone has label 9
+        assert len({"c1", "c2"} & set(val)) == 1  # which share label 4 with it
+    said = capsys.readouterr().out
+    assert "4 of 5 cases are validated by one of them." in said
+    assert "Label 9 is in 1 case (c0), always trained on: no case that has it is scored." in said
+    assert "Label 4" not in said
+
+
+def test_a_label_to_ignore_stops_before_any_training(cases, tmp_path, trained):
+    named = {"preprocessor": Preprocessor(patch=PATCH, labels={1: "lesion", 4: "ignore"})}
+    with pytest.raises(ValueError, match=r"labels mark voxels to ignore: 'ignore' = 4"):
+        cross_validate(cases, tmp_path, **SETTINGS | named)
+    assert trained == []
+
+
 def test_splits_edited_after_a_fold_was_trained_are_refused(copy, cases, trained):
     (copy / "splits.json").write_text(json.dumps(EDITED))
     with pytest.raises(ValueError, match=r"fold_0.done\.json: this fold was trained on another"):

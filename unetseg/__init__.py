@@ -1,12 +1,12 @@
 """U-Net segmentation of NIfTI scans with K-fold cross-validation.
 
 The modules, in the order that data passes through them: `settings`, `fingerprints`, `machine`,
-`workspace`, `disk`, `sample`, `cases`, `nifti`, `provenance`, `splits`, `body`, `planning`,
-`preprocessing`, `augmentation`, `model`, `training`, `parallel`, `checkpoint`, `inference`,
-`batches`, `metrics`, `scores`, `reliability`, `plots`, `sharing`; and the helpers `digits`,
-`intensities` and `thinning`. Each is imported when it is first used, so `import unetseg` costs next
-to nothing and only `model`,
-`augmentation`, `training`, `checkpoint` and `inference` bring in Keras.
+`workspace`, `disk`, `sample`, `contents`, `tables`, `description`, `patients`, `cases`, `nifti`,
+`provenance`, `splits`, `body`, `planning`, `preprocessing`, `augmentation`, `model`, `training`,
+`parallel`, `checkpoint`, `inference`, `batches`, `metrics`, `scores`, `reliability`, `plots`,
+`sharing`; and the helpers `digits`, `intensities` and `thinning`. Each is imported when it is first
+used, so `import unetseg` costs next to nothing and only `model`, `augmentation`, `training`,
+`checkpoint` and `inference` bring in Keras.
 """
 
 import importlib

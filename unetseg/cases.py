@@ -11,17 +11,27 @@ from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
 from unetseg import intensities, nifti
+from unetseg.description import (
+    describe_format,
+    read_channel_names,
+    read_description,
+    read_label_names,  # noqa: F401  users call it as cases.read_label_names
+    refuse_special_labels,
+)
 from unetseg.digits import significant
-from unetseg.workspace import read_json, refuse_any
+from unetseg.patients import find_groups
+from unetseg.tables import read_table
+from unetseg.workspace import refuse_any
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 NOT_READ = re.compile(r"\.(hdr|img|mg[hz]|mh[ad]|nrrd|dcm|nii\.(zip|bz2))(\.gz)?$", re.IGNORECASE)
+ARCHIVE = re.compile(r"\.(zip|7z|rar|tar|tgz|tar\.\w+)$", re.IGNORECASE)
+UNFINISHED = re.compile(r"\.nii(\.gz)?\.(crdownload|download|partial)$", re.IGNORECASE)
 CHANNEL = re.compile(r"_\d{4}$")
 COPY = re.compile(r" ?\(\d+\)$")  # as Drive and browsers name a second download
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 HUGE = 1e18  # the square still fits float32
 MAX_LABELS = 255  # a byte tells them and the background apart
-BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
 COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels"]
 COLUMNS += [*intensities.COLUMNS, "labels", "volume_ml", "problem"]
 IMAGES, MASKS = BOTH = ("imagesTr", "images"), ("labelsTr", "labels")
@@ -73,8 +83,9 @@ def find_cases(folder, *, group_by=None):
     group_by : str, callable or mapping, optional
         How to tell the patient of a case: a regular expression whose first group is found in the
         id, such as ``r"(patient\d+)_"``; a column of a table, as ``"patients.csv:patient"``
-        (in `folder`; the case ids stand in its first column); a function of the id, None for no
-        patient; or a mapping from the id. By default ids of the form ``sub-XX_...`` (BIDS) are
+        (in `folder`; the case ids, or the names of their files, stand in its first column;
+        `unetseg.tables.read_table` tells which tables are read); a function of the id, None for
+        no patient; or a mapping from the id. By default ids of the form ``sub-XX_...`` (BIDS) are
         grouped by subject if all are of that form, else no case is grouped.
 
     Returns
@@ -89,19 +100,37 @@ def find_cases(folder, *, group_by=None):
     ValueError
         With every problem of the names in one list: a mask without a scan, two files of one id
         (``x.nii`` and ``x.nii.gz``, ``X`` and ``x``, Drive's ``x (1)``), channel numbers with a
-        gap, files of another format, listed files that are missing or outside the folder, a
-        case without a patient.
+        gap or of another number than ``dataset.json`` declares, files of another format, listed
+        files that are missing or outside the folder, a case without a patient or of two. Before
+        that, if ``dataset.json`` declares labels with a meaning that is not supported: ``ignore``,
+        and regions of several values.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the data.")
+    refuse_special_labels(folder)
+    return _find_pairs(folder, group_by)
+
+
+def _find_pairs(folder, group_by):
     problems = []
     pairs = _listed_pairs(folder, problems) or _named_pairs(folder, problems)
-    group_of = _group_function(folder, group_by, [*pairs], problems)
+    problems += [words for words in [describe_format(read_description(folder))] if words]
+    problems += _contradicted_channels(pairs, read_channel_names(folder))
+    groups = find_groups(folder, group_by, [*pairs], problems)
     _refuse_listed(folder, problems)
     if not pairs:
         raise FileNotFoundError(f"{folder}: no case found. Expected {LAYOUTS}.")
-    return [Case(case_id, *pairs[case_id], group_of(case_id)) for case_id in sorted(pairs)]
+    return [Case(case_id, *pairs[case_id], groups[case_id]) for case_id in sorted(pairs)]
+
+
+def _contradicted_channels(pairs, declared):
+    words = f"dataset.json declares {len(declared)} channels ({', '.join(declared)})"
+    return [
+        f"{case_id}: has {len(files)} files of channels, {words}; add what is lacking or correct it"
+        for case_id, (files, _) in pairs.items()
+        if isinstance(files, tuple) and declared and len(files) != len(declared)
+    ]
 
 
 def find_scans(folder, channels=1):
@@ -168,10 +197,10 @@ def find_scored(folder, results_dir):
         If ``cases.csv`` or the masks are missing.
     """
     folder, results_dir = Path(folder), Path(results_dir)
-    table = pd.read_csv(results_dir / "cases.csv", dtype=str, keep_default_na=False)
+    table = read_table(results_dir / "cases.csv", ("case", "group"))
     groups = dict(zip(table["case"], table["group"], strict=True))
     if _listed_pairs(folder, []) or any(_files(folder / name, []) for name in IMAGES):
-        return find_cases(folder, group_by=groups.get)
+        return _find_pairs(folder, groups.get)
     masks, problems = {}, []
     for path in (results_dir / "masks", *(folder / name for name in reversed(MASKS))):
         masks |= _files(path, problems)
@@ -182,30 +211,36 @@ def find_scored(folder, results_dir):
     return [Case(i, None, masks[i], groups[i] or None) for i in sorted(groups)]
 
 
-def read_label_names(folder):
-    """Label names that a data set declares.
+def read_labels(cases):
+    """Read which labels the masks hold.
 
     Parameters
     ----------
-    folder : str or Path
-        May hold a ``dataset.json`` of the Decathlon (``{"1": "Anterior"}``) or of nnU-Net
-        (``{"Anterior": 1}``).
+    cases : sequence of Case
+        With masks.
 
     Returns
     -------
-    dict of int to str
-        Without the background; empty if nothing is declared.
+    dict of str to tuple of int
+        By case id the values that are in its mask, without the background.
+
+    Raises
+    ------
+    ValueError
+        If masks cannot be read; lists them all.
     """
-    described = _read_description(Path(folder)).get("labels", {})
-    try:
-        if not all(str(key).isdecimal() for key in described):
-            described = {value: name for name, value in described.items()}
-        return {int(value): str(name) for value, name in described.items() if int(value)}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/dataset.json: {described}; one whole number each.") from error
+    found, problems = {}, []
+    for case in cases:
+        if case.mask is None:
+            problems.append(f"{case.id}: no mask")
+        elif mask := _attempt(problems, nifti.load_mask, case.mask):
+            found[case.id] = tuple(value for value in _values(mask[0]) if value)
+    lines = [f"\n  {problem}" for problem in problems]
+    refuse_any(lines, "Labels are unknown:", "masks cannot be read", "Repair or remove them.")
+    return found
 
 
-def check_cases(cases, *, labels=None, need_masks=True):
+def check_cases(cases, *, labels=None, need_masks=True, channels=()):
     """Read every file and list what is wrong.
 
     Parameters
@@ -216,6 +251,8 @@ def check_cases(cases, *, labels=None, need_masks=True):
         non-negative value is accepted.
     need_masks : bool, default True
         Whether a case without a mask is a problem.
+    channels : sequence of str, optional
+        Names of the channels that are declared; another number of them is a problem.
 
     Returns
     -------
@@ -236,6 +273,11 @@ def check_cases(cases, *, labels=None, need_masks=True):
     for usual in table["channels"].mode().head(1):
         odd = table["channels"].notna() & (table["channels"] != usual)
         table.loc[odd, "problem"] += f"not {usual:.0f} channels, as most cases have. "
+    if channels:
+        other = table["channels"].notna() & (table["channels"] != len(channels))
+        declared = f"not {len(channels)} channels, as dataset.json declares ({', '.join(channels)})"
+        advice = "correct it, or add the files that are lacking. "
+        table.loc[other, "problem"] += f"{declared}; {advice}"
     table["problem"] = table["problem"].str.strip()
     return table
 
@@ -341,22 +383,29 @@ def _by_id(pairs, problems):
 
 
 def _files(folder, problems):
-    found = [(path, path) for path in folder.glob("[!.]*")]
-    problems += [f"{p}: convert it to .nii.gz" for p, _ in sorted(found) if NOT_READ.search(p.name)]
-    return _by_id([pair for pair in found if SUFFIX.search(pair[0].name)], problems)
+    paths = sorted(folder.glob("[!.]*"))
+    scans = [path for path in paths if SUFFIX.search(path.name)]
+    for path in paths:
+        if NOT_READ.search(path.name):
+            problems.append(f"{path}: convert it to .nii.gz{_find_half(path)}")
+        elif UNFINISHED.search(path.name):
+            problems.append(f"{path}: its download never ended; download it again")
+        elif ARCHIVE.search(path.name) and not scans:
+            problems.append(f"{path}: an archive; unpack it here")
+    return _by_id([(path, path) for path in scans], problems)
 
 
-def _read_description(folder):
-    path = folder / "dataset.json"
-    content = read_json(path) if path.exists() else {}
-    if not isinstance(content, dict) or not isinstance(content.get("training", []), list):
-        raise ValueError(f"{path}: not in braces, or 'training' is no list. Correct or remove it.")
-    return content
+def _find_half(path):
+    name = re.sub(r"\.hdr(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    halves = [path.with_name(name + end) for end in (".img", ".img.gz", ".IMG", ".IMG.GZ")]
+    if name == path.name or any(half.exists() for half in halves):
+        return ""
+    return f"; it is a header alone: copy its {name}.img to it before"
 
 
 def _listed_pairs(folder, problems):
     pairs = []
-    for entry in _read_description(folder).get("training", []):
+    for entry in read_description(folder).get("training", []):
         names = [isinstance(entry, dict) and entry.get(key) for key in ("image", "label")]
         if all(isinstance(name, str) and not OUTSIDE.search(name) for name in names):
             pairs.append([_locate(folder / name) for name in names])
@@ -392,25 +441,3 @@ def _join_channels(scans):
         return scans
     channels = pd.Series(scans).sort_index().groupby(lambda name: CHANNEL.sub("", name))
     return channels.agg(tuple).to_dict()
-
-
-def _group_function(folder, group_by, ids, problems):
-    if group_by is None or (isinstance(group_by, str) and not group_by):
-        bids = all(re.search(BIDS_SUBJECT, case_id) for case_id in ids)
-        group_by = BIDS_SUBJECT if bids else "()"  # which finds the empty group: no patient
-    if isinstance(group_by, str) and re.search(r"\.[ct]sv:[^:]+$", group_by):
-        name, column = group_by.rsplit(":", 1)
-        table = pd.read_csv(folder / name, sep=None, engine="python", dtype=str)
-        if column not in table:
-            raise ValueError(f"{folder / name}: no column {column!r}; it has {[*table.columns]}.")
-        group_by = dict(zip(table.iloc[:, 0], table[column], strict=True))
-    if isinstance(group_by, str):
-        pattern = re.compile(group_by)
-        if not pattern.groups:
-            raise ValueError(f"group_by needs a bracket around the patient. Received: {group_by!r}")
-        group_by = {i: found.group(1) for i in ids if (found := pattern.search(i))}
-    if not callable(group_by):
-        groups = {normalize("NFC", str(case_id)): group for case_id, group in group_by.items()}
-        problems += [f"{i}: no patient by group_by; add it" for i in ids if pd.isna(groups.get(i))]
-        group_by = groups.get
-    return lambda case_id: None if (group := group_by(case_id)) in (None, "") else str(group)

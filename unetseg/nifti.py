@@ -1,5 +1,6 @@
 """NIfTI files in and out: read, orient, save; each transform beside its inverse."""
 
+import contextlib
 import gzip
 import io
 import math
@@ -9,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
+from unetseg import contents
 from unetseg.digits import decimals_for
 from unetseg.workspace import write_file
 
@@ -17,7 +19,6 @@ SHEAR_TOLERANCE = 1e-3  # largest cosine between two axes
 FARTHEST = 1e9  # in the file's unit; no scan is a kilometre away
 MAX_VOXELS = 2**30  # 4 GiB as float32
 MM = {0: 1, 1: 1000, 2: 1, 3: 0.001}  # of NIfTI's unit codes: not told, m, mm, micron
-COPY_AGAIN = "Export or download it again (git lfs pull, git annex get), or remove the case."
 SET_FORMS = "set both to the right affine (nibabel: set_sform(affine, 1), set_qform(affine, 1))"
 
 
@@ -44,41 +45,94 @@ def read(path, *, voxels=True):
         If the file does not hold exactly the voxels that its header promises, or the header
         leaves in doubt where they lie: neither qform nor sform, two that differ, axes that are
         not at right angles, or voxel sizes that are not positive or not those of the affine.
+        The message says what the file is instead, such as empty, truncated or a web page.
+
+    Notes
+    -----
+    A slope of 0, NaN or infinity means that voxels are not scaled, and such an intercept that
+    nothing is added, as to ITK; the header that is returned says so by 1 and 0.
     """
     path = Path(path)
     if not path.is_file():
-        advice = "Fetch what the link leads to" if path.is_symlink() else "Check the spelling"
-        raise FileNotFoundError(f"{path}: no such file. {advice}, or remove the case.")
+        raise FileNotFoundError(f"{path}: no such file. {_find_missing(path)}, or remove the case.")
     try:
         with open(path, "rb") as file, np.errstate(over="ignore", invalid="ignore"):
             packed = file.peek(2)[:2] == b"\x1f\x8b"
             stream = gzip.GzipFile(fileobj=file) if packed else file  # unlike nibabel, checks CRC
-            # No deflated byte stands for more than 1032 others.
-            header = _read_header(stream, path.stat().st_size * (1032 if packed else 1))
+            header = _read_header(stream, path.stat().st_size)
             return _read_image(stream, header) if voxels else header
     except Exception as error:  # gzip, zlib, NumPy and nibabel each have their own for bad bytes
-        problem = f"cannot be read as NIfTI: {str(error) or repr(error)}"
-        raise ValueError(f"{path}: {problem}. {COPY_AGAIN}") from error
+        finding, remedy = contents.explain(path, error)
+        problem = f"cannot be read as NIfTI: {finding}. {remedy}, or remove the case."
+        raise ValueError(f"{path}: {problem}") from error
 
 
-def _read_header(stream, most_bytes):
-    head = stream.read(544)
+def _find_missing(path):
+    if path.is_symlink():
+        annexed = "annex" in str(path.readlink())
+        return "Fetch what the link leads to" + annexed * " (git annex get, or datalad get)"
+    return "Check the spelling" + path.is_dir() * " (this is a folder)"
+
+
+def _read_header(stream, file_bytes):
+    head = _take(stream, contents.NIFTI_HEAD, 348)
+    if not contents.is_nifti(head):
+        raise ValueError("one file in NIfTI-1 or -2 is read")
     kind = nib.Nifti2Header if head[4:7] == b"n+2" else nib.Nifti1Header
-    if head[4:7] != b"n+2" and head[344:347] != b"n+1":
-        raise ValueError(f"it begins with {head[:24]!r}; one file in NIfTI-1 or -2 is read")
+    if len(head) < kind.sizeof_hdr:
+        raise ValueError(_describe_truncated(stream, len(head), kind.sizeof_hdr))
     header = kind(head[: kind.sizeof_hdr], check=False)
-    shape, size = header.get_data_shape(), _count_bytes(header)
-    most = min(most_bytes, 8 * MAX_VOXELS)
-    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MAX_VOXELS or size > most:
-        limits = f"the file can hold {most}, and {MAX_VOXELS} voxels are allowed"
-        raise ValueError(f"its header promises shape {shape} in {size} bytes; {limits}")
-    codes = {name: header[name].item() for name in ("scl_slope", "scl_inter", "xyzt_units")}
-    if not np.isfinite([*codes.values()]).all() or codes["xyzt_units"] & 7 not in MM:
-        raise ValueError(f"its header holds {codes}; correct the scaling (1, 0: none) or unit")
+    _check_promise(header, stream, file_bytes)
+    if int(header["xyzt_units"]) & 7 not in MM:
+        raise ValueError(f"its header holds 'xyzt_units': {header['xyzt_units']}; correct the unit")
+    shape = header.get_data_shape()
     sizes = header["pixdim"][1 : len(shape[:3]) + 1].astype(float)
+    _drop_bad_scaling(header)
     header.check_fix()  # what is wrong beyond this is an error or of no importance
     _check_affines(header, (*shape, 1)[:3], sizes)
     return header
+
+
+def _check_promise(header, stream, file_bytes):
+    shape, size = header.get_data_shape(), _count_bytes(header)
+    if len(shape) < 2 or min(shape) < 1 or max(math.prod(shape), size / 8) > MAX_VOXELS:
+        limits = f"{MAX_VOXELS} voxels along two axes or more are allowed"
+        raise ValueError(f"its header promises shape {shape} in {size} bytes; {limits}")
+    # No packed byte stands for more than 1032 others.
+    most = file_bytes * 1032 if isinstance(stream, gzip.GzipFile) else file_bytes
+    if size > most:
+        promise = f"its header promises shape {shape}"
+        raise ValueError(f"{_describe_truncated(stream, most, size)}; {promise}")
+
+
+def _drop_bad_scaling(header):
+    # As every other reader does; the header is then one that can be written again.
+    if not np.isfinite(header["scl_slope"]) or header["scl_slope"] == 0:
+        header["scl_slope"], header["scl_inter"] = 1, 0
+    if not np.isfinite(header["scl_inter"]):
+        header["scl_inter"] = 0
+
+
+def _take(stream, most, needed):
+    # Up to so many bytes of a file; a packed one may end before its end.
+    try:
+        return stream.read(most)
+    except EOFError as error:
+        raise ValueError(_describe_truncated(stream, _count_unpacked(stream), needed)) from error
+
+
+def _count_unpacked(stream):
+    stream.seek(0)
+    count = 0
+    with contextlib.suppress(EOFError):
+        while part := stream.read1(2**16):
+            count += len(part)
+    return count
+
+
+def _describe_truncated(stream, there, needed):
+    where = "can be unpacked" if isinstance(stream, gzip.GzipFile) else "are there"
+    return f"truncated: {there} bytes {where}, {needed} are needed"
 
 
 def _count_bytes(header):
@@ -105,8 +159,10 @@ def _check_affines(header, shape, sizes):
 def _read_image(stream, header):
     stream.seek(0)
     size = _count_bytes(header)
-    raw = stream.read(size + 1)
-    if len(raw) != size:
+    raw = _take(stream, size + 1, size)
+    if len(raw) < size:
+        raise ValueError(_describe_truncated(stream, len(raw), size))
+    if len(raw) > size:
         raise ValueError(f"it holds {len(raw)} bytes or more, not the {size} of its header")
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     # Extensions are passed over: nothing here looks at them, and they may name the patient.

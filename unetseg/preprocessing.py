@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from unetseg import nifti
 from unetseg.body import find_body, find_box, find_void, measure_contrast
+from unetseg.description import refuse_ignored
 from unetseg.digits import significant
 from unetseg.planning import (
     choose_empty_space,
@@ -160,7 +161,13 @@ class Preprocessor:
         -------
         Preprocessor
             Itself, with every setting filled in.
+
+        Raises
+        ------
+        ValueError
+            If a label is named ``ignore``: such voxels would be learnt as a structure.
         """
+        refuse_ignored(self.labels or {}, "Preprocessor(labels=...):")
         if None not in [getattr(self, field.name) for field in fields(self)]:
             return self
         require("cases", cases, len(cases), "at least one")

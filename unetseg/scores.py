@@ -14,6 +14,7 @@ from unetseg.digits import decimals_for
 from unetseg.fingerprints import fingerprint
 from unetseg.metrics import score_case
 from unetseg.provenance import Trained
+from unetseg.tables import read_results
 from unetseg.workspace import refuse_any, require
 
 METRICS = ("dice", "surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm", "sensitivity")
@@ -126,14 +127,13 @@ def load_scores(path):
     ValueError
         If columns are missing, such as in scores of an earlier version.
     """
-    types = dict.fromkeys(("case", "group", "name"), str)
-    scores = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
-    missing = [name for name in (*METRICS, "tolerance_mm") if name not in scores]
+    scores = read_results(path)
+    missing = [name for name in ("group", *METRICS, "tolerance_mm") if name not in scores]
     refuse_any(missing, f"{path}:", "columns are missing", "Run 03_evaluate on it again.")
     if stale := find_stale(Path(path).parent):
         names = ", ".join(stale)
         print(f"{path}: of other predictions of {names} than there are; run 03_evaluate again.")
-    return scores
+    return scores.replace({"group": {"": np.nan}})
 
 
 def count_confusion(cases, predictions_dir, folds, labels):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from unetseg import disk, provenance, scores, workspace
 from unetseg.digits import read_numbers
+from unetseg.tables import read_table
 from unetseg.workspace import DONE, project_dir, read_json, refuse_any, require, write_file
 
 # nbconvert's page without the scripts that it would fetch from elsewhere.
@@ -106,12 +107,12 @@ def write_model_card(results_dir):
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     card = jinja2.Template(text, finalize=_escape, undefined=jinja2.StrictUndefined)
     try:
-        cases = _read_table(results_dir / "cases.csv")
+        cases = read_table(results_dir / "cases.csv")
         triples = [pd.DataFrame(cases[name].map(read_numbers).tolist()) for name in TRIPLES]
         spans = pd.concat([*triples, cases[RANGES]], axis=1).astype(float).agg(["min", "max"])
         about |= {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
         for path in [results_dir / name for name in TABLES]:
-            about[path.stem] = _read_table(path).to_dict("records") if path.is_file() else None
+            about[path.stem] = read_table(path).to_dict("records") if path.is_file() else None
         about |= _describe_content(results_dir, about["scores"])
         about["number"] = lambda value: float(value or "nan")  # NaN is written as ""
         text = card.render(name=results_dir.name, **about)
@@ -129,10 +130,6 @@ def _describe_content(results_dir, scored):
         "corrected": sorted({*corrected}),
         "stale": scores.find_stale(results_dir),
     }
-
-
-def _read_table(path):
-    return pd.read_csv(path, dtype=str, keep_default_na=False)  # names may read "NA" or "007"
 
 
 def _escape(value):  # what strangers named stays text on its line of Markdown

@@ -15,18 +15,27 @@ from unetseg.workspace import read_json, refuse_any, require
 
 COLUMNS = ["kind", "case", "other", "fold", "detail"]
 DUPLICATE = 0.99  # correlation of two scans above which they count as the same
+ATTEMPTS = 20  # at spreading rare labels
 SAMPLED = 32_768  # voxels a scan; the standard error of a correlation of 0.99 is then 0.0001
 
 
-def make_folds(cases, n_splits=5, seed=12345):
+def make_folds(cases, n_splits=5, seed=12345, *, labels_of=None):
     """Split cases into folds, the cases of one patient always together.
+
+    Where these folds lack a label in some validation part, patients are exchanged between folds
+    so that every training part has each label, and as many validation parts as can. A patient who
+    alone has some label stays in the training part of every fold and is never validated: a fold
+    could not learn that label without him, and his score would say only that.
 
     Parameters
     ----------
     cases : sequence of Case
     n_splits : int, default 5
     seed : int, default 12345
-        With this seed and no groups these are nnU-Net's own folds.
+        With this seed and no groups these are nnU-Net's own folds, if they have each label in
+        each part or `labels_of` is not given.
+    labels_of : mapping of str to iterable of int, optional
+        The label values in the mask of each case, as `unetseg.cases.read_labels` gives them.
 
     Returns
     -------
@@ -36,23 +45,32 @@ def make_folds(cases, n_splits=5, seed=12345):
     Raises
     ------
     ValueError
-        If there are fewer patients than folds.
+        If there are fewer patients than folds, those not counted who alone have a label.
+
+    See Also
+    --------
+    count_labels : tells what could not be had.
     """
     patient = {case.id: case.group or case.id for case in cases}
-    patients = np.array(sorted(set(patient.values())))
-    allowed = f"at least 2 and at most the number of patients, {len(patients)}"
+    labels = _labels_of_patients(patient, labels_of or {})
+    kept = _find_only_patients(labels)
+    patients = np.array(sorted(set(patient.values()) - set(kept)))
+    count = f"{len(patients)}{_describe_kept(kept)}"
+    if len(patients) < 2:
+        advice = "Add cases of other patients, with these labels."
+        raise ValueError(f"Two patients at least make folds. Received: {count}. {advice}")
+    allowed = f"at least 2 and at most the number of patients, {count}"
     require("n_splits", n_splits, 2 <= n_splits <= len(patients), allowed)
     folds = []
-    for train, _ in KFold(n_splits, shuffle=True, random_state=seed).split(patients):
-        chosen = set(patients[train])
+    for chosen in _divide(patients, labels, n_splits, seed):
         parts = {"train": [], "val": []}
         for case_id in sorted(patient):
-            parts["train" if patient[case_id] in chosen else "val"].append(case_id)
+            parts["val" if patient[case_id] in chosen else "train"].append(case_id)
         folds.append(parts)
     return folds
 
 
-def settle_folds(path, cases, n_splits=5, seed=12345):
+def settle_folds(path, cases, n_splits=5, seed=12345, *, labels_of=None):
     """Take the folds that are written down, else make them.
 
     Parameters
@@ -60,7 +78,7 @@ def settle_folds(path, cases, n_splits=5, seed=12345):
     path : str or Path
         ``splits.json``, perhaps not there. If it holds other folds than would be made, that is
         said.
-    cases, n_splits, seed
+    cases, n_splits, seed, labels_of
         As for `make_folds`.
 
     Returns
@@ -75,10 +93,10 @@ def settle_folds(path, cases, n_splits=5, seed=12345):
     """
     path = Path(path)
     if not path.exists():
-        return make_folds(cases, n_splits, seed)
+        return make_folds(cases, n_splits, seed, labels_of=labels_of)
     folds = read_json(path)
     try:
-        made = make_folds(cases, n_splits, seed)
+        made = make_folds(cases, n_splits, seed, labels_of=labels_of)
     except ValueError:
         made = None
     if folds != made:
@@ -88,8 +106,143 @@ def settle_folds(path, cases, n_splits=5, seed=12345):
     return folds
 
 
+def _labels_of_patients(patient, labels_of):
+    labels = {who: set() for who in patient.values()}
+    for case_id, who in patient.items():
+        labels[who] |= set(labels_of.get(case_id, ()))
+    return labels
+
+
+def _find_only_patients(labels):
+    # Those who alone have some label, with these labels.
+    kept = {}
+    for label in sorted(set().union(*labels.values())):
+        owners = [who for who, values in labels.items() if label in values]
+        if len(owners) == 1:
+            kept.setdefault(owners[0], []).append(label)
+    return kept
+
+
+def _describe_kept(kept):
+    named = [f"{who} with label {' and '.join(map(str, v))}" for who, v in kept.items()]
+    words = f" not counted who alone have a label and are always trained on: {'; '.join(named)}"
+    return f",{words}," if kept else ""
+
+
+def _divide(patients, labels, n_splits, seed):
+    # Sets of patients to be validated. The first attempt starts from nnU-Net's folds and changes
+    # nothing where each has all labels; an exchange may end where no single one helps any more.
+    shared = sorted(set().union(*(labels[who] for who in patients)))
+    has = np.array([[label in labels[who] for label in shared] for who in patients], int)
+    has = has.reshape(len(patients), len(shared))
+    best, most = None, -1
+    for attempt in range(ATTEMPTS):
+        split = KFold(n_splits, shuffle=True, random_state=(seed + attempt) % 2**32).split(patients)
+        fold_of = np.empty(len(patients), int)
+        for fold, (_, val) in enumerate(split):
+            fold_of[val] = fold
+        counts = np.array([has[fold_of == fold].sum(axis=0) for fold in range(n_splits)])
+        while _exchange(fold_of, counts, has):
+            pass
+        if (value := _value((counts > 0).sum(axis=0))) > most:
+            best, most = fold_of, value
+        if most == _value(np.minimum(has.sum(axis=0), n_splits)):
+            break
+    return [set(patients[best == fold]) for fold in range(n_splits)]
+
+
+def _value(parts):
+    # Of labels in so many validation parts. Two parts are worth more than anything, as then
+    # every training part has the label.
+    return parts.sum(axis=-1) + 10**6 * np.minimum(parts, 2).sum(axis=-1)
+
+
+def _exchange(fold_of, counts, has):
+    # Make the one exchange of two patients that helps most, in place; False if none does.
+    there = counts > 0
+    parts = there.sum(axis=0)
+    best, most = None, _value(parts)
+    lacking = parts < np.minimum(counts.sum(axis=0), len(counts))
+    for fold, label in np.argwhere(~there & lacking):
+        partners = np.flatnonzero(fold_of == fold)
+        for one in np.flatnonzero(has[:, label]):
+            other = fold_of[one]
+            given, taken = has[one], has[partners]  # (label,) and (partner, label)
+            left = counts[other] - given + taken > 0
+            right = counts[fold] + given - taken > 0
+            values = _value(parts - there[other] - there[fold] + left + right)
+            if values.max() > most:
+                best, most = (one, partners[values.argmax()]), values.max()
+    if best is None:
+        return False
+    one, other = best
+    difference = has[one] - has[other]
+    counts[fold_of[one]] -= difference
+    counts[fold_of[other]] += difference
+    fold_of[[one, other]] = fold_of[[other, one]]
+    return True
+
+
+def count_labels(folds, labels_of):
+    """Count in how many cases and folds every label is.
+
+    Parameters
+    ----------
+    folds : list of dict
+        As `make_folds` returns it.
+    labels_of : mapping of str to iterable of int
+        The label values in the mask of each case.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per label: ``label``, ``cases`` that have it, ``validated cases`` among them, and
+        the number of folds with it in the ``training parts`` and in the ``validation parts``.
+    """
+    rows = []
+    for label in sorted(set().union(*labels_of.values())):
+        owners = {case_id for case_id, values in labels_of.items() if label in values}
+        validated = owners & {case_id for fold in folds for case_id in fold["val"]}
+        parts = [sum(1 for fold in folds if owners & set(fold[p])) for p in ("train", "val")]
+        rows.append((label, len(owners), len(validated), *parts))
+    columns = ["label", "cases", "validated cases", "training parts", "validation parts"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def describe_rare_labels(folds, labels_of):
+    """Say which labels are not in the validation part of every fold.
+
+    Parameters
+    ----------
+    folds, labels_of
+        As for `count_labels`.
+
+    Returns
+    -------
+    list of str
+        A sentence per such label.
+    """
+    sentences = []
+    for label, cases, validated, _, parts in count_labels(folds, labels_of).itertuples(index=False):
+        where = f"Label {label} is in {cases} case{'s' * (cases != 1)}"
+        if not validated:
+            which = _name_owners(label, labels_of)
+            sentences.append(
+                f"{where} ({which}), always trained on: no case that has it is scored."
+            )
+        elif parts < len(folds):
+            some = f"{validated} validated, in {parts} of {len(folds)} folds"
+            sentences.append(f"{where}, {some}: its scores are of these alone.")
+    return sentences
+
+
+def _name_owners(label, labels_of):
+    owners = sorted(case_id for case_id, values in labels_of.items() if label in values)
+    return ", ".join(owners[:3]) + ", and more" * (len(owners) > 3)
+
+
 def check_folds(folds, cases, labels_of):
-    """Stop if the folds would give a score that means nothing.
+    """Stop if the folds cannot be trained, or would give a score that means nothing.
 
     Parameters
     ----------
@@ -102,15 +255,15 @@ def check_folds(folds, cases, labels_of):
     Raises
     ------
     ValueError
-        If a fold names an unknown case or has one in both parts, lacks a label in one of them, or
-        if two folds validate the same case.
+        If a fold names an unknown case, has one in both parts, has an empty part, or lacks a
+        label in its training part, or if two folds validate the same case.
 
     See Also
     --------
+    count_labels : tells of labels that are not in every validation part.
     find_leaks : tells of patients in both parts.
     """
-    known = {case.id for case in cases}
-    every_label, validated = set().union(*labels_of.values()), set()
+    known, validated = {case.id for case in cases}, set()
     for number, fold in enumerate(folds):
         ids = {part: set(fold[part]) for part in ("train", "val")}
         subject = f"Fold {number} of splits.json:"
@@ -118,14 +271,20 @@ def check_folds(folds, cases, labels_of):
         refuse_any(sorted(unknown), subject, "cases are not in the data", "Remove them.")
         both = sorted(ids["train"] & ids["val"])
         refuse_any(both, subject, "cases are in both parts", "Remove them from one.")
-        for part, chosen in ids.items():
-            missing = every_label.difference(*(labels_of[i] for i in chosen))
-            problem = f"labels are in no case of its {part} part"
-            advice = "Use fewer folds, another seed, or edit splits.json."
-            refuse_any([str(v) for v in sorted(missing)], subject, problem, advice)
+        empty = [part for part in ids if not ids[part]]
+        refuse_any(empty, subject, "parts have no case", "Put some there.")
+        _refuse_unlearnt(ids["train"], subject, labels_of)
         twice = sorted(validated & ids["val"])
         refuse_any(twice, subject, "cases are validated again", "A case is scored once.")
         validated |= ids["val"]
+
+
+def _refuse_unlearnt(train, subject, labels_of):
+    missing = set().union(*labels_of.values()).difference(*(labels_of[i] for i in train))
+    lines = [f"{label} (it is in {_name_owners(label, labels_of)})" for label in sorted(missing)]
+    advice = "Move such a case from its val to its train part, or remove splits.json: folds are "
+    advice += "then made with each label in each training part."
+    refuse_any(lines, subject, "labels are in no case of its train part", advice)
 
 
 def find_leaks(cases, folds=None):

@@ -20,7 +20,13 @@ from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_case
 from unetseg.preprocessing import Preprocessor, patch_budget
-from unetseg.splits import check_folds, find_leaks, refuse_leaks, settle_folds
+from unetseg.splits import (
+    check_folds,
+    describe_rare_labels,
+    find_leaks,
+    refuse_leaks,
+    settle_folds,
+)
 from unetseg.splits import make_folds as make_folds  # for those who call it from here
 from unetseg.workspace import DONE, require, write_file, write_json
 
@@ -349,8 +355,7 @@ def cross_validate(
     preprocessor = (preprocessor or Preprocessor()).fit(list(by_id.values()))
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
     model_args = plan_model(build_model, preprocessor, model_args)
-    folds = _settle_folds(results_dir, cases, n_splits, seed)
-    check_folds(folds, cases, labels_of)
+    folds = _settle_folds(results_dir, cases, n_splits, seed, labels_of)
     leaks = find_leaks(list(by_id.values()), folds)
     if not allow_leaks:
         refuse_leaks(leaks)
@@ -379,6 +384,7 @@ def cross_validate(
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
         validated = sum(len(fold["val"]) for fold in folds)
         print(f"{validated} of {len(cases)} cases are validated by one of them.")
+        print("".join(f"{line}\n" for line in describe_rare_labels(folds, labels_of)), end="")
         if pending:
             disk.require_cache(by_id.values(), table, preprocessor)
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
@@ -386,9 +392,11 @@ def cross_validate(
     return folds
 
 
-def _settle_folds(results_dir, cases, n_splits, seed):
+def _settle_folds(results_dir, cases, n_splits, seed, labels_of):
     provenance.say_if_fitted_on_others(results_dir / "fitted_on.json", cases)
-    folds = settle_folds(results_dir / "splits.json", cases, n_splits, seed)
+    path = results_dir / "splits.json"
+    folds = settle_folds(path, cases, n_splits, seed, labels_of=labels_of)
+    check_folds(folds, cases, labels_of)
     provenance.say_unused(folds, cases)
     return folds
 

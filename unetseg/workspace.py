@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 # By its full name, as the package itself asks this module how to import its modules.
 import unetseg.fingerprints as fingerprints
+from unetseg.contents import read_text
 from unetseg.disk import explain_full, require_room_for_copies
 from unetseg.fingerprints import sha256
 from unetseg.machine import computes_on_gpu as computes_on_gpu  # for those who ask here
@@ -453,12 +454,15 @@ def read_json(path, kind=None):
     import jsonschema  # here, as it takes a tenth of a second
 
     path = Path(path)
+    schemas, name = _load_schemas(), kind or path.name
+    by_hand = name not in schemas["$defs"]
+    text = read_text(path, "not valid JSON")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        hook = _refuse_twice if by_hand else None
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
-    schemas, name = _load_schemas(), kind or path.name
-    if name in schemas["$defs"]:
+    if not by_hand:
         validator = jsonschema.Draft202012Validator({**schemas, "$ref": f"#/$defs/{name}"})
         if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
             found = f"at {error.json_path}: {error.message[:300]}"
@@ -473,6 +477,15 @@ def _load_schemas():
 
 def _refuse_constant(name):
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _refuse_twice(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def read_folds(results_dir, folds=None):
