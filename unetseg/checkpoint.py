@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from unetseg import disk
+from unetseg.preprocessing import OLDER
 from unetseg.provenance import name_differences
 from unetseg.workspace import DONE, LOCK, read_json, sha256, write_file, write_json
 
@@ -263,7 +264,10 @@ def record_settings(path, settings, run):
     if not path.exists():
         write_json(path, {"settings": settings, **run})
     recorded = read_json(path)
-    both = recorded["settings"], settings
+    there = dict(recorded["settings"])
+    if "preprocessor" in there:
+        there["preprocessor"] = json.loads(json.dumps(OLDER)) | there["preprocessor"]
+    both = there, settings
     old, new = (pd.json_normalize(one).astype(object).iloc[0].to_dict() for one in both)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:

@@ -29,6 +29,8 @@ ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
 SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
+# What files of version 0.1 do not tell.
+OLDER = {"neighbours": 0, "planes": (), "empty_space": "zero", "least_contrast": 0.0}
 MIRRORINGS = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
 LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
 PLANES = [(), *itertools.permutations(range(3), 1), *itertools.permutations(range(3), 2)]
@@ -202,13 +204,16 @@ class Preprocessor:
             self.normalisation = choose_normalisation(facts)
         if self.mirror_axes is None:
             self.mirror_axes = self._choose_mirror_axes([fact["sides"] for fact in facts])
+        self._fill_in_slices(sizes)
+        self.__post_init__()
+        return self
+
+    def _fill_in_slices(self, sizes):
         several = self.dimensions == 2 and sizes[self.patch.index(1)] > 1
         if self.neighbours is None:
             self.neighbours = 2 if several else 0
         if self.planes is None:
             self.planes = self._choose_planes(sizes, several)
-        self.__post_init__()
-        return self
 
     def _choose_mirror_axes(self, sides):
         offsets = [[of[label] for of in sides if label in of] for label in self.labels]
@@ -396,9 +401,7 @@ class Preprocessor:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
-        # Older files lack some.
-        settings = {"neighbours": 0, "planes": (), "empty_space": "zero", "least_contrast": 0.0}
-        settings |= read_json(path, "preprocessor.json")
+        settings = {**OLDER, **read_json(path, "preprocessor.json")}
         if settings["labels"]:
             settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
         return cls(**settings)

@@ -382,14 +382,19 @@ def cross_validate(
         if pending or not (results_dir / "cases.csv").exists():  # else it tells of what is trained
             _write_used(results_dir / "cases.csv", table, folds)
         print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
-        validated = sum(len(fold["val"]) for fold in folds)
-        print(f"{validated} of {len(cases)} cases are validated by one of them.")
-        print("".join(f"{line}\n" for line in describe_rare_labels(folds, labels_of)), end="")
+        _say_what_is_validated(folds, cases, labels_of)
         if pending:
             disk.require_cache(by_id.values(), table, preprocessor)
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
         _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
     return folds
+
+
+def _say_what_is_validated(folds, cases, labels_of):
+    validated = sum(len(fold["val"]) for fold in folds)
+    print(f"{validated} of {len(cases)} cases are validated by one of them.")
+    for sentence in describe_rare_labels(folds, labels_of):
+        print(sentence)
 
 
 def _settle_folds(results_dir, cases, n_splits, seed, labels_of):
