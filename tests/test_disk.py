@@ -157,21 +157,21 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from unetseg import augmentation, checkpoint, workspace
+from unetseg.cases import Case
+from unetseg.preprocessing import Preprocessor
 
-class Rough:
+class Rough(Preprocessor):
     def transform(self, case):
         return np.ones((64, 64, 64, 1), np.float32), np.ones((64, 64, 64), np.uint8)
-
-class Case:
-    id = "a"
 
 import keras
 net = keras.Sequential([keras.Input((300,)), keras.layers.Dense(300)])
 folder = Path(sys.argv[1])
 workspace.write_file(folder / "results.csv", b"before")
+case = Case("a", folder / "results.csv", folder / "results.csv")
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 for work in (
-    lambda: augmentation.CachedCases(Rough(), [Case()], folder / "cache"),
+    lambda: augmentation.CachedCases(Rough(), [case], folder / "cache"),
     lambda: workspace.write_file(folder / "results.csv", bytes(100_000)),
     lambda: checkpoint.save_weights(net, folder / "model.weights.h5"),
 ):

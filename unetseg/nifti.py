@@ -391,8 +391,8 @@ def save_map(path, array, like):
     path, like
         As for `save_mask`.
     array : (x, y, z) or (x, y, z, channel) ndarray of float
-        In RAS+. Stored as float32, rounded to about three digits of the largest: of shares and
-        probabilities to three decimals. More are not worth their space.
+        In RAS+. Stored as float32, rounded to three decimals, or to about three digits of the
+        largest if that is less than 1. More are not worth their space.
 
     Raises
     ------
@@ -400,7 +400,7 @@ def save_map(path, array, like):
         If the map is not on the grid of the scan.
     """
     array = np.asarray(array, np.float32)
-    _write_like(path, np.round(array, decimals_for(array, 3)), like, np.float32)
+    _write_like(path, np.round(array, max(3, decimals_for(array, 3))), like, np.float32)
 
 
 def _write_like(path, array, like, dtype):

@@ -352,7 +352,8 @@ def cross_validate(
     refuse_problems(table)
     if preprocessor is None and (results_dir / "preprocessor.json").exists():
         preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
-    preprocessor = (preprocessor or Preprocessor()).fit(list(by_id.values()))
+    # A copy: what is given may be used again, on other cases.
+    preprocessor = replace(preprocessor or Preprocessor()).fit(list(by_id.values()))
     labels_of = dict(zip(table["case"], table["labels"], strict=True))
     model_args = plan_model(build_model, preprocessor, model_args)
     folds = _settle_folds(results_dir, cases, n_splits, seed, labels_of)
