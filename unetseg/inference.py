@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from unetseg import checkpoint, nifti, workspace
-from unetseg.augmentation import add_neighbours
+from unetseg.blocks import along, make_blocks, restore_plane_block
 from unetseg.cases import check_cases
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
@@ -32,10 +32,10 @@ class Prediction(NamedTuple):
     """What the models say about one case, in RAS+ on its native grid.
 
     ``labels``: (x, y, z) int32, the user's own values. ``probabilities``: (x, y, z, class)
-    float32, the mean over the models. ``uncertainty``: (x, y, z) float32, the entropy of the
-    probabilities in [0, 1], 1 where all classes are equally likely. ``votes``: (model, x, y, z)
-    uint8, class numbers by each model alone. ``disagreement``: (x, y, z) float32, the share of the
-    models that vote for another label, in [0, 1].
+    float32, the mean over the models; None if they were not asked for. ``uncertainty``: (x, y, z)
+    float32, the entropy of the probabilities in [0, 1], 1 where all classes are equally likely.
+    ``votes``: (model, x, y, z) uint8, class numbers by each model alone. ``disagreement``:
+    (x, y, z) float32, the share of the models that vote for another label, in [0, 1].
     """
 
     labels: np.ndarray
@@ -97,7 +97,16 @@ def load_temperature(results_dir):
     return float(np.exp(np.mean([np.log(one.get("temperature", 1)) for one in done])))
 
 
-def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, temperature=1.0):
+def predict_case(
+    models,
+    case,
+    preprocessor,
+    *,
+    overlap=0.5,
+    mirror_axes=None,
+    temperature=1.0,
+    probabilities=True,
+):
     """Segment one case.
 
     Parameters
@@ -116,6 +125,9 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
     temperature : float, default 1
         By which the logits of the mean probabilities are divided, such as `load_temperature`
         gives it. Changes how sure the prediction is, not its labels.
+    probabilities : bool, default True
+        Whether to return them. Without them many classes take no more memory than
+        `unetseg.blocks.BLOCK_BYTES` allows.
 
     Returns
     -------
@@ -124,18 +136,57 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
     mirror_axes = _settle(preprocessor, overlap, mirror_axes, temperature)
     models = list(models) if isinstance(models, list | tuple) else [models]
     x, _ = preprocessor.transform(replace(case, mask=None))
-    found = (_predict(model, x, preprocessor, overlap, mirror_axes) for model in models)
-    total, votes = 0, []
-    for native in preprocessor.restore_each(found, case):  # one at a time in memory
-        votes.append(native.argmax(axis=-1).astype(np.uint8))
-        total += native
-    probabilities, votes = total / np.float32(len(models)), np.stack(votes)
-    labels = preprocessor.decode(probabilities)  # before rounding may make two classes equal
-    disagreement = (votes != probabilities.argmax(axis=-1)).mean(axis=0, dtype=np.float32)
-    if temperature != 1:
-        probabilities = soften(probabilities, temperature)
-    uncertainty = normalised_entropy(probabilities)
-    return Prediction(labels, probabilities, uncertainty, votes, disagreement)
+    place = preprocessor.place(case)
+    drawn = _draw_background(preprocessor, place.shape, len(models), temperature, probabilities)
+    inside = _look_at(drawn, place.box)
+    for block in _cut(preprocessor, x.shape, place):
+        mean, votes = _predict_block(models, x, place, block, preprocessor, overlap, mirror_axes)
+        part = _look_at(inside, along(block.axis, *block.native))
+        part.votes[:] = votes
+        for plane in range(mean.shape[block.axis]):  # one at a time, so that copies are small
+            index = along(block.axis, plane, plane + 1)
+            _draw(_look_at(part, index), mean[index], preprocessor, temperature)
+    return drawn
+
+
+def _draw_background(preprocessor, shape, n_models, temperature, probabilities):
+    # Where the scan was cropped the background is certain.
+    num_classes = preprocessor.num_classes
+    whole = Prediction(
+        labels=np.zeros(shape, np.int32),
+        probabilities=np.zeros((*shape, num_classes), np.float32) if probabilities else None,
+        uncertainty=np.zeros(shape, np.float32),
+        votes=np.zeros((n_models, *shape), np.uint8),
+        disagreement=np.zeros(shape, np.float32),
+    )
+    certain = np.eye(num_classes, dtype=np.float32)[:1]
+    certain = soften(certain, temperature) if temperature != 1 else certain
+    whole.uncertainty[:] = normalised_entropy(certain)
+    if probabilities:
+        whole.probabilities[:] = certain
+    return whole
+
+
+def _look_at(drawn, index):
+    # A part of every map, to be written to.
+    probabilities = drawn.probabilities
+    return Prediction(
+        labels=drawn.labels[index],
+        probabilities=None if probabilities is None else probabilities[index],
+        uncertainty=drawn.uncertainty[index],
+        votes=drawn.votes[(slice(None), *index)],
+        disagreement=drawn.disagreement[index],
+    )
+
+
+def _draw(part, mean, preprocessor, temperature):
+    classes = mean.argmax(axis=-1)  # before rounding may make two classes equal
+    part.labels[:] = preprocessor.decode(mean)
+    part.disagreement[:] = (part.votes != classes).mean(axis=0, dtype=np.float32)
+    mean = soften(mean, temperature) if temperature != 1 else mean
+    part.uncertainty[:] = normalised_entropy(mean)
+    if part.probabilities is not None:
+        part.probabilities[:] = mean
 
 
 def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
@@ -148,20 +199,73 @@ def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
     return mirror_axes
 
 
-def _predict(model, x, preprocessor, overlap, mirror_axes):
-    total, patch = 0, preprocessor.patch
-    flat = patch.index(1) if 1 in patch else 0
+def _cut(preprocessor, shape, place):
+    # Windows that reach into two blocks are predicted twice: cut where they are short.
+    shares = [reach / n for reach, n in zip(_reach(preprocessor), shape, strict=False)]
+    return make_blocks(place, int(np.argmin(shares)), preprocessor.num_classes)
+
+
+def _reach(preprocessor):
+    # Of windows along each axis, over all planes.
+    patch, flat = preprocessor.patch, _flat_axis(preprocessor)
+    reach = np.array(patch)
+    for plane in preprocessor.planes or ():
+        turned = list(patch)
+        turned[plane], turned[flat] = patch[flat], patch[plane]
+        reach = np.maximum(reach, turned)
+    return reach.tolist()
+
+
+def _flat_axis(preprocessor):
+    return preprocessor.patch.index(1) if 1 in preprocessor.patch else 0
+
+
+def _predict_block(models, x, place, block, preprocessor, overlap, mirror_axes):
+    # The mean of the models' probabilities and their votes, in the block of the native box.
+    low, high = block.network
+    found = [*x.shape[:3], preprocessor.num_classes]
+    found[block.axis] = high - low
+    shape = list(place.box_shape)
+    shape[block.axis] = block.native[1] - block.native[0]
+    mean = np.zeros((*shape, preprocessor.num_classes), np.float32)
+    votes = np.zeros((len(models), *shape), np.uint8)
+    for number, model in enumerate(models):
+        network = np.zeros(found, np.float32)
+        _predict(network, model, x, preprocessor, overlap, mirror_axes, (block.axis, low, high))
+        best = np.full(shape, -np.inf, np.float32)
+        for k in range(preprocessor.num_classes):
+            native = restore_plane_block(network[..., k], place, block)
+            mean[..., k] += native
+            votes[number][native > best] = k
+            np.maximum(best, native, out=best)
+    mean /= np.float32(len(models))
+    return mean, votes
+
+
+def _predict(out, model, x, preprocessor, overlap, mirror_axes, span):
+    # Adds to `out`, of which views are turned and mirrored as the volume is.
+    flat = _flat_axis(preprocessor)
     planes = preprocessor.planes or (flat,)
+    part = 1 / (len(planes) * 2 ** len(mirror_axes))
+    axis, low, high = span
     for plane in planes:
-        view = x.swapaxes(plane, flat)
-        if preprocessor.neighbours:
-            view = add_neighbours(view, flat, preprocessor.neighbours)
+        turned = {plane: flat, flat: plane}
+        view = _with_neighbours(x.swapaxes(plane, flat), flat, preprocessor.neighbours or 0)
         for n in range(len(mirror_axes) + 1):
-            for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
-                axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
-                found = np.flip(slide([model], np.flip(view, axes), patch, overlap=overlap), axes)
-                total += found.swapaxes(plane, flat)
-    return total / (len(planes) * 2 ** len(mirror_axes))
+            for axes in itertools.combinations(mirror_axes, n):
+                ends = (x.shape[axis] - high, x.shape[axis] - low) if axis in axes else (low, high)
+                axes = [turned.get(one, one) for one in axes]
+                into = np.flip(out.swapaxes(plane, flat), axes)
+                settings = {"overlap": overlap, "out": into, "part": part}
+                settings["span"] = (turned.get(axis, axis), *ends)
+                slide([model], np.flip(view, axes), preprocessor.patch, **settings)
+
+
+def _with_neighbours(x, axis, neighbours):
+    # As `add_neighbours`, with one more axis for them in the place of copies.
+    room = [(neighbours * (n == axis),) * 2 for n in range(x.ndim)]
+    padded = np.pad(x, room) if neighbours else x
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1, axis)
 
 
 def predict_scans(
@@ -279,44 +383,79 @@ def _describe(scan, found, labels):
     return rows
 
 
-def slide(models, x, patch, *, overlap=0.5):
+def slide(models, x, patch, *, overlap=0.5, span=None, out=None, part=1.0):
     """Average the models' probabilities over overlapping windows, weighted towards their centres.
 
     Parameters
     ----------
     models : sequence of keras.Model
-    x : (x, y, z, channel) ndarray of float32
-        At least as large as the patch.
+    x : (x, y, z, channel) or (x, y, z, channel, neighbour) ndarray of float32
+        At least as large as the patch. With neighbours the network sees a channel for each.
     patch : tuple of 3 int
         Shape of a window; across an axis of 1 the windows are slices for a 2-D network.
     overlap : float, default 0.5
         In [0, 1).
+    span : tuple of 3 int, optional
+        An axis, and the first and behind the last of the planes across it that are wanted; other
+        windows are not predicted. By default all.
+    out : (x, y, z, class) ndarray of float32, optional
+        The wanted planes; the probabilities are added to it. By default a new one.
+    part : float, default 1
+        By which the probabilities are multiplied.
 
     Returns
     -------
     (x, y, z, class) ndarray of float32
     """
     require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
-    steps = [_starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
-    boxes = [
-        tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
-        for start in itertools.product(*steps)
-    ]
-    weight = _window_weight(patch)
-    total, weights = 0, np.zeros((*x.shape[:3], 1), np.float32)
-    flat = tuple(n for n in patch if n > 1) + x.shape[3:]
+    span = span or (0, 0, x.shape[0])
+    shape = list(x.shape[:3])
+    shape[span[0]] = span[2] - span[1]
+    windows = _list_windows(x.shape, patch, overlap, span)
+    weight, weights = _window_weight(patch), np.zeros(shape, np.float32)
+    for window in windows:
+        weights[window.target] += weight[window.source]
+    flat = (*(n for n in patch if n > 1), int(np.prod(x.shape[3:])))
     size = max(1, BATCH_VOXELS // int(np.prod(patch)))
-    for first in range(0, len(boxes), size):
-        chosen = boxes[first : first + size]
-        batch = np.stack([x[box].reshape(flat) for box in chosen])
-        found = np.mean([np.asarray(m.predict_on_batch(batch)) for m in models], axis=0)
-        if first == 0:
-            total = np.zeros((*x.shape[:3], found.shape[-1]), np.float32)
-        for box, probabilities in zip(chosen, found, strict=True):
-            total[box] += probabilities.reshape(*patch, -1) * weight
-            weights[box] += weight
-    total /= weights
-    return total
+    for first in range(0, len(windows), size):
+        chosen = windows[first : first + size]
+        found = _predict_batch(models, np.stack([x[w.box].reshape(flat) for w in chosen]))
+        if out is None:
+            out = np.zeros((*shape, found.shape[-1]), np.float32)
+        for window, probabilities in zip(chosen, found, strict=True):
+            share = part * weight[window.source] / weights[window.target]
+            wanted = probabilities.reshape(*patch, -1)[window.source]
+            wanted *= share[..., None]  # in place: of many classes even a window is large
+            out[window.target] += wanted
+    return out
+
+
+class _Window(NamedTuple):
+    box: tuple  # of the volume
+    source: tuple  # what of the window is wanted
+    target: tuple  # where that lies among the wanted planes
+
+
+def _list_windows(shape, patch, overlap, span):
+    axis, low, high = span
+    steps = [_starts(n, p, overlap) for n, p in zip(shape, patch, strict=False)]
+    windows = []
+    for start in itertools.product(*steps):
+        box = [slice(a, a + p) for a, p in zip(start, patch, strict=True)]
+        first, last = max(low, box[axis].start), min(high, box[axis].stop)
+        if first < last:
+            source, target = [slice(0, p) for p in patch], [*box]
+            source[axis] = slice(first - box[axis].start, last - box[axis].start)
+            target[axis] = slice(first - low, last - low)
+            windows.append(_Window(tuple(box), tuple(source), tuple(target)))
+    return windows
+
+
+def _predict_batch(models, batch):
+    total = np.array(models[0].predict_on_batch(batch), np.float32)  # a copy, to work in
+    for model in models[1:]:
+        total += np.asarray(model.predict_on_batch(batch))
+    return total / np.float32(len(models)) if len(models) > 1 else total
 
 
 def normalised_entropy(probabilities):
@@ -346,5 +485,5 @@ def _starts(length, window, overlap):
 def _window_weight(patch):
     # A Gaussian of an eighth of the patch, as in nnU-Net, never so small that it is lost.
     axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch]
-    weight = np.einsum("i,j,k->ijk", *axes)[..., None]
+    weight = np.einsum("i,j,k->ijk", *axes)
     return np.maximum(weight, 1e-3).astype(np.float32)
