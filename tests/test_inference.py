@@ -1,6 +1,9 @@
 import hashlib
+import itertools
 import json
 import math
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,12 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK
+from scipy import ndimage
 
 from unetseg import inference
+from unetseg.augmentation import add_neighbours
 from unetseg.inference import (
     load_models,
     load_temperature,
     normalised_entropy,
+    predict_and_sample,
     predict_case,
     predict_scans,
     slide,
@@ -831,3 +837,166 @@ def test_two_at_once_write_what_one_does(backend, tmp_path, experiment, write_ca
         contents[-1] |= {"files": files_in(folder)}
     pd.testing.assert_frame_equal(*tables)
     assert contents[0] == contents[1]
+
+
+def by_the_book(models, case, preprocessor, mirror_axes=(), overlap=0.5):
+    """All class maps at once: windows, mirrored copies, planes, then each model's map resampled."""
+    x, _ = preprocessor.transform(case)
+    image, affine = preprocessor._load(case)
+    box, shape, padding = preprocessor._geometry(image, affine)
+    inner = tuple(slice(a, a + n) for (a, _), n in zip(padding, shape, strict=True))
+    flat = preprocessor.patch.index(1) if 1 in preprocessor.patch else 0
+    planes, maps = preprocessor.planes or (flat,), []
+    for model in models:
+        total = 0
+        for plane in planes:
+            view = x.swapaxes(plane, flat)
+            view = add_neighbours(view, flat, preprocessor.neighbours or 0)
+            for n in range(len(mirror_axes) + 1):
+                for axes in itertools.combinations(mirror_axes, n):
+                    axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
+                    found = whole_slide(model, np.flip(view, axes), preprocessor.patch, overlap)
+                    total = total + np.flip(found, axes).swapaxes(plane, flat)
+        total = total / (len(planes) * 2 ** len(mirror_axes))
+        native = np.zeros((*image.shape[:3], total.shape[-1]), np.float32)
+        native[..., 0] = 1
+        factors = np.array(native[box].shape[:3]) / shape
+        for k in range(total.shape[-1]):
+            zoomed = ndimage.zoom(
+                total[(*inner, k)], factors, order=1, mode="nearest", grid_mode=True
+            )
+            native[(*box, k)] = zoomed
+        maps.append(native)
+    return np.mean(maps, axis=0), np.stack([one.argmax(axis=-1) for one in maps])
+
+
+def whole_slide(model, x, patch, overlap):
+    weight = inference._window_weight(patch)[..., None]
+    total, weights = 0, np.zeros((*x.shape[:3], 1))
+    steps = [inference._starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
+    for start in itertools.product(*steps):
+        box = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        flat = (*(n for n in patch if n > 1), -1)
+        found = model.predict_on_batch(x[box].reshape(flat)[None])[0].reshape(*patch, -1)
+        if not np.any(total):
+            total = np.zeros((*x.shape[:3], found.shape[-1]))
+        total[box] += found * weight
+        weights[box] += weight
+    return total / weights
+
+
+class Textured:
+    """A model whose probabilities of four classes depend on the image and the place in it."""
+
+    def __init__(self, seed):
+        self.rates = np.random.default_rng(seed).normal(size=(4, 3))
+
+    def predict_on_batch(self, batch):
+        place = np.indices(batch.shape[1:-1]).sum(axis=0) / 7
+        features = [batch.mean(axis=-1), np.broadcast_to(place, batch.shape[:-1]), batch[..., 0]]
+        features = [np.sin(3 * one) for one in features]
+        logits = np.tensordot(np.stack(features, axis=-1), self.rates, axes=(-1, -1))
+        raised = np.exp(logits)
+        return (raised / raised.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+FOUR = {"labels": {3: "a", 5: "b", 9: "c"}, "channels": 1, "normalisation": "zscore"}
+BLOCKS = {
+    "one model": (1, (1, 2, 3), (8, 8, 8), {}),
+    "five models": (5, (1, 2, 3), (8, 8, 8), {}),
+    "mirrored": (2, (1, 2, 3), (8, 8, 8), {"mirror_axes": (0, 2)}),
+    "finer grid": (2, (0.8, 1.3, 1.4), (8, 10, 8), {"mirror_axes": (1,)}),
+    "coarser grid": (2, (1.7, 2.5, 3.6), (8, 8, 8), {}),
+    "patch beyond the scan": (2, (1.4, 2.6, 3), (32, 8, 8), {"mirror_axes": (0,)}),
+    "slices": (2, (1, 2, 3), (8, 8, 1), {"neighbours": 1, "mirror_axes": (0,)}),
+    "sagittal slices": (1, (1.2, 2, 2.8), (1, 8, 8), {"neighbours": 1}),
+    "two planes": (2, (1.5, 1.5, 1.6), (8, 12, 1), {"planes": (2, 0), "mirror_axes": (0, 1)}),
+}
+
+
+@pytest.mark.parametrize("most_bytes", [10**9, 9000, 1])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_change_no_number(kind, most_bytes, tmp_path, write_case, monkeypatch):
+    count, spacing_mm, patch, more = BLOCKS[kind]
+    preprocessor = Preprocessor(spacing_mm, patch, **FOUR, **more)
+    image = np.zeros((17, 13, 15), np.float32)
+    image[2:16, :12, 1:14] = np.random.default_rng(0).normal(9, 2, (14, 12, 13))
+    case = write_case(tmp_path, "a", image, codes="PIR")
+    models = [Textured(seed) for seed in range(count)]
+    mean, votes = by_the_book(models, case, preprocessor, more.get("mirror_axes", ()))
+    monkeypatch.setattr(inference.blocks, "BLOCK_BYTES", most_bytes)
+    found = predict_case(models, case, preprocessor)
+    np.testing.assert_allclose(found.probabilities, mean, atol=2e-6)
+    np.testing.assert_array_equal(found.votes, votes)
+    np.testing.assert_array_equal(found.labels, np.array([0, 3, 5, 9])[mean.argmax(axis=-1)])
+    assert len(np.unique(found.labels)) >= 3
+    np.testing.assert_allclose(
+        found.disagreement, (votes != mean.argmax(axis=-1)).mean(axis=0), atol=1e-6
+    )
+    expected = -(mean * np.log(np.maximum(mean, 1e-12))).sum(axis=-1) / np.log(4)
+    np.testing.assert_allclose(found.uncertainty, expected, atol=1e-5)
+    without = predict_case(models, case, preprocessor, probabilities=False, temperature=2)
+    assert without.probabilities is None
+    np.testing.assert_array_equal(without.labels, found.labels)
+    softened = predict_case(models, case, preprocessor, temperature=2)
+    np.testing.assert_array_equal(without.uncertainty, softened.uncertainty)
+
+
+@pytest.mark.parametrize("most_bytes", [10**9, 9000])
+def test_the_probabilities_of_chosen_voxels_are_those_of_the_map(
+    most_bytes, tmp_path, write_case, monkeypatch
+):
+    image = np.zeros((17, 13, 15), np.float32)
+    image[2:16, :12, 1:14] = np.random.default_rng(0).normal(9, 2, (14, 12, 13))
+    case = write_case(tmp_path, "a", image)
+    preprocessor = Preprocessor((1.2, 2, 3), (8, 8, 8), **FOUR, mirror_axes=(0,))
+    monkeypatch.setattr(inference.blocks, "BLOCK_BYTES", most_bytes)
+    whole = predict_case(Textured(0), case, preprocessor)
+    seen = []
+
+    def choose(labels):
+        seen.append(labels)
+        return np.random.default_rng(1).choice(labels.size, 500, replace=False)
+
+    labels, chosen, sampled = predict_and_sample(Textured(0), case, preprocessor, choose)
+    np.testing.assert_array_equal(labels, whole.labels)
+    assert seen[0] is labels
+    expected = whole.probabilities.reshape(-1, 4)[chosen]
+    np.testing.assert_array_equal(sampled, expected)
+    assert (expected == [1, 0, 0, 0]).all(axis=1).any()  # also where the scan was cropped
+
+
+MEMORY = """
+import sys, resource
+import numpy as np
+from unetseg import blocks, cases, inference
+from unetseg.preprocessing import Preprocessor
+
+class Flat:
+    def predict_on_batch(self, batch):
+        return np.full((*batch.shape[:-1], 64), 1 / 64, np.float32)
+
+spacing, mirror_axes, patch = eval(sys.argv[2])
+labels = {k: str(k) for k in range(1, 64)}
+preprocessor = Preprocessor(
+    (spacing,) * 3, patch, labels, 1, "none", mirror_axes=mirror_axes, planes=()
+)
+blocks.BLOCK_BYTES, inference.BATCH_VOXELS = 2**24, 2**15
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+case = cases.Case("a", sys.argv[1])
+inference.predict_case([Flat()] * 3, case, preprocessor, probabilities=False, temperature=2.0)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts in kilobytes")
+@pytest.mark.parametrize(
+    "settings", [(1.0, (), (32, 32, 32)), (1.25, (0,), (32, 32, 32)), (1.0, (), (64, 64, 1))]
+)
+def test_many_classes_take_less_memory_than_one_map_of_them(settings, tmp_path, write_case):
+    image = np.random.default_rng(0).normal(100, 9, (96, 96, 96)).astype(np.float32)
+    scan = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1)).image
+    command = [sys.executable, "-c", MEMORY, str(scan), repr(settings)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    whole = 4 * 96**3 * 64  # 226 MB; before there were five of them, and three models' votes
+    assert int(said) < 0.8 * whole

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from unetseg import checkpoint, model, parallel, sample, splits, training, workspace
 from unetseg.augmentation import CachedCases, Patches
-from unetseg.inference import load_models, predict_case
+from unetseg.inference import load_models, predict_and_sample, predict_case
 from unetseg.model import build_unet, dice_cross_entropy
 from unetseg.nifti import load_mask
 from unetseg.preprocessing import Preprocessor
@@ -639,9 +639,9 @@ def test_mirrored_copies_are_predicted_only_by_models_that_saw_mirrored_patches(
 
     def predict(*args, mirror_axes):
         used.append(mirror_axes)
-        return predict_case(*args, mirror_axes=mirror_axes)
+        return predict_and_sample(*args, mirror_axes=mirror_axes)
 
-    monkeypatch.setattr(training, "predict_case", predict)
+    monkeypatch.setattr(training, "predict_and_sample", predict)
     train_one(cases, tmp_path, augment=augment)
     assert used == [axes, axes]  # of two cases
 

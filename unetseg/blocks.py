@@ -46,6 +46,11 @@ class Block(NamedTuple):
     network: tuple
 
 
+def map_bytes(shape, num_classes):
+    """Bytes of a map of float32 with a number per voxel and class."""
+    return math.prod(shape) * num_classes * FLOAT_BYTES
+
+
 def make_blocks(place, axis, num_classes, most_bytes=None):
     """Cut the native box into blocks whose class maps fit into the memory.
 
@@ -64,8 +69,10 @@ def make_blocks(place, axis, num_classes, most_bytes=None):
         As few as possible, as equal as possible.
     """
     n_native, n_network = place.box_shape[axis], place.inner_shape[axis]
-    voxels = max(math.prod(place.box_shape), math.prod(place.inner_shape))
-    count = -(-voxels * num_classes * FLOAT_BYTES // (most_bytes or BLOCK_BYTES))
+    largest = max(
+        map_bytes(place.box_shape, num_classes), map_bytes(place.inner_shape, num_classes)
+    )
+    count = -(-largest // (most_bytes or BLOCK_BYTES))
     borders = np.linspace(0, n_native, min(count, n_native) + 1).round().astype(int).tolist()
     blocks = []
     for first, last in itertools.pairwise(borders):

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from unetseg import checkpoint, nifti, workspace
-from unetseg.blocks import along, make_blocks, restore_plane_block
+from unetseg import blocks, checkpoint, nifti, workspace
+from unetseg.blocks import along, make_blocks, map_bytes, restore_plane_block
 from unetseg.cases import check_cases
 from unetseg.model import build_for, build_unet
 from unetseg.preprocessing import Preprocessor
@@ -135,18 +135,71 @@ def predict_case(
     """
     mirror_axes = _settle(preprocessor, overlap, mirror_axes, temperature)
     models = list(models) if isinstance(models, list | tuple) else [models]
-    x, _ = preprocessor.transform(replace(case, mask=None))
     place = preprocessor.place(case)
     drawn = _draw_background(preprocessor, place.shape, len(models), temperature, probabilities)
     inside = _look_at(drawn, place.box)
-    for block in _cut(preprocessor, x.shape, place):
-        mean, votes = _predict_block(models, x, place, block, preprocessor, overlap, mirror_axes)
+    parts = _predict_blocks(models, case, preprocessor, place, overlap, mirror_axes)
+    for block, mean, votes in parts:
         part = _look_at(inside, along(block.axis, *block.native))
         part.votes[:] = votes
         for plane in range(mean.shape[block.axis]):  # one at a time, so that copies are small
             index = along(block.axis, plane, plane + 1)
             _draw(_look_at(part, index), mean[index], preprocessor, temperature)
     return drawn
+
+
+def predict_and_sample(model, case, preprocessor, choose, *, overlap=0.5, mirror_axes=None):
+    """Segment one case, and give the probabilities of some of its voxels.
+
+    Parameters
+    ----------
+    model : keras.Model
+    case : Case
+    preprocessor : Preprocessor
+    choose : callable
+        Is given the predicted labels, and returns flat indices of the voxels.
+    overlap, mirror_axes
+        As for `predict_case`.
+
+    Returns
+    -------
+    labels : (x, y, z) ndarray of int32
+    chosen : (n,) ndarray of integers
+        What `choose` returned.
+    sampled : (n, class) ndarray of float32
+        If the probabilities of all voxels would not fit into `unetseg.blocks.BLOCK_BYTES`, the
+        case is predicted twice instead.
+    """
+    settings = {"overlap": overlap, "mirror_axes": mirror_axes}
+    shape = nifti.read(case.files[0], voxels=False).get_data_shape()[:3]
+    fits = map_bytes(shape, preprocessor.num_classes) <= blocks.BLOCK_BYTES
+    found = predict_case(model, case, preprocessor, probabilities=fits, **settings)
+    chosen = choose(found.labels)
+    if fits:
+        listed = found.probabilities.reshape(-1, preprocessor.num_classes)
+        return found.labels, chosen, listed[chosen]
+    place, mirror_axes = preprocessor.place(case), _settle(preprocessor, **settings)
+    places = np.transpose(np.unravel_index(chosen, place.shape))
+    places -= [part.start for part in place.box]
+    sampled = np.zeros((len(places), preprocessor.num_classes), np.float32)
+    sampled[:, 0] = 1
+    inside = ((places >= 0) & (places < place.box_shape)).all(axis=1)
+    parts = _predict_blocks([model], case, preprocessor, place, overlap, mirror_axes)
+    for block, mean, _ in parts:
+        first, last = block.native
+        across = places[:, block.axis]
+        here = inside & (first <= across) & (across < last)
+        index = places[here]
+        index[:, block.axis] -= first
+        sampled[here] = mean[tuple(index.T)]
+    return found.labels, chosen, sampled
+
+
+def _predict_blocks(models, case, preprocessor, place, overlap, mirror_axes):
+    x, _ = preprocessor.transform(replace(case, mask=None))
+    for block in _cut(preprocessor, x.shape, place):
+        settings = preprocessor, overlap, mirror_axes
+        yield block, *_predict_block(models, x, place, block, *settings)
 
 
 def _draw_background(preprocessor, shape, n_models, temperature, probabilities):

@@ -18,7 +18,7 @@ from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 from unetseg import checkpoint, model, nifti, parallel, reliability, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
-from unetseg.inference import predict_case
+from unetseg.inference import predict_and_sample
 from unetseg.preprocessing import Preprocessor, patch_budget
 from unetseg.splits import check_folds, find_leaks, make_folds, refuse_leaks
 from unetseg.workspace import DONE, read_json, require, write_file, write_json
@@ -221,15 +221,19 @@ def train_fold(
 
 def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
     rng, sampled = np.random.default_rng(0), []
+    most = MAX_SAMPLED // len(cases)
     for case in cases:
-        found = predict_case(net, case, preprocessor, mirror_axes=mirror_axes)
         truth, _ = nifti.load_mask(case.mask)
-        kept = ("predictions", found.labels, case.files[0]), ("masks", truth, case.mask)
+        choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
+        labels, chosen, probabilities = predict_and_sample(
+            net, case, preprocessor, choose, mirror_axes=mirror_axes
+        )
+        kept = ("predictions", labels, case.files[0]), ("masks", truth, case.mask)
         for folder, mask, like in kept:
             nifti.save_mask(fold_dir.parent / folder / f"{case.id}.nii.gz", mask, like)
-        classes = sum(k * (truth == label) for k, label in enumerate(preprocessor.labels, 1))
-        most = MAX_SAMPLED // len(cases)
-        sampled.append(reliability.sample_voxels(found.probabilities, classes, rng, most))
+        near = truth.ravel()[chosen]
+        classes = sum(k * (near == label) for k, label in enumerate(preprocessor.labels, 1))
+        sampled.append((probabilities, classes))
     probabilities, classes = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
     temperature = reliability.fit_temperature(probabilities, classes)
     after = reliability.soften(probabilities, temperature)
