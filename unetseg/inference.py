@@ -17,7 +17,7 @@ from tqdm import tqdm
 from unetseg import blocks, checkpoint, nifti, workspace
 from unetseg.blocks import along, make_blocks, map_bytes, restore_plane_block
 from unetseg.cases import check_cases
-from unetseg.model import build_for, build_unet
+from unetseg.model import build_for, build_unet, usual_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
 from unetseg.workspace import read_json, refuse_any, require, sha256, write_file, write_json
@@ -97,6 +97,7 @@ def load_temperature(results_dir):
     return float(np.exp(np.mean([np.log(one.get("temperature", 1)) for one in done])))
 
 
+@usual_settings()
 def predict_case(
     models,
     case,
@@ -148,6 +149,7 @@ def predict_case(
     return drawn
 
 
+@usual_settings()
 def predict_and_sample(model, case, preprocessor, choose, *, overlap=0.5, mirror_axes=None):
     """Segment one case, and give the probabilities of some of its voxels.
 

@@ -107,6 +107,7 @@ def plan_model(build_model, preprocessor, model_args):
     return model.plan_unet(preprocessor, **given) if build_model is model.build_unet else given
 
 
+@model.usual_settings()
 def train_fold(
     train_cases,
     val_cases,
@@ -255,12 +256,7 @@ def _compile(net, num_classes, recipe):
     optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     metrics = [accuracy, model.ForegroundDice(num_classes)]
-    net.compile(optimizer, _loss, metrics=metrics)
-
-
-def _loss(y_true, y_pred):
-    # A scalar Keras would add up over the GPUs instead of averaging it.
-    return keras.ops.expand_dims(model.dice_cross_entropy(y_true, y_pred), 0)
+    net.compile(optimizer, model.patch_loss, metrics=metrics)
 
 
 def cross_validate(
