@@ -165,8 +165,8 @@ class SaveState(keras.callbacks.Callback):
     ----------
     folder : str or Path
     about : dict
-        As for `save_state`; its history and minutes are continued. An epoch whose loss is not
-        finite is not kept.
+        As for `save_state`; its history, minutes and ``trained_steps`` are continued. An epoch
+        whose loss is not finite is not kept.
     since : float
         `time.monotonic` at the start.
     """
@@ -180,6 +180,10 @@ class SaveState(keras.callbacks.Callback):
         if self.about["history"]:
             self._write_history()
 
+    def on_train_batch_end(self, batch, logs=None):
+        """Count."""
+        self.about["trained_steps"] = self.about.get("trained_steps", 0) + 1
+
     def on_epoch_end(self, epoch, logs=None):
         """Save."""
         if np.isfinite(logs["loss"]):
@@ -187,14 +191,71 @@ class SaveState(keras.callbacks.Callback):
             self.about["history"].append({"epoch": epoch, **row})
             self.last, before = time.monotonic(), self.last
             self.about["minutes"] += (self.last - before) / 60
-            save_state(self.model, self.folder, self.about)
+            self.save()
             self._write_history()
+
+    def save(self):
+        """Write the state of the last full epoch."""
+        save_state(self.model, self.folder, self.about)
 
     def _write_history(self):
         table = pd.DataFrame(self.about["history"]).to_csv(index=False).encode()
         path = self.folder / "history.csv"
         if not (path.exists() and path.read_bytes() == table):  # a new file tells of a new epoch
             write_file(path, table)
+
+
+class NoteStop(keras.callbacks.Callback):
+    """Write down when a training is stopped early, and by which callback.
+
+    It follows the callback that it watches in the list. The state then tells that the training
+    has ended, so that it does not go on if it is interrupted before all else is done.
+
+    Parameters
+    ----------
+    saver : SaveState
+        Its ``about`` gets ``stopped``: ``epoch``, counted from 0, and ``by``, the name of a class.
+    watched : keras.callbacks.Callback
+    """
+
+    def __init__(self, saver, watched):
+        super().__init__()
+        self.saver, self.name, self.epoch = saver, type(watched).__name__, 0
+
+    def _look(self):
+        about = self.saver.about
+        if self.model.stop_training and "stopped" not in about:
+            about["stopped"] = {"epoch": self.epoch, "by": self.name}
+
+    def on_train_begin(self, logs=None):
+        """Look."""
+        self.epoch = len(self.saver.about["history"])
+        self._look()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Look."""
+        self.epoch = epoch
+        self._look()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Look."""
+        self._look()
+
+    on_train_batch_end = on_test_batch_begin = on_test_batch_end = on_train_batch_begin
+
+    def on_test_begin(self, logs=None):
+        """Look."""
+        self._look()
+
+    on_test_end = on_test_begin
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Look, and keep what was seen."""
+        known = "stopped" in self.saver.about
+        self._look()
+        by_this = self.saver.about.get("stopped", {}).get("by") == self.name
+        if not known and by_this and np.isfinite(logs["loss"]):
+            self.saver.save()
 
 
 class StopWithRun(keras.callbacks.Callback):

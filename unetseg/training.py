@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -148,7 +149,8 @@ def train_fold(
     cache_dir : str or Path, optional
         Keeps the preprocessed cases on a local disk; by default a temporary folder.
     callbacks : sequence of keras.callbacks.Callback, optional
-        Called while training.
+        Called while training. One that stops it, such as EarlyStopping, ends the fold with the
+        weights so far, averaged as ever; ``done.json`` then says when and by which class.
 
     Raises
     ------
@@ -186,24 +188,23 @@ def train_fold(
             whole = about | {"preprocessor": asdict(preprocessor), "model_args": model_args}
             state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
         past = len(state["history"])
-        own = [checkpoint.SaveState(fold_dir, state, started), TerminateOnNaN()]
+        state.setdefault("trained_steps", past * recipe.steps)
+        followed = _follow_callbacks(checkpoint.SaveState(fold_dir, state, started), callbacks)
         if recipe.averaging:  # swapped in before each validation, so first in the list
-            own.insert(0, SwapEMAWeights())
+            followed.insert(0, SwapEMAWeights())
         sampling_now = {"start": past * recipe.steps, "foreground": recipe.foreground}
         net.fit(
             Patches(train, **sampling, **sampling_now, **changes),
             initial_epoch=past,
-            epochs=recipe.epochs,
+            epochs=past if "stopped" in state else recipe.epochs,
             steps_per_epoch=recipe.steps,
             validation_data=Patches(val, **sampling, **VALIDATION, repeat_after=val_steps),
             validation_steps=val_steps,
-            callbacks=[*own, *callbacks],
+            callbacks=followed,
             shuffle=False,
             verbose=0,
         )
-    if len(state["history"]) < recipe.epochs:
-        remedy = "Lower learning_rate, or set precision='float32'."
-        raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
+    stopped = _describe_stop(state, recipe, fold_dir)
     trained = time.monotonic()
     digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
     net = build()  # on one device, and with what is in the file
@@ -211,13 +212,36 @@ def train_fold(
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
     temperature = _predict_fold(net, val_cases, preprocessor, fold_dir, axes)
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
-    steps = recipe.steps * recipe.epochs
-    done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
+    steps = state["trained_steps"]
+    done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **stopped, **about}
     predictions = checkpoint.prediction_paths(fold_dir.parent, about["val"])
     done |= {"temperature": temperature, "predictions_sha256": checkpoint.digests(predictions)}
     write_json(fold_dir / DONE, done)
     for file in fold_dir.glob("?.state*"):
         file.unlink()
+
+
+def _follow_callbacks(saver, callbacks):
+    followed = [saver]
+    for callback in (TerminateOnNaN(), *callbacks):
+        followed += [callback, checkpoint.NoteStop(saver, callback)]
+    return followed
+
+
+def _describe_stop(state, recipe, fold_dir):
+    # What done.json tells of a training that ended before its last step.
+    done, stopped = len(state["history"]), state.get("stopped")
+    if done == recipe.epochs and state["trained_steps"] == recipe.steps * recipe.epochs:
+        return {}
+    if done == 0 or (stopped and stopped["by"] == TerminateOnNaN.__name__):
+        remedy = "Lower learning_rate, or set precision='float32'."
+        raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
+    if not stopped:
+        limited = "KERAS_MAX_EPOCHS" in os.environ
+        stopped = {"epoch": done - 1, "by": "KERAS_MAX_EPOCHS" if limited else "the network"}
+    when = f"epoch {stopped['epoch'] + 1} of {recipe.epochs}"
+    print(f"{fold_dir}: stopped in {when} by {stopped['by']}.")
+    return {"stopped": stopped}
 
 
 def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
