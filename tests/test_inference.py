@@ -2,6 +2,9 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -16,7 +19,7 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from unetseg import inference
+from unetseg import inference, memory, windows
 from unetseg.augmentation import add_neighbours
 from unetseg.inference import (
     load_models,
@@ -25,7 +28,6 @@ from unetseg.inference import (
     predict_and_sample,
     predict_case,
     predict_scans,
-    slide,
 )
 from unetseg.preprocessing import Preprocessor
 
@@ -55,72 +57,6 @@ def constant(p):
 
 def noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-@pytest.mark.parametrize("overlap", [0, 0.5, 0.9])
-@pytest.mark.parametrize(
-    ("patch", "flat"),
-    [
-        ((8, 16, 8), (8, 16, 8)),
-        ((10, 18, 9), (10, 18, 9)),
-        ((8, 16, 1), (8, 16)),
-        ((1, 16, 8), (16, 8)),
-        ((8, 1, 8), (8, 8)),
-    ],
-)
-def test_windows_put_together_give_what_the_whole_volume_would(patch, flat, overlap):
-    x, model = noise(10, 18, 9, 2), threshold()
-    found = slide([model], x, patch, overlap=overlap)
-    assert found.shape == (10, 18, 9, 2)
-    np.testing.assert_allclose(found[..., 1], x[..., 0] > 0, atol=1e-6)
-    assert {shape[1:] for shape in model.shapes} == {(*flat, 2)}
-
-
-@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75])
-def test_every_voxel_is_covered_and_the_weights_sum_to_1(overlap):
-    for length in range(4, 24):
-        found = slide([constant(0.3)], noise(length, 4, 9, 1), (4, 4, 8), overlap=overlap)
-        np.testing.assert_allclose(found[..., 1], 0.3, atol=1e-6)
-        np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("overlap", "windows"),
-    # 16 voxels beyond the first window of 8, in steps of 8, 4 and 2
-    [(0, 3), (0.5, 5), (0.75, 9)],
-)
-def test_overlap_sets_how_many_windows_there_are(overlap, windows):
-    model = constant(1)
-    slide([model], noise(24, 8, 8, 1), (8, 8, 8), overlap=overlap)
-    assert sum(shape[0] for shape in model.shapes) == windows
-
-
-def test_the_middle_of_a_window_counts_more_than_its_border():
-    # Windows start at 0 and 4; voxel 7 is the last of the first and number 3 of the second.
-    ramp = Fake(lambda batch: (np.arange(8) / 7)[:, None, None])
-    found = slide([ramp], noise(12, 8, 8, 1), (8, 8, 8))[:, 4, 4, 1]
-    assert found[0] == pytest.approx(0)  # seen by the first window alone
-    assert found[11] == pytest.approx(1)  # seen by the last window alone
-    assert found[7] == pytest.approx(3 / 7, abs=0.02)  # hardly the 1 at the first one's border
-
-
-def test_many_windows_go_through_in_several_batches(monkeypatch):
-    monkeypatch.setattr(inference, "BATCH_VOXELS", 800)
-    x, model = noise(10, 18, 9, 1), threshold()
-    found = slide([model], x, (10, 18, 1))  # 9 slices of 180 voxels: 4, 4 and 1 of them
-    assert [shape[0] for shape in model.shapes] == [4, 4, 1]
-    np.testing.assert_allclose(found[..., 1], x[..., 0] > 0, atol=1e-6)
-
-
-def test_the_probabilities_of_several_models_are_averaged():
-    found = slide([constant(0.2), constant(0.6), constant(1)], noise(10, 8, 9, 1), (8, 8, 8))
-    np.testing.assert_allclose(found[..., 1], 0.6, atol=1e-6)
-
-
-@pytest.mark.parametrize("overlap", [-0.1, 1, 1.5])
-def test_an_overlap_out_of_range_is_refused(overlap):
-    with pytest.raises(ValueError, match=rf"overlap must be in \[0, 1\).*={overlap}$"):
-        slide([constant(1)], noise(8, 8, 8, 1), (8, 8, 8), overlap=overlap)
 
 
 @pytest.mark.parametrize(
@@ -428,8 +364,9 @@ def blocks():
 
 
 @pytest.fixture
-def predict(tmp_path, experiment):
-    """Return a function that predicts scans into the folder "out" by default."""
+def predict(tmp_path, experiment, monkeypatch):
+    """Return a function that predicts scans into the folder "out" by default, in this process."""
+    monkeypatch.setattr(inference.parallel, "call_apart", lambda function, *args: function(*args))
 
     def run(scans, results_dir=experiment, **kwargs):
         kwargs = {"build_model": build_scale, **kwargs}
@@ -871,9 +808,9 @@ def by_the_book(models, case, preprocessor, mirror_axes=(), overlap=0.5):
 
 
 def whole_slide(model, x, patch, overlap):
-    weight = inference._window_weight(patch)[..., None]
+    weight = windows._window_weight(patch)[..., None]
     total, weights = 0, np.zeros((*x.shape[:3], 1))
-    steps = [inference._starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
+    steps = [windows._starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
     for start in itertools.product(*steps):
         box = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
         flat = (*(n for n in patch if n > 1), -1)
@@ -969,7 +906,7 @@ def test_the_probabilities_of_chosen_voxels_are_those_of_the_map(
 MEMORY = """
 import sys, resource
 import numpy as np
-from unetseg import blocks, cases, inference
+from unetseg import blocks, cases, inference, windows
 from unetseg.preprocessing import Preprocessor
 
 class Flat:
@@ -981,7 +918,7 @@ labels = {k: str(k) for k in range(1, 64)}
 preprocessor = Preprocessor(
     (spacing,) * 3, patch, labels, 1, "none", mirror_axes=mirror_axes, planes=()
 )
-blocks.BLOCK_BYTES, inference.BATCH_VOXELS = 2**23, 2**15
+blocks.BLOCK_BYTES, windows.BATCH_VOXELS = 2**23, 2**15
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 case = cases.Case("a", sys.argv[1])
 inference.predict_case([Flat()] * 2, case, preprocessor, probabilities=False, temperature=2.0)
@@ -1000,3 +937,53 @@ def test_many_classes_take_less_memory_than_one_map_of_them(settings, tmp_path, 
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     whole = 4 * 64**3 * 64  # 67 MB; there once were five of them at a time
     assert int(said) < 0.8 * whole
+
+
+def die_at(scan, *args):
+    if scan.id == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return REAL(scan, *args)
+
+
+REAL = inference._predict_scan
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills as Linux does")
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_process_that_is_killed_costs_its_scan_alone(
+    n_jobs, tmp_path, experiment, write_case, monkeypatch
+):
+    monkeypatch.setattr(inference, "_predict_scan", die_at)
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "abcd"]
+    table = predict_scans(
+        scans, experiment, tmp_path / "out", build_model=build_scale, n_jobs=n_jobs
+    )
+    assert table["case"].tolist() == [*"abcd"]
+    problems = table["problem"].tolist()
+    assert problems[:1] + problems[2:] == [""] * 3
+    assert problems[1].startswith(f"{scans[1].image}: the process died, most often because memory")
+    assert "GB" in problems[1]
+    assert "N_JOBS" in problems[1]
+    assert files_in(tmp_path / "out" / "labels") == {"a.nii.gz", "c.nii.gz", "d.nii.gz"}
+    assert not multiprocessing.active_children()
+    assert (inference.parallel._IDLE, inference.parallel._BUSY) == ([], {})
+
+
+def test_a_scan_that_takes_more_memory_than_there_is_is_reported_before(
+    tmp_path, predict, counted, write_case, capsys
+):
+    small = write_case(tmp_path, "small", blocks())
+    large = write_case(tmp_path, "large", np.tile(blocks(), (32, 32, 4)))
+    needs = [memory.foretell(scan, PLAIN_SLICES, n_models=3) for scan in (small, large)]
+    assert 2 * needs[0] < needs[1]
+    free = needs[1] // 2
+    table = predict([small, large], memory_bytes=free).set_index("case")
+    assert counted == ["small"]
+    assert table.loc["small", "problem"] == ""
+    problem = table.loc["large", "problem"]
+    assert problem.startswith(f"{large.image}: predicting it takes about 0.0 GB of memory")
+    assert "GB are free. Predict fewer scans at once (N_JOBS)" in problem
+    assert "A scan takes up to" in capsys.readouterr().out
+
+
+PLAIN_SLICES = Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, 1, "none")

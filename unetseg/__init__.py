@@ -2,10 +2,11 @@
 
 The modules, in the order that data passes through them: `workspace`, `sample`, `cases`, `nifti`,
 `splits`, `preprocessing`, `augmentation`, `model`, `training`, `parallel`, `checkpoint`,
-`inference`, `metrics`, `scores`, `reliability`, `plots`, `sharing`. Each is imported when it is
-first used, so `import unetseg` costs next to nothing and only `model`, `augmentation`, `training`,
-`checkpoint` and `inference` bring in Keras. Where Keras is imported, by whomever, it knows the
-layers of this package: it then opens a network that was saved as ``.keras``.
+`windows`, `blocks`, `memory`, `inference`, `metrics`, `scores`, `reliability`, `plots`, `sharing`.
+Each is imported when it is first used, so `import unetseg` costs next to nothing and only `model`,
+`augmentation`, `training`, `parallel`, `checkpoint` and `inference` bring in Keras. Where Keras is
+imported, by whomever, it knows the layers of this package: it then opens a network that was saved
+as ``.keras``.
 """
 
 import importlib

@@ -1,6 +1,5 @@
 """Prediction of whole cases, by one model or several, back on the native grid."""
 
-import functools
 import itertools
 import json
 import sys
@@ -14,18 +13,19 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from unetseg import blocks, checkpoint, nifti, workspace
+from unetseg import blocks, checkpoint, memory, nifti, parallel, workspace
+from unetseg.augmentation import view_neighbours
 from unetseg.blocks import along, make_blocks, map_bytes, restore_plane_block
 from unetseg.cases import check_cases
 from unetseg.model import build_for, build_unet, usual_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
+from unetseg.windows import slide, widest
 from unetseg.workspace import read_json, refuse_any, require, sha256, write_file, write_json
 
 MAPS = ("uncertainty", "disagreement")
 COLUMNS = ["case", "label", "name", "volume_ml", "volume_mean_ml", "volume_sd_ml"]
 COLUMNS += ["volume_min_ml", "volume_max_ml", "agreement", "uncertainty", "seconds", "problem"]
-BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
 
 
 class Prediction(NamedTuple):
@@ -180,12 +180,17 @@ def predict_and_sample(model, case, preprocessor, choose, *, overlap=0.5, mirror
     if fits:
         listed = found.probabilities.reshape(-1, preprocessor.num_classes)
         return found.labels, chosen, listed[chosen]
-    place, mirror_axes = preprocessor.place(case), _settle(preprocessor, **settings)
+    mirror_axes = _settle(preprocessor, **settings)
+    sampled = _predict_voxels(model, case, preprocessor, chosen, overlap, mirror_axes)
+    return found.labels, chosen, sampled
+
+
+def _predict_voxels(model, case, preprocessor, chosen, overlap, mirror_axes):
+    place = preprocessor.place(case)
     places = np.transpose(np.unravel_index(chosen, place.shape))
     places -= [part.start for part in place.box]
-    sampled = np.zeros((len(places), preprocessor.num_classes), np.float32)
-    sampled[:, 0] = 1
     inside = ((places >= 0) & (places < place.box_shape)).all(axis=1)
+    sampled = preprocessor.encode(np.zeros(len(places), int))  # certain where it was cropped
     parts = _predict_blocks([model], case, preprocessor, place, overlap, mirror_axes)
     for block, mean, _ in parts:
         first, last = block.native
@@ -194,7 +199,7 @@ def predict_and_sample(model, case, preprocessor, choose, *, overlap=0.5, mirror
         index = places[here]
         index[:, block.axis] -= first
         sampled[here] = mean[tuple(index.T)]
-    return found.labels, chosen, sampled
+    return sampled
 
 
 def _predict_blocks(models, case, preprocessor, place, overlap, mirror_axes):
@@ -256,19 +261,9 @@ def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
 
 def _cut(preprocessor, shape, place):
     # Windows that reach into two blocks are predicted twice: cut where they are short.
-    shares = [reach / n for reach, n in zip(_reach(preprocessor), shape, strict=False)]
+    reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.planes or ())
+    shares = [part / n for part, n in zip(reach, shape, strict=False)]
     return make_blocks(place, int(np.argmin(shares)), preprocessor.num_classes)
-
-
-def _reach(preprocessor):
-    # Of windows along each axis, over all planes.
-    patch, flat = preprocessor.patch, _flat_axis(preprocessor)
-    reach = np.array(patch)
-    for plane in preprocessor.planes or ():
-        turned = list(patch)
-        turned[plane], turned[flat] = patch[flat], patch[plane]
-        reach = np.maximum(reach, turned)
-    return reach.tolist()
 
 
 def _flat_axis(preprocessor):
@@ -305,7 +300,7 @@ def _predict(out, model, x, preprocessor, overlap, mirror_axes, span):
     axis, low, high = span
     for plane in planes:
         turned = {plane: flat, flat: plane}
-        view = _with_neighbours(x.swapaxes(plane, flat), flat, preprocessor.neighbours or 0)
+        view = view_neighbours(x.swapaxes(plane, flat), flat, preprocessor.neighbours or 0)
         for n in range(len(mirror_axes) + 1):
             for axes in itertools.combinations(mirror_axes, n):
                 ends = (x.shape[axis] - high, x.shape[axis] - low) if axis in axes else (low, high)
@@ -316,20 +311,23 @@ def _predict(out, model, x, preprocessor, overlap, mirror_axes, span):
                 slide([model], np.flip(view, axes), preprocessor.patch, **settings)
 
 
-def _with_neighbours(x, axis, neighbours):
-    # As `add_neighbours`, with one more axis for them in the place of copies.
-    room = [(neighbours * (n == axis),) * 2 for n in range(x.ndim)]
-    padded = np.pad(x, room) if neighbours else x
-    return np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1, axis)
-
-
 def predict_scans(
-    scans, results_dir, folder, *, build_model=build_unet, n_jobs=None, maps=MAPS, **kwargs
+    scans,
+    results_dir,
+    folder,
+    *,
+    build_model=build_unet,
+    n_jobs=None,
+    maps=MAPS,
+    memory_bytes=None,
+    **kwargs,
 ):
     """Segment new scans with all folds of an experiment, each scan on its own.
 
     Every scan is checked first. One that cannot be read or segmented is reported and does not
-    stop the others; one that is finished with the same models and settings is not done again.
+    stop the others, nor does one that takes more memory than there is, even if its process is
+    killed: scans are segmented in processes of their own. One that is finished with the same
+    models and settings is not done again.
 
     Parameters
     ----------
@@ -348,6 +346,8 @@ def predict_scans(
         which may also send the scans to a cluster.
     maps : iterable of {"uncertainty", "disagreement", "probabilities"}
         What else to write, as float32 on the grid of each scan. By default the first two.
+    memory_bytes : int, optional
+        That a scan may take; by default what is free when its turn comes.
     **kwargs
         As for `predict_case`; the temperature is by default that of `load_temperature`.
 
@@ -371,27 +371,63 @@ def predict_scans(
     models = tuple(one["weights_sha256"] for one in workspace.read_folds(results_dir).values())
     kwargs = {"temperature": load_temperature(results_dir), **kwargs}
     about = {"models": [*models], "maps": [*maps], "settings": json.loads(json.dumps(kwargs))}
-    job = joblib.delayed(_predict_scan)
-    jobs = (job(scan, results_dir, folder, build_model, about) for scan in scans)
-    # What is wrong with them is said at once, not scan by scan.
-    _, preprocessor = _load_ensemble(results_dir, build_model, models)
-    _settle(preprocessor, **kwargs)
-    found = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
-    bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
-    table = pd.DataFrame([row for rows in bar for row in rows], columns=COLUMNS)
+    job = joblib.delayed(_predict_apart)
+    jobs = (job(scan, results_dir, folder, build_model, about, memory_bytes) for scan in scans)
+    try:
+        # What is wrong with them is said at once, not scan by scan.
+        parallel.call_apart(_check_ensemble, results_dir, build_model, about)
+        _say_need(scans, results_dir, about, memory_bytes)
+        found = joblib.Parallel(n_jobs, return_as="generator_unordered", prefer="threads")(jobs)
+        bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
+        rows = [row for rows in bar for row in rows]
+    finally:
+        parallel.end_calls()
+    table = pd.DataFrame(rows, columns=COLUMNS)
     table = table.astype({"label": "Int64", **dict.fromkeys(COLUMNS[3:-1], float)})
     table = table.sort_values("case", kind="stable", ignore_index=True)
     write_file(folder / "predictions.csv", table.to_csv(index=False).encode())
     return table
 
 
-@functools.lru_cache(maxsize=1)
+_ENSEMBLE = {}  # the last one that was loaded
+
+
 def _load_ensemble(results_dir, build_model, models):  # the hashes tell one training from another
+    # By the name of the builder: one from a notebook is another object in each call.
+    key = results_dir, build_model.__module__, getattr(build_model, "__qualname__", ""), models
+    if key not in _ENSEMBLE:
+        _ENSEMBLE.clear()
+        loaded = load_models(results_dir, build_model=build_model)
+        _ENSEMBLE[key] = loaded, Preprocessor.load(results_dir / "preprocessor.json")
+    return _ENSEMBLE[key]
+
+
+def _check_ensemble(results_dir, build_model, about):
+    _, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
+    _settle(preprocessor, **about["settings"])
+
+
+def _say_need(scans, results_dir, about, memory_bytes):
     preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
-    return load_models(results_dir, build_model=build_model), preprocessor
+    known = {"n_models": len(about["models"]), "maps": about["maps"]}
+    if needs := [memory.foretell(scan, preprocessor, **known) for scan in scans]:
+        free = memory_bytes or memory.available_bytes()
+        print(memory.SAID.format(max(needs) / 1e9, free / 1e9))
 
 
-def _predict_scan(scan, results_dir, folder, build_model, about):
+def _predict_apart(scan, results_dir, folder, build_model, about, memory_bytes):
+    arguments = scan, results_dir, folder, build_model, about, memory_bytes
+    try:
+        return parallel.call_apart(_predict_scan, *arguments)
+    except parallel.ProcessDiedError as error:
+        preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
+        known = {"n_models": len(about["models"]), "maps": about["maps"]}
+        need = memory.foretell(scan, preprocessor, **known) / 1e9
+        problem = f"{scan.files[0]}: {error}; it takes about {need:.1f} GB. {memory.REMEDY}."
+        return [{"case": scan.id, "problem": problem}]
+
+
+def _predict_scan(scan, results_dir, folder, build_model, about, memory_bytes=None):
     models, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
     path, draft = (folder / name / f"{scan.id}.nii.gz" for name in ("labels", "done"))
     marker = folder / "done" / f"{scan.id}.json"
@@ -405,10 +441,15 @@ def _predict_scan(scan, results_dir, folder, build_model, about):
             if before.get("labels_sha256") != sha256(path):
                 advice = "Move it elsewhere, or predict into another folder."
                 raise ValueError(f"{path}: not replaced, as it is not what was predicted. {advice}")
+        need = memory.foretell(scan, preprocessor, models, maps=about["maps"])
+        lack = memory.describe_lack(need, memory_bytes or memory.available_bytes())
+        if lack:
+            raise ValueError(f"{scan.files[0]}: {lack}")
         (problem,) = check_cases([replace(scan, mask=None)], need_masks=False)["problem"]
         if problem:
             raise ValueError(problem)
-        found = predict_case(models, scan, preprocessor, **about["settings"])
+        settings = {"probabilities": "probabilities" in about["maps"], **about["settings"]}
+        found = predict_case(models, scan, preprocessor, **settings)
         nifti.save_mask(draft, found.labels, scan.files[0])
         path.unlink(missing_ok=True)  # so that nowhere two runs are mixed, wherever one stops
         for name in about["maps"]:
@@ -438,81 +479,6 @@ def _describe(scan, found, labels):
     return rows
 
 
-def slide(models, x, patch, *, overlap=0.5, span=None, out=None, part=1.0):
-    """Average the models' probabilities over overlapping windows, weighted towards their centres.
-
-    Parameters
-    ----------
-    models : sequence of keras.Model
-    x : (x, y, z, channel) or (x, y, z, channel, neighbour) ndarray of float32
-        At least as large as the patch. With neighbours the network sees a channel for each.
-    patch : tuple of 3 int
-        Shape of a window; across an axis of 1 the windows are slices for a 2-D network.
-    overlap : float, default 0.5
-        In [0, 1).
-    span : tuple of 3 int, optional
-        An axis, and the first and behind the last of the planes across it that are wanted; other
-        windows are not predicted. By default all.
-    out : (x, y, z, class) ndarray of float32, optional
-        The wanted planes; the probabilities are added to it. By default a new one.
-    part : float, default 1
-        By which the probabilities are multiplied.
-
-    Returns
-    -------
-    (x, y, z, class) ndarray of float32
-    """
-    require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
-    span = span or (0, 0, x.shape[0])
-    shape = list(x.shape[:3])
-    shape[span[0]] = span[2] - span[1]
-    windows = _list_windows(x.shape, patch, overlap, span)
-    weight, weights = _window_weight(patch), np.zeros(shape, np.float32)
-    for window in windows:
-        weights[window.target] += weight[window.source]
-    flat = (*(n for n in patch if n > 1), int(np.prod(x.shape[3:])))
-    size = max(1, BATCH_VOXELS // int(np.prod(patch)))
-    for first in range(0, len(windows), size):
-        chosen = windows[first : first + size]
-        found = _predict_batch(models, np.stack([x[w.box].reshape(flat) for w in chosen]))
-        if out is None:
-            out = np.zeros((*shape, found.shape[-1]), np.float32)
-        for window, probabilities in zip(chosen, found, strict=True):
-            share = part * weight[window.source] / weights[window.target]
-            wanted = probabilities.reshape(*patch, -1)[window.source]
-            wanted *= share[..., None]  # in place: of many classes even a window is large
-            out[window.target] += wanted
-    return out
-
-
-class _Window(NamedTuple):
-    box: tuple  # of the volume
-    source: tuple  # what of the window is wanted
-    target: tuple  # where that lies among the wanted planes
-
-
-def _list_windows(shape, patch, overlap, span):
-    axis, low, high = span
-    steps = [_starts(n, p, overlap) for n, p in zip(shape, patch, strict=False)]
-    windows = []
-    for start in itertools.product(*steps):
-        box = [slice(a, a + p) for a, p in zip(start, patch, strict=True)]
-        first, last = max(low, box[axis].start), min(high, box[axis].stop)
-        if first < last:
-            source, target = [slice(0, p) for p in patch], [*box]
-            source[axis] = slice(first - box[axis].start, last - box[axis].start)
-            target[axis] = slice(first - low, last - low)
-            windows.append(_Window(tuple(box), tuple(source), tuple(target)))
-    return windows
-
-
-def _predict_batch(models, batch):
-    total = np.array(models[0].predict_on_batch(batch), np.float32)  # a copy, to work in
-    for model in models[1:]:
-        total += np.asarray(model.predict_on_batch(batch))
-    return total / np.float32(len(models)) if len(models) > 1 else total
-
-
 def normalised_entropy(probabilities):
     """Entropy of class probabilities, in units of its largest possible value.
 
@@ -529,16 +495,3 @@ def normalised_entropy(probabilities):
     safe = np.clip(probabilities, 1e-12, 1)
     entropy = -(probabilities * np.log(safe)).sum(axis=-1) / np.log(probabilities.shape[-1])
     return np.clip(entropy, 0, 1).astype(np.float32)
-
-
-def _starts(length, window, overlap):
-    # The fewest evenly spread windows that overlap at least as asked.
-    count = int(np.ceil((length - window) / max(1, window * (1 - overlap)))) + 1
-    return np.linspace(0, length - window, count).round().astype(int).tolist()
-
-
-def _window_weight(patch):
-    # A Gaussian of an eighth of the patch, as in nnU-Net, never so small that it is lost.
-    axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch]
-    weight = np.einsum("i,j,k->ijk", *axes)
-    return np.maximum(weight, 1e-3).astype(np.float32)

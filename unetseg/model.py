@@ -1,6 +1,7 @@
 """The U-Net and its plan, its loss, and the Dice shown while it trains."""
 
 import contextlib
+import functools
 import math
 import re
 from pathlib import Path
@@ -101,6 +102,11 @@ class InstanceNormalization(layers.Layer):
         return ops.reshape(ops.cast(rows, x.dtype), (-1, *x.shape[1:]))
 
 
+def _channels_last(name):
+    # Whatever ~/.keras/keras.json says.
+    return functools.partial(getattr(layers, name), data_format="channels_last")
+
+
 def build_unet(
     input_shape, num_classes, *, filters=16, depth=3, dropout=0.0, strides=None, kernels=None
 ):
@@ -152,11 +158,9 @@ def build_unet(
     fitting = tuple((-(-sides // multiple) * multiple).tolist())
     allowed = f"multiples of {multiple.tolist()}, then a channel: use {fitting} or less depth"
     require("input_shape", input_shape, fitting == tuple(input_shape[:-1]), allowed)
-    convolution = getattr(layers, f"Conv{ndim}D")
-    transposed = getattr(layers, f"Conv{ndim}DTranspose")
-    drop = getattr(layers, f"SpatialDropout{ndim}D")
-
-    last = {"data_format": "channels_last"}  # whatever ~/.keras/keras.json says
+    convolution = _channels_last(f"Conv{ndim}D")
+    transposed = _channels_last(f"Conv{ndim}DTranspose")
+    drop = _channels_last(f"SpatialDropout{ndim}D")
 
     def block(x, level, stride=1):
         for step in (stride, 1):
@@ -165,10 +169,9 @@ def build_unet(
                 padding="same",
                 use_bias=False,  # the normalisation would take it out again
                 kernel_initializer="he_normal",
-                **last,
             )(x)
             x = layers.LeakyReLU(negative_slope=0.01)(InstanceNormalization()(x))
-        return drop(dropout, **last)(x) if dropout else x
+        return drop(dropout)(x) if dropout else x
 
     widths = [min(filters * 2**level, MAX_FILTERS) for level in range(depth + 1)]
     inputs = keras.Input(input_shape)
@@ -177,9 +180,9 @@ def build_unet(
         skips.append(block(skips[-1], level, stride))
     x = skips.pop()
     for level in reversed(range(depth)):
-        x = transposed(widths[level], strides[level], strides[level], **last)(x)
+        x = transposed(widths[level], strides[level], strides[level])(x)
         x = block(layers.Concatenate()([x, skips[level]]), level)
-    outputs = convolution(num_classes, 1, activation="softmax", dtype="float32", **last)(x)
+    outputs = convolution(num_classes, 1, activation="softmax", dtype="float32")(x)
     return keras.Model(inputs, outputs, name=f"unet{ndim}d")
 
 

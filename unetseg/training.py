@@ -249,16 +249,20 @@ def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
     most = MAX_SAMPLED // len(cases)
     for case in cases:
         truth, _ = nifti.load_mask(case.mask)
+        nifti.save_mask(fold_dir.parent / "masks" / f"{case.id}.nii.gz", truth, case.mask)
         choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
         labels, chosen, probabilities = predict_and_sample(
             net, case, preprocessor, choose, mirror_axes=mirror_axes
         )
-        kept = ("predictions", labels, case.files[0]), ("masks", truth, case.mask)
-        for folder, mask, like in kept:
-            nifti.save_mask(fold_dir.parent / folder / f"{case.id}.nii.gz", mask, like)
+        path = fold_dir.parent / "predictions" / f"{case.id}.nii.gz"
+        nifti.save_mask(path, labels, case.files[0])
         near = truth.ravel()[chosen]
         classes = sum(k * (near == label) for k, label in enumerate(preprocessor.labels, 1))
         sampled.append((probabilities, classes))
+    return _calibrate(sampled, fold_dir)
+
+
+def _calibrate(sampled, fold_dir):
     probabilities, classes = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
     temperature = reliability.fit_temperature(probabilities, classes)
     after = reliability.soften(probabilities, temperature)
