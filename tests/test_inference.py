@@ -904,7 +904,8 @@ def test_the_probabilities_of_chosen_voxels_are_those_of_the_map(
 
 
 MEMORY = """
-import sys, resource
+import re, sys
+from pathlib import Path
 import numpy as np
 from unetseg import blocks, cases, inference, windows
 from unetseg.preprocessing import Preprocessor
@@ -913,20 +914,24 @@ class Flat:
     def predict_on_batch(self, batch):
         return np.full((*batch.shape[:-1], 64), 1 / 64, np.float32)
 
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
 spacing, mirror_axes, patch = eval(sys.argv[2])
 labels = {k: str(k) for k in range(1, 64)}
 preprocessor = Preprocessor(
     (spacing,) * 3, patch, labels, 1, "none", mirror_axes=mirror_axes, planes=()
 )
 blocks.BLOCK_BYTES, windows.BATCH_VOXELS = 2**23, 2**15
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the peak is what is taken now
+before = peak()
 case = cases.Case("a", sys.argv[1])
 inference.predict_case([Flat()] * 2, case, preprocessor, probabilities=False, temperature=2.0)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts in kilobytes")
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize(
     "settings", [(1.0, (), (32, 32, 32)), (1.25, (0,), (32, 32, 32)), (1.0, (), (32, 32, 1))]
 )
@@ -936,7 +941,7 @@ def test_many_classes_take_less_memory_than_one_map_of_them(settings, tmp_path, 
     command = [sys.executable, "-c", MEMORY, str(scan), repr(settings)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     whole = 4 * 64**3 * 64  # 67 MB; there once were five of them at a time
-    assert int(said) < 0.8 * whole
+    assert 0.1 * whole < int(said) < 0.8 * whole
 
 
 def die_at(scan, *args):
@@ -981,7 +986,7 @@ def test_a_scan_that_takes_more_memory_than_there_is_is_reported_before(
     assert counted == ["small"]
     assert table.loc["small", "problem"] == ""
     problem = table.loc["large", "problem"]
-    assert problem.startswith(f"{large.image}: predicting it takes about 0.0 GB of memory")
+    assert problem.startswith(f"{large.image}: predicting it takes about 0.1 GB of memory")
     assert "GB are free. Predict fewer scans at once (N_JOBS)" in problem
     assert "A scan takes up to" in capsys.readouterr().out
 

@@ -146,6 +146,7 @@ def predict_case(
         for plane in range(mean.shape[block.axis]):  # one at a time, so that copies are small
             index = along(block.axis, plane, plane + 1)
             _draw(_look_at(part, index), mean[index], preprocessor, temperature)
+        del mean  # before the next one is made
     return drawn
 
 
@@ -199,6 +200,7 @@ def _predict_voxels(model, case, preprocessor, chosen, overlap, mirror_axes):
         index = places[here]
         index[:, block.axis] -= first
         sampled[here] = mean[tuple(index.T)]
+        del mean  # before the next one is made
     return sampled
 
 
@@ -282,14 +284,19 @@ def _predict_block(models, x, place, block, preprocessor, overlap, mirror_axes):
     for number, model in enumerate(models):
         network = np.zeros(found, np.float32)
         _predict(network, model, x, preprocessor, overlap, mirror_axes, (block.axis, low, high))
-        best = np.full(shape, -np.inf, np.float32)
-        for k in range(preprocessor.num_classes):
-            native = restore_plane_block(network[..., k], place, block)
-            mean[..., k] += native
-            votes[number][native > best] = k
-            np.maximum(best, native, out=best)
+        _add_native(mean, votes[number], network, place, block)
     mean /= np.float32(len(models))
     return mean, votes
+
+
+def _add_native(total, vote, network, place, block):
+    # Class by class, so that no other map of all of them is needed.
+    best = np.full(vote.shape, -np.inf, np.float32)
+    for k in range(network.shape[-1]):
+        native = restore_plane_block(network[..., k], place, block)
+        total[..., k] += native
+        vote[native > best] = k
+        np.maximum(best, native, out=best)
 
 
 def _predict(out, model, x, preprocessor, overlap, mirror_axes, span):
