@@ -1527,6 +1527,13 @@ def test_nan_is_still_said_where_a_callback_stops_too(cases, tmp_path):
     assert not (fold / "done.json").exists()
 
 
+def test_nan_in_the_very_last_step_is_said(tmp_path):
+    stopped = {"epoch": 2, "by": "TerminateOnNaN", "steps": 6}
+    state = {"history": [{"epoch": 0}, {"epoch": 1}], "stopped": stopped}
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        training._describe_end(state, Recipe(epochs=3, steps=2), tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:Limiting epochs")
 def test_epochs_that_the_environment_limits_are_said(cases, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_MAX_EPOCHS", "2")
@@ -1543,3 +1550,12 @@ def test_a_fold_that_is_not_stopped_says_nothing_of_it(run):
     done = json.loads((run.results / "fold_0" / "done.json").read_text())
     assert "stopped" not in done
     assert done["steps"] == 4
+
+
+def test_cases_too_large_to_be_predicted_are_told_of_before_training(
+    cases, tmp_path, trained, monkeypatch
+):
+    monkeypatch.setattr(training.memory, "available_bytes", lambda: 1000)
+    with pytest.warns(UserWarning, match=r"Of the largest case: predicting it takes about .* GB"):
+        cross_validate(cases, tmp_path / "results", **SETTINGS)
+    assert len(trained) == 2

@@ -165,8 +165,8 @@ class SaveState(keras.callbacks.Callback):
     ----------
     folder : str or Path
     about : dict
-        As for `save_state`; its history, minutes and ``trained_steps`` are continued. An epoch
-        whose loss is not finite is not kept.
+        As for `save_state`; its history and minutes are continued. An epoch whose loss is not
+        finite is not kept.
     since : float
         `time.monotonic` at the start.
     """
@@ -179,10 +179,6 @@ class SaveState(keras.callbacks.Callback):
         """Write the history that the state tells of: it may be an epoch ahead of the file."""
         if self.about["history"]:
             self._write_history()
-
-    def on_train_batch_end(self, batch, logs=None):
-        """Count."""
-        self.about["trained_steps"] = self.about.get("trained_steps", 0) + 1
 
     def on_epoch_end(self, epoch, logs=None):
         """Save."""
@@ -214,18 +210,20 @@ class NoteStop(keras.callbacks.Callback):
     Parameters
     ----------
     saver : SaveState
-        Its ``about`` gets ``stopped``: ``epoch``, counted from 0, and ``by``, the name of a class.
+        Its ``about`` gets ``stopped``: ``epoch``, counted from 0, ``by``, the name of a class,
+        and ``steps``, of all epochs.
     watched : keras.callbacks.Callback
     """
 
     def __init__(self, saver, watched):
         super().__init__()
-        self.saver, self.name, self.epoch = saver, type(watched).__name__, 0
+        self.saver, self.name = saver, type(watched).__name__
+        self.epoch, self.steps, self.seen = 0, 0, False
 
     def _look(self):
-        about = self.saver.about
-        if self.model.stop_training and "stopped" not in about:
-            about["stopped"] = {"epoch": self.epoch, "by": self.name}
+        if self.model.stop_training and "stopped" not in self.saver.about:
+            self.seen = True
+            self.saver.about["stopped"] = {"epoch": self.epoch, "by": self.name}
 
     def on_train_begin(self, logs=None):
         """Look."""
@@ -234,28 +232,34 @@ class NoteStop(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Look."""
-        self.epoch = epoch
+        self.epoch, self.steps = epoch, 0
         self._look()
 
     def on_train_batch_begin(self, batch, logs=None):
         """Look."""
         self._look()
 
-    on_train_batch_end = on_test_batch_begin = on_test_batch_end = on_train_batch_begin
+    def on_train_batch_end(self, batch, logs=None):
+        """Look, and count."""
+        self.steps += 1
+        self._look()
 
     def on_test_begin(self, logs=None):
         """Look."""
         self._look()
 
-    on_test_end = on_test_begin
+    def on_test_end(self, logs=None):
+        """Look."""
+        self._look()
 
     def on_epoch_end(self, epoch, logs=None):
         """Look, and keep what was seen."""
-        known = "stopped" in self.saver.about
         self._look()
-        by_this = self.saver.about.get("stopped", {}).get("by") == self.name
-        if not known and by_this and np.isfinite(logs["loss"]):
-            self.saver.save()
+        if self.seen:
+            steps = epoch * self.params["steps"] + self.steps
+            self.saver.about["stopped"]["steps"] = steps
+            if np.isfinite(logs["loss"]):
+                self.saver.save()
 
 
 class StopWithRun(keras.callbacks.Callback):

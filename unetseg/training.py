@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, model, nifti, parallel, reliability, workspace
+from unetseg import checkpoint, memory, model, nifti, parallel, reliability, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_and_sample
@@ -188,7 +189,6 @@ def train_fold(
             whole = about | {"preprocessor": asdict(preprocessor), "model_args": model_args}
             state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
         past = len(state["history"])
-        state.setdefault("trained_steps", past * recipe.steps)
         followed = _follow_callbacks(checkpoint.SaveState(fold_dir, state, started), callbacks)
         if recipe.averaging:  # swapped in before each validation, so first in the list
             followed.insert(0, SwapEMAWeights())
@@ -204,7 +204,7 @@ def train_fold(
             shuffle=False,
             verbose=0,
         )
-    stopped = _describe_stop(state, recipe, fold_dir)
+    ended = _describe_end(state, recipe, fold_dir)
     trained = time.monotonic()
     digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
     net = build()  # on one device, and with what is in the file
@@ -212,8 +212,7 @@ def train_fold(
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
     temperature = _predict_fold(net, val_cases, preprocessor, fold_dir, axes)
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
-    steps = state["trained_steps"]
-    done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **stopped, **about}
+    done = {"weights_sha256": digest, "minutes": minutes, **ended, **about}
     predictions = checkpoint.prediction_paths(fold_dir.parent, about["val"])
     done |= {"temperature": temperature, "predictions_sha256": checkpoint.digests(predictions)}
     write_json(fold_dir / DONE, done)
@@ -228,20 +227,20 @@ def _follow_callbacks(saver, callbacks):
     return followed
 
 
-def _describe_stop(state, recipe, fold_dir):
-    # What done.json tells of a training that ended before its last step.
+def _describe_end(state, recipe, fold_dir):
+    # What done.json tells of the end of a training: after the last step or before.
     done, stopped = len(state["history"]), state.get("stopped")
-    if done == recipe.epochs and state["trained_steps"] == recipe.steps * recipe.epochs:
-        return {}
+    steps = stopped["steps"] if stopped else done * recipe.steps
+    if done == recipe.epochs and steps == recipe.epochs * recipe.steps:
+        return {"steps": steps}
     if done == 0 or (stopped and stopped["by"] == TerminateOnNaN.__name__):
         remedy = "Lower learning_rate, or set precision='float32'."
         raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
-    if not stopped:
-        limited = "KERAS_MAX_EPOCHS" in os.environ
-        stopped = {"epoch": done - 1, "by": "KERAS_MAX_EPOCHS" if limited else "the network"}
-    when = f"epoch {stopped['epoch'] + 1} of {recipe.epochs}"
-    print(f"{fold_dir}: stopped in {when} by {stopped['by']}.")
-    return {"stopped": stopped}
+    epoch, by = (stopped["epoch"], stopped["by"]) if stopped else (done - 1, "the network")
+    if not stopped and "KERAS_MAX_EPOCHS" in os.environ:
+        by = "KERAS_MAX_EPOCHS"
+    print(f"{fold_dir}: stopped in epoch {epoch + 1} of {recipe.epochs} by {by}.")
+    return {"steps": steps, "stopped": {"epoch": epoch, "by": by}}
 
 
 def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
@@ -379,6 +378,7 @@ def cross_validate(
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     run = {"precision": net.dtype_policy.name, "batch_size": batch_size}
     run |= workspace.describe_machine()
+    _warn_of_lack(cases, preprocessor)
     with workspace.only_run(results_dir, backup_dir):
         run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
         recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever it was
@@ -399,6 +399,13 @@ def cross_validate(
         parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
         _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
     return folds
+
+
+def _warn_of_lack(cases, preprocessor):
+    # A warning, as it is about predicting after the training, when more may be free.
+    need = max(memory.foretell(case, preprocessor) for case in cases)
+    if lack := memory.describe_lack(need, memory.available_bytes()):
+        warnings.warn(f"Of the largest case: {lack}", stacklevel=3)
 
 
 def _run_folds(parts, results_dir, settings, seed, n_jobs, backup_dir):
