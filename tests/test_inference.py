@@ -1,6 +1,12 @@
 import hashlib
+import itertools
 import json
 import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,16 +19,17 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from unetseg import inference, nifti, workspace
+from unetseg import inference, memory, nifti, windows, workspace
+from unetseg.augmentation import add_neighbours
 from unetseg.cases import check_cases, find_cases
 from unetseg.checkpoint import load_weights
 from unetseg.inference import (
     load_models,
     load_temperature,
     normalised_entropy,
+    predict_and_sample,
     predict_case,
     predict_scans,
-    slide,
 )
 from unetseg.metrics import dice
 from unetseg.model import build_for, build_unet, plan_unet
@@ -57,72 +64,6 @@ def constant(p):
 
 def noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-@pytest.mark.parametrize("overlap", [0, 0.5, 0.9])
-@pytest.mark.parametrize(
-    ("patch", "flat"),
-    [
-        ((8, 16, 8), (8, 16, 8)),
-        ((10, 18, 9), (10, 18, 9)),
-        ((8, 16, 1), (8, 16)),
-        ((1, 16, 8), (16, 8)),
-        ((8, 1, 8), (8, 8)),
-    ],
-)
-def test_windows_put_together_give_what_the_whole_volume_would(patch, flat, overlap):
-    x, model = noise(10, 18, 9, 2), threshold()
-    found = slide([model], x, patch, overlap=overlap)
-    assert found.shape == (10, 18, 9, 2)
-    np.testing.assert_allclose(found[..., 1], x[..., 0] > 0, atol=1e-6)
-    assert {shape[1:] for shape in model.shapes} == {(*flat, 2)}
-
-
-@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75])
-def test_every_voxel_is_covered_and_the_weights_sum_to_1(overlap):
-    for length in range(4, 24):
-        found = slide([constant(0.3)], noise(length, 4, 9, 1), (4, 4, 8), overlap=overlap)
-        np.testing.assert_allclose(found[..., 1], 0.3, atol=1e-6)
-        np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("overlap", "windows"),
-    # 16 voxels beyond the first window of 8, in steps of 8, 4 and 2
-    [(0, 3), (0.5, 5), (0.75, 9)],
-)
-def test_overlap_sets_how_many_windows_there_are(overlap, windows):
-    model = constant(1)
-    slide([model], noise(24, 8, 8, 1), (8, 8, 8), overlap=overlap)
-    assert sum(shape[0] for shape in model.shapes) == windows
-
-
-def test_the_middle_of_a_window_counts_more_than_its_border():
-    # Windows start at 0 and 4; voxel 7 is the last of the first and number 3 of the second.
-    ramp = Fake(lambda batch: (np.arange(8) / 7)[:, None, None])
-    found = slide([ramp], noise(12, 8, 8, 1), (8, 8, 8))[:, 4, 4, 1]
-    assert found[0] == pytest.approx(0)  # seen by the first window alone
-    assert found[11] == pytest.approx(1)  # seen by the last window alone
-    assert found[7] == pytest.approx(3 / 7, abs=0.02)  # hardly the 1 at the first one's border
-
-
-def test_many_windows_go_through_in_several_batches(monkeypatch):
-    monkeypatch.setattr(inference, "BATCH_VOXELS", 800)
-    x, model = noise(10, 18, 9, 1), threshold()
-    found = slide([model], x, (10, 18, 1))  # 9 slices of 180 voxels: 4, 4 and 1 of them
-    assert [shape[0] for shape in model.shapes] == [4, 4, 1]
-    np.testing.assert_allclose(found[..., 1], x[..., 0] > 0, atol=1e-6)
-
-
-def test_the_probabilities_of_several_models_are_averaged():
-    found = slide([constant(0.2), constant(0.6), constant(1)], noise(10, 8, 9, 1), (8, 8, 8))
-    np.testing.assert_allclose(found[..., 1], 0.6, atol=1e-6)
-
-
-@pytest.mark.parametrize("overlap", [-0.1, 1, 1.5])
-def test_an_overlap_out_of_range_is_refused(overlap):
-    with pytest.raises(ValueError, match=rf"overlap must be in \[0, 1\).*={overlap}$"):
-        slide([constant(1)], noise(8, 8, 8, 1), (8, 8, 8), overlap=overlap)
 
 
 @pytest.mark.parametrize(
@@ -214,22 +155,6 @@ def test_models_that_disagree_make_the_prediction_uncertain(tmp_path, write_case
 
 
 EVERYWHERE = Preprocessor((1, 2, 3), (8, 8, 8), {5: "five"}, 1, "zscore", empty_space="background")
-
-
-def test_windows_of_nothing_but_void_are_background_without_a_model():
-    x, void = noise(32, 16, 16, 1), np.zeros((32, 16, 16), bool)
-    void[:16] = True
-    model = constant(1)
-    found = slide([model], x, (16, 16, 16), overlap=0, void=void)
-    assert [shape[0] for shape in model.shapes] == [1]
-    np.testing.assert_array_equal(found[:16], np.broadcast_to((1, 0), (16, 16, 16, 2)))
-    np.testing.assert_array_equal(found[16:], np.broadcast_to((0, 1), (16, 16, 16, 2)))
-
-
-def test_where_all_is_void_all_is_background():
-    x = np.zeros((16, 16, 16, 1), np.float32)
-    found = slide([constant(1)], x, (8, 8, 8), void=np.ones((16, 16, 16), bool))
-    np.testing.assert_array_equal(found, np.broadcast_to((1, 0), (16, 16, 16, 2)))
 
 
 @pytest.mark.parametrize("background", [0, -1, -1024, 400])
@@ -498,8 +423,9 @@ def blocks():
 
 
 @pytest.fixture
-def predict(tmp_path, experiment):
-    """Return a function that predicts scans into the folder "out" by default."""
+def predict(tmp_path, experiment, monkeypatch):
+    """Return a function that predicts scans into the folder "out" by default, in this process."""
+    monkeypatch.setattr(inference.parallel, "call_apart", lambda function, *args: function(*args))
 
     def run(scans, results_dir=experiment, **kwargs):
         kwargs = {"build_model": build_scale, **kwargs}
@@ -1052,3 +978,222 @@ def test_a_head_in_a_large_field_of_view_is_alone_labelled(tmp_path, write_case)
     static = write_case(tmp_path, "static", 100 + noise(*image.shape), spacing_mm=(3, 3, 3))
     told = compare_with_training(check_cases([static], need_masks=False), check_cases(cases[:3]))
     assert "smoothness" in told["static"]
+
+
+def by_the_book(models, case, preprocessor, mirror_axes=(), overlap=0.5):
+    """All class maps at once: windows, mirrored copies, planes, then each model's map resampled."""
+    x, _ = preprocessor.transform(case)
+    image, affine = preprocessor._load(case)
+    body, _ = preprocessor._find_body(image, affine)
+    box, shape, padding = preprocessor._geometry(body, affine)
+    inner = tuple(slice(a, a + n) for (a, _), n in zip(padding, shape, strict=True))
+    flat = preprocessor.patch.index(1) if 1 in preprocessor.patch else 0
+    planes, maps = preprocessor.planes or (flat,), []
+    for model in models:
+        total = 0
+        for plane in planes:
+            view = x.swapaxes(plane, flat)
+            view = add_neighbours(view, flat, preprocessor.neighbours or 0)
+            for n in range(len(mirror_axes) + 1):
+                for axes in itertools.combinations(mirror_axes, n):
+                    axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
+                    found = whole_slide(model, np.flip(view, axes), preprocessor.patch, overlap)
+                    total = total + np.flip(found, axes).swapaxes(plane, flat)
+        total = total / (len(planes) * 2 ** len(mirror_axes))
+        native = np.zeros((*image.shape[:3], total.shape[-1]), np.float32)
+        native[..., 0] = 1
+        factors = np.array(native[box].shape[:3]) / shape
+        for k in range(total.shape[-1]):
+            zoomed = ndimage.zoom(
+                total[(*inner, k)], factors, order=1, mode="nearest", grid_mode=True
+            )
+            native[(*box, k)] = zoomed
+        maps.append(native)
+    return np.mean(maps, axis=0), np.stack([one.argmax(axis=-1) for one in maps])
+
+
+def whole_slide(model, x, patch, overlap):
+    weight = windows._window_weight(patch)[..., None]
+    total, weights = 0, np.zeros((*x.shape[:3], 1))
+    steps = [windows._starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
+    for start in itertools.product(*steps):
+        box = tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
+        flat = (*(n for n in patch if n > 1), -1)
+        found = model.predict_on_batch(x[box].reshape(flat)[None])[0].reshape(*patch, -1)
+        if not np.any(total):
+            total = np.zeros((*x.shape[:3], found.shape[-1]))
+        total[box] += found * weight
+        weights[box] += weight
+    return total / weights
+
+
+class Textured:
+    """A model whose probabilities of four classes depend on the image and the place in it."""
+
+    def __init__(self, seed):
+        self.rates = np.random.default_rng(seed).normal(size=(4, 3))
+
+    def predict_on_batch(self, batch):
+        place = np.indices(batch.shape[1:-1]).sum(axis=0) / 7
+        features = [batch.mean(axis=-1), np.broadcast_to(place, batch.shape[:-1]), batch[..., 0]]
+        features = [np.sin(3 * one) for one in features]
+        logits = np.tensordot(np.stack(features, axis=-1), self.rates, axes=(-1, -1))
+        raised = np.exp(logits)
+        return (raised / raised.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+FOUR = {"labels": {3: "a", 5: "b", 9: "c"}, "channels": 1, "normalisation": "zscore"}
+BLOCKS = {
+    "one model": (1, (1, 2, 3), (8, 8, 8), {}),
+    "five models": (5, (1, 2, 3), (8, 8, 8), {}),
+    "mirrored": (2, (1, 2, 3), (8, 8, 8), {"mirror_axes": (0, 2)}),
+    "finer grid": (2, (0.8, 1.3, 1.4), (8, 10, 8), {"mirror_axes": (1,)}),
+    "coarser grid": (2, (1.7, 2.5, 3.6), (8, 8, 8), {}),
+    "patch beyond the scan": (2, (1.4, 2.6, 3), (32, 8, 8), {"mirror_axes": (0,)}),
+    "slices": (2, (1, 2, 3), (8, 8, 1), {"neighbours": 1, "mirror_axes": (0,)}),
+    "sagittal slices": (1, (1.2, 2, 2.8), (1, 8, 8), {"neighbours": 1}),
+    "two planes": (2, (1.5, 1.5, 1.6), (8, 12, 1), {"planes": (2, 0), "mirror_axes": (0, 1)}),
+}
+
+
+@pytest.mark.parametrize("most_bytes", [10**9, 9000, 1])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_change_no_number(kind, most_bytes, tmp_path, write_case, monkeypatch):
+    count, spacing_mm, patch, more = BLOCKS[kind]
+    preprocessor = Preprocessor(spacing_mm, patch, **FOUR, **more)
+    image = np.zeros((17, 13, 15), np.float32)
+    image[2:16, :12, 1:14] = np.random.default_rng(0).normal(9, 2, (14, 12, 13))
+    case = write_case(tmp_path, "a", image, codes="PIR")
+    models = [Textured(seed) for seed in range(count)]
+    mean, votes = by_the_book(models, case, preprocessor, more.get("mirror_axes", ()))
+    monkeypatch.setattr(inference.blocks, "BLOCK_BYTES", most_bytes)
+    found = predict_case(models, case, preprocessor)
+    np.testing.assert_allclose(found.probabilities, mean, atol=2e-6)
+    np.testing.assert_array_equal(found.votes, votes)
+    np.testing.assert_array_equal(found.labels, np.array([0, 3, 5, 9])[mean.argmax(axis=-1)])
+    assert len(np.unique(found.labels)) >= 3
+    np.testing.assert_allclose(
+        found.disagreement, (votes != mean.argmax(axis=-1)).mean(axis=0), atol=1e-6
+    )
+    expected = -(mean * np.log(np.maximum(mean, 1e-12))).sum(axis=-1) / np.log(4)
+    np.testing.assert_allclose(found.uncertainty, expected, atol=1e-5)
+    without = predict_case(models, case, preprocessor, probabilities=False, temperature=2)
+    assert without.probabilities is None
+    np.testing.assert_array_equal(without.labels, found.labels)
+    softened = predict_case(models, case, preprocessor, temperature=2)
+    np.testing.assert_array_equal(without.uncertainty, softened.uncertainty)
+
+
+@pytest.mark.parametrize("most_bytes", [10**9, 9000])
+def test_the_probabilities_of_chosen_voxels_are_those_of_the_map(
+    most_bytes, tmp_path, write_case, monkeypatch
+):
+    image = np.zeros((17, 13, 15), np.float32)
+    image[2:16, :12, 1:14] = np.random.default_rng(0).normal(9, 2, (14, 12, 13))
+    case = write_case(tmp_path, "a", image)
+    preprocessor = Preprocessor((1.2, 2, 3), (8, 8, 8), **FOUR, mirror_axes=(0,))
+    monkeypatch.setattr(inference.blocks, "BLOCK_BYTES", most_bytes)
+    whole = predict_case(Textured(0), case, preprocessor)
+    seen = []
+
+    def choose(labels):
+        seen.append(labels)
+        return np.random.default_rng(1).choice(labels.size, 500, replace=False)
+
+    labels, chosen, sampled = predict_and_sample(Textured(0), case, preprocessor, choose)
+    np.testing.assert_array_equal(labels, whole.labels)
+    assert seen[0] is labels
+    expected = whole.probabilities.reshape(-1, 4)[chosen]
+    np.testing.assert_array_equal(sampled, expected)
+    assert (expected == [1, 0, 0, 0]).all(axis=1).any()  # also where the scan was cropped
+
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from unetseg import blocks, cases, inference, windows
+from unetseg.preprocessing import Preprocessor
+
+class Flat:
+    def predict_on_batch(self, batch):
+        return np.full((*batch.shape[:-1], 64), 1 / 64, np.float32)
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+spacing, mirror_axes, patch = eval(sys.argv[2])
+labels = {k: str(k) for k in range(1, 64)}
+preprocessor = Preprocessor(
+    (spacing,) * 3, patch, labels, 1, "none", mirror_axes=mirror_axes, planes=()
+)
+blocks.BLOCK_BYTES, windows.BATCH_VOXELS = 2**23, 2**15
+Path("/proc/self/clear_refs").write_text("5")  # the peak is what is taken now
+before = peak()
+case = cases.Case("a", sys.argv[1])
+inference.predict_case([Flat()] * 2, case, preprocessor, probabilities=False, temperature=2.0)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize(
+    "settings", [(1.0, (), (32, 32, 32)), (1.25, (0,), (32, 32, 32)), (1.0, (), (32, 32, 1))]
+)
+def test_many_classes_take_less_memory_than_one_map_of_them(settings, tmp_path, write_case):
+    image = np.random.default_rng(0).normal(100, 9, (64, 64, 64)).astype(np.float32)
+    scan = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1)).image
+    command = [sys.executable, "-c", MEMORY, str(scan), repr(settings)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    whole = 4 * 64**3 * 64  # 67 MB; there once were five of them at a time
+    assert 0.1 * whole < int(said) < 0.8 * whole
+
+
+def die_at(scan, *args):
+    if scan.id == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return REAL(scan, *args)
+
+
+REAL = inference._predict_scan
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills as Linux does")
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_process_that_is_killed_costs_its_scan_alone(
+    n_jobs, tmp_path, experiment, write_case, monkeypatch
+):
+    monkeypatch.setattr(inference, "_predict_scan", die_at)
+    scans = [write_case(tmp_path, case_id, blocks()) for case_id in "abcd"]
+    table = predict_scans(
+        scans, experiment, tmp_path / "out", build_model=build_scale, n_jobs=n_jobs
+    )
+    assert table["case"].tolist() == [*"abcd"]
+    problems = table["problem"].tolist()
+    assert problems[:1] + problems[2:] == [""] * 3
+    assert problems[1].startswith(f"{scans[1].image}: the process died, most often because memory")
+    assert "GB" in problems[1]
+    assert "N_JOBS" in problems[1]
+    assert files_in(tmp_path / "out" / "labels") == {"a.nii.gz", "c.nii.gz", "d.nii.gz"}
+    assert not multiprocessing.active_children()
+    assert (inference.parallel._IDLE, inference.parallel._BUSY) == ([], {})
+
+
+def test_a_scan_that_takes_more_memory_than_there_is_is_reported_before(
+    tmp_path, predict, counted, write_case, capsys
+):
+    small = write_case(tmp_path, "small", blocks())
+    large = write_case(tmp_path, "large", np.tile(blocks(), (32, 32, 4)))
+    needs = [memory.foretell(scan, PLAIN_SLICES, n_models=3) for scan in (small, large)]
+    assert 2 * needs[0] < needs[1]
+    free = needs[1] // 2
+    table = predict([small, large], memory_bytes=free).set_index("case")
+    assert counted == ["small"]
+    assert table.loc["small", "problem"] == ""
+    problem = table.loc["large", "problem"]
+    assert problem.startswith(f"{large.image}: predicting it takes about 0.1 GB of memory")
+    assert "GB are free. Predict fewer scans at once (N_JOBS)" in problem
+    assert "A scan takes up to" in capsys.readouterr().out
+
+
+PLAIN_SLICES = Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, 1, "none")

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,6 +22,8 @@ from unetseg.model import (
     plan_unet,
 )
 from unetseg.preprocessing import Preprocessor
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -552,3 +558,148 @@ def test_muon_leaves_scales_and_narrow_kernels_to_adamw(shape):
     gradient = noise(*shape)
     steps = [one_step(kind(0.01), shape, gradient) for kind in (Muon, keras.optimizers.AdamW)]
     np.testing.assert_array_equal(*steps)
+
+
+OTHER_SETTINGS = [
+    {"image_data_format": "channels_first"},
+    {"floatx": "float16"},
+    {"floatx": "float64"},
+    {"floatx": "bfloat16", "epsilon": 0.01, "image_data_format": "channels_first"},
+]
+
+IN_ANOTHER_HOME = """
+import sys
+import keras, numpy as np
+from unetseg import cases, inference, training
+from unetseg.preprocessing import Preprocessor
+
+def build_own(input_shape, num_classes):
+    inputs = keras.Input(input_shape)
+    x = keras.layers.Conv3D(4, 3, padding="same", activation="relu")(inputs)
+    x = keras.layers.BatchNormalization()(x)
+    return keras.Model(inputs, keras.layers.Conv3D(num_classes, 1, activation="softmax")(x))
+
+found = cases.find_cases("data")
+preprocessor = Preprocessor((1, 2, 3), (8, 8, 4), {1: "a", 2: "b"}, 1, "zscore", 3, (), 0, ())
+recipe = training.Recipe(epochs=1, steps=2, batch_size=2, precision="float32")
+asked = keras.config.floatx(), keras.config.image_data_format(), keras.config.epsilon()
+for name, builder in (("unet", {"model_args": {"filters": 4, "depth": 1}}),
+                      ("own", {"build_model": build_own})):
+    fold = f"{sys.argv[1]}/{name}/fold_0"
+    settings = {"preprocessor": preprocessor, "recipe": recipe, **builder}
+    training.train_fold(found[:1], found[1:], fold, **settings)
+assert asked == (keras.config.floatx(), keras.config.image_data_format(), keras.config.epsilon())
+"""
+
+
+def train_in_home(folder, settings):
+    home = folder / "home"
+    home.mkdir()
+    (home / "keras.json").write_text(json.dumps({"backend": keras.backend.backend(), **settings}))
+    environment = {**os.environ, "KERAS_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", IN_ANOTHER_HOME, str(folder)]
+    subprocess.run(command, env=environment, check=True, cwd=folder.parent)
+    files = ("history.csv", "model.weights.h5", "calibration.csv")
+    folds = [folder / name / "fold_0" for name in ("unet", "own")]
+    return [(fold / name).read_bytes() for fold in folds for name in files[::2]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", OTHER_SETTINGS, ids=str)
+def test_a_keras_json_of_other_settings_changes_no_number(settings, make_data, tmp_path):
+    make_data(2)
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    for folder in (usual, other):
+        folder.mkdir()
+    assert train_in_home(other, settings) == train_in_home(usual, {})
+
+
+@pytest.fixture
+def keras_settings():
+    before = keras.config.floatx(), keras.config.image_data_format(), keras.config.epsilon()
+    yield
+    keras.config.set_floatx(before[0])
+    keras.config.set_image_data_format(before[1])
+    keras.config.set_epsilon(before[2])
+    keras.config.set_dtype_policy(before[0])
+
+
+@pytest.mark.parametrize("settings", OTHER_SETTINGS, ids=str)
+@pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8, 1)])
+def test_the_network_is_the_same_whatever_keras_json_says(settings, patch, keras_settings):
+    preprocessor = Preprocessor((1, 1, 1), patch, {1: "a"}, 1, "none")
+    plan = model.plan_unet(preprocessor, filters=4, dropout=0.1)
+
+    def build():
+        keras.utils.set_random_seed(0)
+        return model.build_for(preprocessor, model.build_unet, plan, "float32")
+
+    x = np.random.default_rng(0).normal(size=(2, *preprocessor.input_shape)).astype(np.float32)
+    usual = build()
+    expected = usual.predict_on_batch(x)
+    keras.config.set_image_data_format(settings.get("image_data_format", "channels_last"))
+    keras.config.set_floatx(settings.get("floatx", "float32"))
+    keras.config.set_dtype_policy(settings.get("floatx", "float32"))
+    keras.config.set_epsilon(settings.get("epsilon", 1e-7))
+    other = build()
+    assert keras.config.floatx() == settings.get("floatx", "float32")
+    for a, b in zip(usual.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    np.testing.assert_array_equal(other.predict_on_batch(x), expected)
+    alone = model.build_unet((8, 8, 8, 1), 2, filters=4, depth=1)  # a user may call it himself
+    assert alone.output_shape == (None, 8, 8, 8, 2)
+
+
+SAVE = """
+import sys
+import keras, numpy as np
+from unetseg import model, training
+from unetseg.preprocessing import Preprocessor
+
+for name, patch in (("3d", (8, 8, 8)), ("2d", (8, 8, 1))):
+    preprocessor = Preprocessor((1, 1, 1), patch, {1: "a"}, 1, "none")
+    plan = model.plan_unet(preprocessor, filters=8)
+    net = model.build_for(preprocessor, model.build_unet, plan, sys.argv[1])
+    training._compile(net, 2, training.Recipe(epochs=2, steps=2))
+    x = np.random.default_rng(0).normal(size=(2, *preprocessor.input_shape)).astype("float32")
+    net.train_on_batch(x, (x > 0).astype("uint8"))
+    net.save(f"{name}.keras")
+    with open(f"{name}.json", "w") as file:
+        file.write(net.to_json())
+    y = net.predict_on_batch(x)
+    net.reset_metrics()
+    np.savez(f"{name}.npz", x=x, y=y, after=net.train_on_batch(x, x > 0))
+"""
+
+LOAD = """
+import unetseg
+import keras, numpy as np
+for name in ("3d", "2d"):
+    kept = np.load(f"{name}.npz")
+    net = keras.models.load_model(f"{name}.keras", safe_mode=True)
+    np.testing.assert_array_equal(net.predict_on_batch(kept["x"]), kept["y"])
+    assert type(net.optimizer).__name__ == "Muon"
+    twin = keras.models.clone_model(net)
+    twin.set_weights(net.get_weights())
+    np.testing.assert_array_equal(twin.predict_on_batch(kept["x"]), kept["y"])
+    with open(f"{name}.json") as file:
+        other = keras.models.model_from_json(file.read())
+    other.set_weights(net.get_weights())
+    np.testing.assert_array_equal(other.predict_on_batch(kept["x"]), kept["y"])
+    after = net.train_on_batch(kept["x"], kept["x"] > 0)
+    np.testing.assert_allclose(after, kept["after"], rtol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("imports", ["import unetseg", "import keras\nimport unetseg"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_network_saved_whole_opens_where_unetseg_is_imported(imports, precision, tmp_path):
+    load = LOAD.replace("import unetseg", imports, 1)
+    for code in (SAVE, load):
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, precision],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            check=True,
+        )

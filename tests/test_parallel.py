@@ -295,3 +295,35 @@ def test_a_keeper_waits_between_two_copies_and_does_nothing_without_a_drive(tmp_
         keeper.saved -= 3600
         keeper._look()
     assert len(calls) == 1
+
+
+def kept(number):
+    return os.getpid(), number
+
+
+def fail(number):
+    raise KeyError(number)
+
+
+def leave(number):
+    os._exit(number)
+
+
+def test_calls_share_a_process_until_it_dies():
+    try:
+        first, second = (parallel.call_apart(kept, number) for number in (1, 2))
+        assert first[0] == second[0] != os.getpid()
+        assert (first[1], second[1]) == (1, 2)
+        with pytest.raises(KeyError, match="7"):
+            parallel.call_apart(fail, 7)
+        assert parallel.call_apart(kept, 3) == (first[0], 3)  # an error is not a death
+        with pytest.raises(parallel.ProcessDiedError, match="memory"):
+            parallel.call_apart(leave, 9)
+        again = parallel.call_apart(kept, 4)
+        assert again[0] != first[0]
+    finally:
+        parallel.end_calls()
+    until = time.monotonic() + 10
+    while is_alive(again[0]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_alive(again[0])

@@ -832,30 +832,6 @@ def test_dimensions_that_contradict_the_patch_are_refused(dimensions, patch):
         Preprocessor(dimensions=dimensions, patch=patch)
 
 
-def test_several_are_restored_one_after_the_other_from_a_single_reading(
-    tmp_path, write_case, monkeypatch
-):
-    case = write_case(tmp_path, "a", 1 + np.abs(noise((8, 10, 9))), spacing_mm=(1, 2, 3))
-    preprocessor = Preprocessor((1.5, 1.5, 1.5), (16, 16, 16), {1: "a"}, 1, "none")
-    x, _ = preprocessor.transform(case)
-    rng, done, reads = np.random.default_rng(0), [], []
-    several = [rng.random((*x.shape[:3], 2), np.float32) for _ in "abc"]
-    expected = [preprocessor.restore(one, case) for one in several]
-    real = preprocessing.nifti.load_image
-    monkeypatch.setattr(preprocessing.nifti, "load_image", lambda p: reads.append(p) or real(p))
-
-    def make():
-        for k, one in enumerate(several):
-            done.append(k)
-            yield one
-
-    for k, native in enumerate(preprocessor.restore_each(make(), case)):
-        assert done == [*range(k + 1)]  # the next is not made before it is asked for
-        np.testing.assert_array_equal(native, expected[k])
-    assert len(reads) == 1
-    assert not np.array_equal(expected[0], expected[1])
-
-
 def test_empty_space_is_background_unless_masks_label_some_of_it(tmp_path, write_case):
     image, middle = framed((40, 40, 40), 0, margin=10)
     body = np.zeros(image.shape, np.uint8)

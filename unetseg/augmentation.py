@@ -121,10 +121,14 @@ def add_neighbours(x, axis, neighbours):
     (x, y, z, channel * (2 * neighbours + 1)) ndarray
         Of each channel the slices from below to above.
     """
+    return view_neighbours(x, axis, neighbours).reshape(*x.shape[:3], -1)
+
+
+def view_neighbours(x, axis, neighbours):
+    """Do as `add_neighbours` without copies of slices: (x, y, z, channel, 2 * neighbours + 1)."""
     room = [(neighbours * (n == axis),) * 2 for n in range(x.ndim)]
-    width = 2 * neighbours + 1
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, room), width, axis)
-    return windows.reshape(*x.shape[:3], -1)
+    padded = np.pad(x, room) if neighbours else x
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * neighbours + 1, axis)
 
 
 def _cut_turned(x, y, patch, start, matrix):

@@ -202,14 +202,79 @@ class SaveState(keras.callbacks.Callback):
             self.about["history"].append({"epoch": epoch, **row})
             self.last, before = time.monotonic(), self.last
             self.about["minutes"] += (self.last - before) / 60
-            save_state(self.model, self.folder, self.about)
+            self.save()
             self._write_history()
+
+    def save(self):
+        """Write the state of the last full epoch."""
+        save_state(self.model, self.folder, self.about)
 
     def _write_history(self):
         table = pd.DataFrame(self.about["history"]).to_csv(index=False).encode()
         path = self.folder / "history.csv"
         if not (path.exists() and path.read_bytes() == table):  # a new file tells of a new epoch
             write_file(path, table)
+
+
+class NoteStop(keras.callbacks.Callback):
+    """Write down when a training is stopped early, and by which callback.
+
+    It follows the callback that it watches in the list. The state then tells that the training
+    has ended, so that it does not go on if it is interrupted before all else is done.
+
+    Parameters
+    ----------
+    saver : SaveState
+        Its ``about`` gets ``stopped``: ``epoch``, counted from 0, ``by``, the name of a class,
+        and ``steps``, of all epochs.
+    watched : keras.callbacks.Callback
+    """
+
+    def __init__(self, saver, watched):
+        super().__init__()
+        self.saver, self.name = saver, type(watched).__name__
+        self.epoch, self.steps, self.seen = 0, 0, False
+
+    def _look(self):
+        if self.model.stop_training and "stopped" not in self.saver.about:
+            self.seen = True
+            self.saver.about["stopped"] = {"epoch": self.epoch, "by": self.name}
+
+    def on_train_begin(self, logs=None):
+        """Look."""
+        self.epoch = len(self.saver.about["history"])
+        self._look()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Look."""
+        self.epoch, self.steps = epoch, 0
+        self._look()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Look."""
+        self._look()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Look, and count."""
+        self.steps += 1
+        self._look()
+
+    def on_test_begin(self, logs=None):
+        """Look."""
+        self._look()
+
+    def on_test_end(self, logs=None):
+        """Look."""
+        self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Look, and keep what was seen."""
+        self._look()
+        if self.seen:
+            steps = epoch * self.params["steps"] + self.steps
+            self.saver.about["stopped"]["steps"] = steps
+            if np.isfinite(logs["loss"]):
+                self.saver.save()
 
 
 class StopWithRun(keras.callbacks.Callback):

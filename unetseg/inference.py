@@ -1,6 +1,5 @@
 """Prediction of whole cases, by one model or several, back on the native grid."""
 
-import functools
 import itertools
 import json
 import math
@@ -15,29 +14,30 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from unetseg import batches, checkpoint, disk, nifti, parallel, workspace
-from unetseg.augmentation import add_neighbours
+from unetseg import batches, blocks, checkpoint, disk, memory, nifti, parallel, workspace
+from unetseg.augmentation import view_neighbours
+from unetseg.blocks import along, make_blocks, map_bytes, restore_plane_block
 from unetseg.cases import check_cases
 from unetseg.digits import significant
-from unetseg.model import build_for, build_unet
+from unetseg.model import build_for, build_unet, usual_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
+from unetseg.windows import slide, widest
 from unetseg.workspace import read_json, refuse_any, require, sha256, write_json
 
 MAPS = ("uncertainty", "disagreement")
 COLUMNS = ["case", "label", "name", "volume_ml", "volume_mean_ml", "volume_sd_ml"]
 COLUMNS += ["volume_min_ml", "volume_max_ml", "agreement", "uncertainty", "seconds", "problem"]
-BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
 
 
 class Prediction(NamedTuple):
     """What the models say about one case, in RAS+ on its native grid.
 
     ``labels``: (x, y, z) int32, the user's own values. ``probabilities``: (x, y, z, class)
-    float32, the mean over the models. ``uncertainty``: (x, y, z) float32, the entropy of the
-    probabilities in [0, 1], 1 where all classes are equally likely. ``votes``: (model, x, y, z)
-    uint8, class numbers by each model alone. ``disagreement``: (x, y, z) float32, the share of the
-    models that vote for another label, in [0, 1].
+    float32, the mean over the models; None if they were not asked for. ``uncertainty``: (x, y, z)
+    float32, the entropy of the probabilities in [0, 1], 1 where all classes are equally likely.
+    ``votes``: (model, x, y, z) uint8, class numbers by each model alone. ``disagreement``:
+    (x, y, z) float32, the share of the models that vote for another label, in [0, 1].
     """
 
     labels: np.ndarray
@@ -99,7 +99,17 @@ def load_temperature(results_dir):
     return float(np.exp(np.mean([np.log(one.get("temperature", 1)) for one in done])))
 
 
-def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, temperature=1.0):
+@usual_settings()
+def predict_case(
+    models,
+    case,
+    preprocessor,
+    *,
+    overlap=0.5,
+    mirror_axes=None,
+    temperature=1.0,
+    probabilities=True,
+):
     """Segment one case.
 
     Parameters
@@ -118,6 +128,9 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
     temperature : float, default 1
         By which the logits of the mean probabilities are divided, such as `load_temperature`
         gives it. Changes how sure the prediction is, not its labels.
+    probabilities : bool, default True
+        Whether to return them. Without them many classes take no more memory than
+        `unetseg.blocks.BLOCK_BYTES` allows.
 
     Returns
     -------
@@ -125,19 +138,119 @@ def predict_case(models, case, preprocessor, *, overlap=0.5, mirror_axes=None, t
     """
     mirror_axes = _settle(preprocessor, overlap, mirror_axes, temperature)
     models = list(models) if isinstance(models, list | tuple) else [models]
+    place = preprocessor.place(case)
+    drawn = _draw_background(preprocessor, place.shape, len(models), temperature, probabilities)
+    inside = _look_at(drawn, place.box)
+    parts = _predict_blocks(models, case, preprocessor, place, overlap, mirror_axes)
+    for block, mean, votes in parts:
+        part = _look_at(inside, along(block.axis, *block.native))
+        part.votes[:] = votes
+        for plane in range(mean.shape[block.axis]):  # one at a time, so that copies are small
+            index = along(block.axis, plane, plane + 1)
+            _draw(_look_at(part, index), mean[index], preprocessor, temperature)
+        del mean  # before the next one is made
+    return drawn
+
+
+@usual_settings()
+def predict_and_sample(model, case, preprocessor, choose, *, overlap=0.5, mirror_axes=None):
+    """Segment one case, and give the probabilities of some of its voxels.
+
+    Parameters
+    ----------
+    model : keras.Model
+    case : Case
+    preprocessor : Preprocessor
+    choose : callable
+        Is given the predicted labels, and returns flat indices of the voxels.
+    overlap, mirror_axes
+        As for `predict_case`.
+
+    Returns
+    -------
+    labels : (x, y, z) ndarray of int32
+    chosen : (n,) ndarray of integers
+        What `choose` returned.
+    sampled : (n, class) ndarray of float32
+        If the probabilities of all voxels would not fit into `unetseg.blocks.BLOCK_BYTES`, the
+        case is predicted twice instead.
+    """
+    settings = {"overlap": overlap, "mirror_axes": mirror_axes}
+    shape = nifti.read(case.files[0], voxels=False).get_data_shape()[:3]
+    fits = map_bytes(shape, preprocessor.num_classes) <= blocks.BLOCK_BYTES
+    found = predict_case(model, case, preprocessor, probabilities=fits, **settings)
+    chosen = choose(found.labels)
+    if fits:
+        listed = found.probabilities.reshape(-1, preprocessor.num_classes)
+        return found.labels, chosen, listed[chosen]
+    mirror_axes = _settle(preprocessor, **settings)
+    sampled = _predict_voxels(model, case, preprocessor, chosen, overlap, mirror_axes)
+    return found.labels, chosen, sampled
+
+
+def _predict_voxels(model, case, preprocessor, chosen, overlap, mirror_axes):
+    place = preprocessor.place(case)
+    places = np.transpose(np.unravel_index(chosen, place.shape))
+    places -= [part.start for part in place.box]
+    inside = ((places >= 0) & (places < place.box_shape)).all(axis=1)
+    sampled = preprocessor.encode(np.zeros(len(places), int))  # certain where it was cropped
+    parts = _predict_blocks([model], case, preprocessor, place, overlap, mirror_axes)
+    for block, mean, _ in parts:
+        first, last = block.native
+        across = places[:, block.axis]
+        here = inside & (first <= across) & (across < last)
+        index = places[here]
+        index[:, block.axis] -= first
+        sampled[here] = mean[tuple(index.T)]
+        del mean  # before the next one is made
+    return sampled
+
+
+def _predict_blocks(models, case, preprocessor, place, overlap, mirror_axes):
     x, void = preprocessor.transform_scan(case)
-    found = (_predict(model, x, preprocessor, overlap, mirror_axes, void) for model in models)
-    total, votes = 0, []
-    for native in preprocessor.restore_each(found, case):  # one at a time in memory
-        votes.append(native.argmax(axis=-1).astype(np.uint8))
-        total += native
-    probabilities, votes = total / np.float32(len(models)), np.stack(votes)
-    labels = preprocessor.decode(probabilities)  # before rounding may make two classes equal
-    disagreement = (votes != probabilities.argmax(axis=-1)).mean(axis=0, dtype=np.float32)
-    if temperature != 1:
-        probabilities = soften(probabilities, temperature)
-    uncertainty = normalised_entropy(probabilities)
-    return Prediction(labels, probabilities, uncertainty, votes, disagreement)
+    for block in _cut(preprocessor, x.shape, place):
+        settings = preprocessor, overlap, mirror_axes
+        yield block, *_predict_block(models, x, void, place, block, *settings)
+
+
+def _draw_background(preprocessor, shape, n_models, temperature, probabilities):
+    # Where the scan was cropped the background is certain.
+    num_classes = preprocessor.num_classes
+    whole = Prediction(
+        labels=np.zeros(shape, np.int32),
+        probabilities=np.zeros((*shape, num_classes), np.float32) if probabilities else None,
+        uncertainty=np.zeros(shape, np.float32),
+        votes=np.zeros((n_models, *shape), np.uint8),
+        disagreement=np.zeros(shape, np.float32),
+    )
+    certain = np.eye(num_classes, dtype=np.float32)[:1]
+    certain = soften(certain, temperature) if temperature != 1 else certain
+    whole.uncertainty[:] = normalised_entropy(certain)
+    if probabilities:
+        whole.probabilities[:] = certain
+    return whole
+
+
+def _look_at(drawn, index):
+    # A part of every map, to be written to.
+    probabilities = drawn.probabilities
+    return Prediction(
+        labels=drawn.labels[index],
+        probabilities=None if probabilities is None else probabilities[index],
+        uncertainty=drawn.uncertainty[index],
+        votes=drawn.votes[(slice(None), *index)],
+        disagreement=drawn.disagreement[index],
+    )
+
+
+def _draw(part, mean, preprocessor, temperature):
+    classes = mean.argmax(axis=-1)  # before rounding may make two classes equal
+    part.labels[:] = preprocessor.decode(mean)
+    part.disagreement[:] = (part.votes != classes).mean(axis=0, dtype=np.float32)
+    mean = soften(mean, temperature) if temperature != 1 else mean
+    part.uncertainty[:] = normalised_entropy(mean)
+    if part.probabilities is not None:
+        part.probabilities[:] = mean
 
 
 def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
@@ -150,22 +263,64 @@ def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
     return mirror_axes
 
 
-def _predict(model, x, preprocessor, overlap, mirror_axes, void):
-    total, patch = 0, preprocessor.patch
-    flat = patch.index(1) if 1 in patch else 0
+def _cut(preprocessor, shape, place):
+    # Windows that reach into two blocks are predicted twice: cut where they are short.
+    reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.planes or ())
+    shares = [part / n for part, n in zip(reach, shape, strict=False)]
+    return make_blocks(place, int(np.argmin(shares)), preprocessor.num_classes)
+
+
+def _flat_axis(preprocessor):
+    return preprocessor.patch.index(1) if 1 in preprocessor.patch else 0
+
+
+def _predict_block(models, x, void, place, block, preprocessor, overlap, mirror_axes):
+    # The mean of the models' probabilities and their votes, in the block of the native box.
+    low, high = block.network
+    found = [*x.shape[:3], preprocessor.num_classes]
+    found[block.axis] = high - low
+    shape = list(place.box_shape)
+    shape[block.axis] = block.native[1] - block.native[0]
+    mean = np.zeros((*shape, preprocessor.num_classes), np.float32)
+    votes = np.zeros((len(models), *shape), np.uint8)
+    for number, model in enumerate(models):
+        network = np.zeros(found, np.float32)
+        span = block.axis, low, high
+        _predict(network, model, x, void, preprocessor, overlap, mirror_axes, span)
+        _add_native(mean, votes[number], network, place, block)
+    mean /= np.float32(len(models))
+    return mean, votes
+
+
+def _add_native(total, vote, network, place, block):
+    # Class by class, so that no other map of all of them is needed.
+    best = np.full(vote.shape, -np.inf, np.float32)
+    for k in range(network.shape[-1]):
+        native = restore_plane_block(network[..., k], place, block)
+        total[..., k] += native
+        vote[native > best] = k
+        np.maximum(best, native, out=best)
+
+
+def _predict(out, model, x, void, preprocessor, overlap, mirror_axes, span):
+    # Adds to `out`, of which views are turned and mirrored as the volume is.
+    flat = _flat_axis(preprocessor)
     planes = preprocessor.planes or (flat,)
+    part = 1 / (len(planes) * 2 ** len(mirror_axes))
+    axis, low, high = span
     for plane in planes:
-        view, empty = x.swapaxes(plane, flat), void.swapaxes(plane, flat)
-        if preprocessor.neighbours:
-            view = add_neighbours(view, flat, preprocessor.neighbours)
+        turned = {plane: flat, flat: plane}
+        empty = void.swapaxes(plane, flat)
+        view = view_neighbours(x.swapaxes(plane, flat), flat, preprocessor.neighbours or 0)
         for n in range(len(mirror_axes) + 1):
-            for axes in itertools.combinations(mirror_axes, n):  # one map in memory at a time
-                axes = [{plane: flat, flat: plane}.get(axis, axis) for axis in axes]
-                flipped = np.flip(view, axes), patch
-                found = slide([model], *flipped, overlap=overlap, void=np.flip(empty, axes))
-                found = np.flip(found, axes)
-                total += found.swapaxes(plane, flat)
-    return total / (len(planes) * 2 ** len(mirror_axes))
+            for axes in itertools.combinations(mirror_axes, n):
+                ends = (x.shape[axis] - high, x.shape[axis] - low) if axis in axes else (low, high)
+                axes = [turned.get(one, one) for one in axes]
+                into = np.flip(out.swapaxes(plane, flat), axes)
+                settings = {"overlap": overlap, "out": into, "part": part}
+                settings["void"] = np.flip(empty, axes)
+                settings["span"] = (turned.get(axis, axis), *ends)
+                slide([model], np.flip(view, axes), preprocessor.patch, **settings)
 
 
 def predict_scans(
@@ -177,12 +332,15 @@ def predict_scans(
     n_jobs=None,
     maps=MAPS,
     backup_dir=None,
+    memory_bytes=None,
     **kwargs,
 ):
     """Segment new scans with all folds of an experiment, each scan on its own.
 
     Every scan is checked first. One that cannot be read or segmented is reported and does not
-    stop the others; one that is finished with the same models and settings is not done again.
+    stop the others, nor does one that takes more memory than there is, even if its process is
+    killed: scans are segmented in processes of their own. One that is finished with the same
+    models and settings is not done again.
 
     Parameters
     ----------
@@ -205,6 +363,8 @@ def predict_scans(
     backup_dir : str or Path, optional
         Folder on Google Drive that gets a copy of `folder` every quarter of an hour, and at the
         end, also if this is stopped or fails.
+    memory_bytes : int, optional
+        That a scan may take; by default what is free when its turn comes.
     **kwargs
         As for `predict_case`; the temperature is by default that of `load_temperature`.
 
@@ -229,21 +389,21 @@ def predict_scans(
     models = tuple(one["weights_sha256"] for one in workspace.read_folds(results_dir).values())
     kwargs = {"temperature": load_temperature(results_dir), **kwargs}
     about = {"models": [*models], "maps": [*maps], "settings": json.loads(json.dumps(kwargs))}
-    job = joblib.delayed(_predict_scan)
-    jobs = (job(scan, results_dir, folder, build_model, about) for scan in scans)
-    # What is wrong with them is said at once, not scan by scan.
-    _, preprocessor = _load_ensemble(results_dir, build_model, models)
-    _settle(preprocessor, **kwargs)
-    batches.refuse_other_scans(folder, scans)
+    job = joblib.delayed(_predict_apart)
+    jobs = (job(scan, results_dir, folder, build_model, about, memory_bytes) for scan in scans)
     rows = []
     with parallel.Keeper(folder, backup_dir):
         try:
-            found = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
-            for about_scan in tqdm(
-                found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1
-            ):
-                rows += about_scan
+            # What is wrong with them is said at once, not scan by scan.
+            parallel.call_apart(_check_ensemble, results_dir, build_model, about)
+            batches.refuse_other_scans(folder, scans)
+            _say_need(scans, results_dir, about, memory_bytes)
+            found = joblib.Parallel(n_jobs, return_as="generator_unordered", prefer="threads")(jobs)
+            bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
+            for rows_of_scan in bar:
+                rows += rows_of_scan
         finally:  # also of a batch that is stopped
+            parallel.end_calls()
             table = _tabulate(rows)
             batches.update_table(folder / "predictions.csv", table)
     return table
@@ -255,13 +415,45 @@ def _tabulate(rows):
     return table.sort_values("case", kind="stable", ignore_index=True)
 
 
-@functools.lru_cache(maxsize=1)
+_ENSEMBLE = {}  # the last one that was loaded
+
+
 def _load_ensemble(results_dir, build_model, models):  # the hashes tell one training from another
+    # By the name of the builder: one from a notebook is another object in each call.
+    key = results_dir, build_model.__module__, getattr(build_model, "__qualname__", ""), models
+    if key not in _ENSEMBLE:
+        _ENSEMBLE.clear()
+        loaded = load_models(results_dir, build_model=build_model)
+        _ENSEMBLE[key] = loaded, Preprocessor.load(results_dir / "preprocessor.json")
+    return _ENSEMBLE[key]
+
+
+def _check_ensemble(results_dir, build_model, about):
+    _, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
+    _settle(preprocessor, **about["settings"])
+
+
+def _say_need(scans, results_dir, about, memory_bytes):
     preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
-    return load_models(results_dir, build_model=build_model), preprocessor
+    known = {"n_models": len(about["models"]), "maps": about["maps"]}
+    if needs := [memory.foretell(scan, preprocessor, **known) for scan in scans]:
+        free = memory_bytes or memory.available_bytes()
+        print(memory.SAID.format(max(needs) / 1e9, free / 1e9))
 
 
-def _predict_scan(scan, results_dir, folder, build_model, about):
+def _predict_apart(scan, results_dir, folder, build_model, about, memory_bytes):
+    arguments = scan, results_dir, folder, build_model, about, memory_bytes
+    try:
+        return parallel.call_apart(_predict_scan, *arguments)
+    except parallel.ProcessDiedError as error:
+        preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
+        known = {"n_models": len(about["models"]), "maps": about["maps"]}
+        need = memory.foretell(scan, preprocessor, **known) / 1e9
+        problem = f"{scan.files[0]}: {error}; it takes about {need:.1f} GB. {memory.REMEDY}."
+        return [{"case": scan.id, "problem": problem}]
+
+
+def _predict_scan(scan, results_dir, folder, build_model, about, memory_bytes=None):
     models, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
     path, marker = folder / "labels" / f"{scan.id}.nii.gz", folder / "done" / f"{scan.id}.json"
     draft = marker.with_name(f".part-{path.name}")  # never copied to Drive
@@ -271,8 +463,12 @@ def _predict_scan(scan, results_dir, folder, build_model, about):
         rows, replaced = _find_finished(path, marker, about)
         if rows:
             return rows
+        need = memory.foretell(scan, preprocessor, models, maps=about["maps"])
+        if lack := memory.describe_lack(need, memory_bytes or memory.available_bytes()):
+            raise ValueError(f"{scan.files[0]}: {lack}")
         _check_scan(scan, folder)
-        found = predict_case(models, scan, preprocessor, **about["settings"])
+        settings = {"probabilities": "probabilities" in about["maps"], **about["settings"]}
+        found = predict_case(models, scan, preprocessor, **settings)
         nifti.save_mask(draft, found.labels, scan.files[0])
         path.unlink(missing_ok=True)  # so that nowhere two runs are mixed, wherever one stops
         for name in about["maps"]:
@@ -329,51 +525,6 @@ def _describe(scan, found, labels):
     return rows
 
 
-def slide(models, x, patch, *, overlap=0.5, void=None):
-    """Average the models' probabilities over overlapping windows, weighted towards their centres.
-
-    Parameters
-    ----------
-    models : sequence of keras.Model
-    x : (x, y, z, channel) ndarray of float32
-        At least as large as the patch.
-    patch : tuple of 3 int
-        Shape of a window; across an axis of 1 the windows are slices for a 2-D network.
-    overlap : float, default 0.5
-        In [0, 1).
-    void : (x, y, z) ndarray of bool, optional
-        Where there is background for certain. Windows without anything else are not predicted.
-
-    Returns
-    -------
-    (x, y, z, class) ndarray of float32
-    """
-    require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
-    void = np.zeros(x.shape[:3], bool) if void is None else void
-    steps = [_starts(n, p, overlap) for n, p in zip(x.shape, patch, strict=False)]
-    boxes = [
-        tuple(slice(a, a + p) for a, p in zip(start, patch, strict=True))
-        for start in itertools.product(*steps)
-    ]
-    boxes = [box for box in boxes if not void[box].all()] or boxes[:1]  # one tells the classes
-    weight = _window_weight(patch)
-    total, weights = 0, np.zeros((*x.shape[:3], 1), np.float32)
-    flat = tuple(n for n in patch if n > 1) + x.shape[3:]
-    size = max(1, BATCH_VOXELS // int(np.prod(patch)))
-    for first in range(0, len(boxes), size):
-        chosen = boxes[first : first + size]
-        batch = np.stack([x[box].reshape(flat) for box in chosen])
-        found = np.mean([np.asarray(m.predict_on_batch(batch)) for m in models], axis=0)
-        if first == 0:
-            total = np.zeros((*x.shape[:3], found.shape[-1]), np.float32)
-        for box, probabilities in zip(chosen, found, strict=True):
-            total[box] += probabilities.reshape(*patch, -1) * weight
-            weights[box] += weight
-    total /= np.where(void[..., None], 1, weights)
-    total[void] = np.arange(total.shape[-1]) == 0
-    return total
-
-
 def normalised_entropy(probabilities):
     """Entropy of class probabilities, in units of its largest possible value.
 
@@ -390,16 +541,3 @@ def normalised_entropy(probabilities):
     safe = np.clip(probabilities, 1e-12, 1)
     entropy = -(probabilities * np.log(safe)).sum(axis=-1) / np.log(probabilities.shape[-1])
     return np.clip(entropy, 0, 1).astype(np.float32)
-
-
-def _starts(length, window, overlap):
-    # The fewest evenly spread windows that overlap at least as asked.
-    count = int(np.ceil((length - window) / max(1, window * (1 - overlap)))) + 1
-    return np.linspace(0, length - window, count).round().astype(int).tolist()
-
-
-def _window_weight(patch):
-    # A Gaussian of an eighth of the patch, as in nnU-Net, never so small that it is lost.
-    axes = [np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2) for p in patch]
-    weight = np.einsum("i,j,k->ijk", *axes)[..., None]
-    return np.maximum(weight, 1e-3).astype(np.float32)

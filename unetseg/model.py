@@ -1,6 +1,7 @@
 """The U-Net and its plan, its loss, and the Dice shown while it trains."""
 
 import contextlib
+import functools
 import math
 import re
 from pathlib import Path
@@ -65,6 +66,10 @@ def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0, strides=None
     return {**plan, "strides": given or strides, "kernels": kernels or widths}
 
 
+registered = keras.saving.register_keras_serializable(package="unetseg")
+
+
+@registered
 class InstanceNormalization(layers.Layer):
     """Normalise every channel of every image to mean 0 and variance 1 (Ulyanov et al. 2016).
 
@@ -95,6 +100,11 @@ class InstanceNormalization(layers.Layer):
         scale = ops.cast(self.gamma, "float32") * ops.rsqrt(mean(ops.square(rows)) + 1e-5)
         rows = rows * unfold(scale) + unfold(ops.cast(self.beta, "float32"))
         return ops.reshape(ops.cast(rows, x.dtype), (-1, *x.shape[1:]))
+
+
+def _channels_last(name):
+    # Whatever ~/.keras/keras.json says.
+    return functools.partial(getattr(layers, name), data_format="channels_last")
 
 
 def build_unet(
@@ -148,9 +158,9 @@ def build_unet(
     fitting = tuple((-(-sides // multiple) * multiple).tolist())
     allowed = f"multiples of {multiple.tolist()}, then a channel: use {fitting} or less depth"
     require("input_shape", input_shape, fitting == tuple(input_shape[:-1]), allowed)
-    convolution = getattr(layers, f"Conv{ndim}D")
-    transposed = getattr(layers, f"Conv{ndim}DTranspose")
-    drop = getattr(layers, f"SpatialDropout{ndim}D")
+    convolution = _channels_last(f"Conv{ndim}D")
+    transposed = _channels_last(f"Conv{ndim}DTranspose")
+    drop = _channels_last(f"SpatialDropout{ndim}D")
 
     def block(x, level, stride=1):
         for step in (stride, 1):
@@ -176,6 +186,7 @@ def build_unet(
     return keras.Model(inputs, outputs, name=f"unet{ndim}d")
 
 
+@registered
 def dice_cross_entropy(y_true, y_pred):
     """Soft Dice loss of the foreground classes plus cross-entropy (Isensee et al. 2021).
 
@@ -202,6 +213,13 @@ def dice_cross_entropy(y_true, y_pred):
     return 1 - ops.mean(dice[1:]) - ops.mean(ops.sum(truth * log, axis=-1))
 
 
+@registered
+def patch_loss(y_true, y_pred):
+    """`dice_cross_entropy` in one dimension: Keras would add scalars up over the GPUs."""
+    return ops.expand_dims(dice_cross_entropy(y_true, y_pred), 0)
+
+
+@registered
 class Muon(keras.optimizers.AdamW):
     """AdamW whose steps for convolution kernels are made orthogonal (Jordan et al. 2024).
 
@@ -255,6 +273,7 @@ def nearest_orthogonal(matrix):
     return total / norm
 
 
+@registered
 class ForegroundDice(keras.metrics.Metric):
     """Mean Dice of the foreground classes, pooled over all voxels since the last reset.
 
@@ -282,11 +301,42 @@ class ForegroundDice(keras.metrics.Metric):
         self.overlap.assign_add(ops.sum(truth * found, axis=axes))
         self.total.assign_add(ops.sum(truth, axis=axes) + ops.sum(found, axis=axes))
 
+    def get_config(self):
+        """Arguments with which Keras makes it again."""
+        return {**super().get_config(), "num_classes": self.num_classes}
+
     def result(self):
         """Mean over the foreground classes that occurred, in [0, 1]."""
         occurred = ops.cast(self.total[1:] > 0, "float32")
         dice = 2 * self.overlap[1:] / ops.maximum(self.total[1:], 1.0)
         return ops.sum(dice) / ops.maximum(ops.sum(occurred), 1.0)
+
+
+@contextlib.contextmanager
+def usual_settings(precision="float32"):
+    """Let Keras work as it does without a ``keras.json`` of other settings.
+
+    Channels come last, numbers are float32, epsilon is 1e-7. Afterwards all is as before.
+
+    Parameters
+    ----------
+    precision : str, default "float32"
+        Dtype policy of the layers that are made meanwhile.
+    """
+    config = keras.config
+    before = config.dtype_policy(), config.floatx(), config.image_data_format(), config.epsilon()
+    try:
+        _set_keras(precision, "float32", "channels_last", 1e-7)
+        yield
+    finally:
+        _set_keras(*before)
+
+
+def _set_keras(policy, floatx, data_format, epsilon):
+    keras.config.set_floatx(floatx)
+    keras.config.set_image_data_format(data_format)
+    keras.config.set_epsilon(epsilon)
+    keras.config.set_dtype_policy(policy)
 
 
 def build_for(preprocessor, build_model, model_args, precision="auto"):
@@ -313,9 +363,7 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
     ValueError
         If the model does not give a probability per voxel and class.
     """
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(choose_precision(precision))
-    try:
+    with usual_settings(choose_precision(precision)):
         model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
         deep = [one for one in model.layers if isinstance(one, layers.Conv3D)]
         thin = build_model is not build_unet or any(one.input.shape[1] == 2 for one in deep)
@@ -325,8 +373,6 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
             # builders of others may hide one in a layer.
             keras.config.set_dtype_policy("float32")
             model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
-    finally:
-        keras.config.set_dtype_policy(before)
     expected = (None, *preprocessor.input_shape[:-1], preprocessor.num_classes)
     if tuple(model.output_shape) != expected:
         wanted = f"return a model with output shape {expected}, a probability per voxel and class"

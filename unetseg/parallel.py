@@ -7,17 +7,20 @@ import signal
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import joblib
 import pandas as pd
 from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
 from unetseg.workspace import DONE, back_up, hushed, only_run, read_folds, read_json, write_json
 
 LOOK_SECONDS = 1
 BACK_UP_SECONDS = 900  # not after each epoch: Drive's trash keeps what is overwritten
+KEEP_SECONDS = 60  # on machines that `end_calls` does not reach, such as those of a cluster
 _RUNNING = {}  # folder: executor
+_IDLE, _BUSY = [], {}  # of `call_apart`
 
 
 def run_apart(folder, function, *args, **kwargs):
@@ -65,9 +68,72 @@ def run_apart(folder, function, *args, **kwargs):
         warnings.warn_explicit(*warning)
 
 
+class ProcessDiedError(RuntimeError):
+    """A process ended in the middle of a call."""
+
+
+def call_apart(function, *args):
+    """Call a function in another process, which is kept for the next call.
+
+    So what it loads is loaded once, and if it is killed, this process goes on and the next call
+    has a new one. `end_calls` ends it; without calls it ends itself after a while.
+
+    Parameters
+    ----------
+    function : callable
+        May be defined in a notebook.
+    *args
+        Of the function.
+
+    Returns
+    -------
+    object
+        What the function returns. What it raises is raised here.
+
+    Raises
+    ------
+    ProcessDiedError
+        If the process dies.
+    """
+    multiprocessing.current_process().daemon = False  # of Dask's workers; may have children now
+    try:
+        executor, pipe = _IDLE.pop()
+    except IndexError:
+        pipe = multiprocessing.Pipe()
+        executor = ProcessPoolExecutor(
+            1, initializer=_end_with, initargs=(pipe[1],), timeout=KEEP_SECONDS
+        )
+    _BUSY[id(executor)] = executor
+    try:
+        result = executor.submit(function, *args).result()
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, BrokenProcessPool | OSError):
+            _IDLE.append((executor, pipe))  # of the function: the process is as it was
+            raise
+        executor.shutdown(kill_workers=True)
+        if isinstance(error, BrokenProcessPool):
+            raise ProcessDiedError("the process died, most often because memory ran out") from error
+        raise
+    finally:
+        del _BUSY[id(executor)]
+    _IDLE.append((executor, pipe))
+    return result
+
+
+def end_calls():
+    """End the processes of `call_apart`, those in the middle of a call too."""
+    while _BUSY or _IDLE:
+        for executor in [*_BUSY.values(), *(executor for executor, _ in _IDLE)]:
+            executor.shutdown(kill_workers=True)
+        _IDLE.clear()
+        time.sleep(0.01)  # until their threads have cleaned up
+
+
 def _end_with(connection):
     # Ctrl-C and a notebook's stop button reach all processes: the first one alone decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # where memory runs out, this process is to be killed first
+        Path("/proc/self/oom_score_adj").write_text("500")
     threading.Thread(target=_wait_for_end, args=(connection,), daemon=True).start()
     with hushed():
         import keras  # noqa: F401

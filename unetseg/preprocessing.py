@@ -9,6 +9,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from unetseg import nifti
+from unetseg.blocks import Place
 from unetseg.body import find_body, find_box, find_void, measure_contrast
 from unetseg.description import refuse_ignored
 from unetseg.digits import significant
@@ -296,6 +297,25 @@ class Preprocessor:
         inside = np.pad(inside, padding, constant_values=unknown)
         return np.stack(channels, axis=-1), inside, geometry
 
+    def place(self, case):
+        """Find where the network's grid lies on the native one; reads the images.
+
+        Parameters
+        ----------
+        case : Case
+
+        Returns
+        -------
+        unetseg.blocks.Place
+        """
+        image, affine = self._load(case)
+        body, _ = self._find_body(image, affine)
+        box, shape, padding = self._geometry(body, affine)
+        native = [part.indices(n)[:2] for part, n in zip(box, image.shape, strict=False)]
+        inner = [(before, before + n) for (before, _), n in zip(padding, shape, strict=True)]
+        grids = ([slice(*ends) for ends in grid] for grid in (native, inner))
+        return Place(image.shape[:3], *map(tuple, grids))
+
     def restore(self, probabilities, case):
         """Bring class probabilities back to the case's native grid.
 
@@ -310,34 +330,17 @@ class Preprocessor:
         (x, y, z, class) ndarray of float32
             In RAS+ on the native grid; certain background where `transform` cropped.
         """
-        return next(self.restore_each([probabilities], case))
-
-    def restore_each(self, several, case):
-        """Do as `restore` does with several arrays, one after the other; the case is read once.
-
-        Parameters
-        ----------
-        several : iterable of (x, y, z, class) ndarray
-        case : Case
-
-        Yields
-        ------
-        (x, y, z, class) ndarray of float32
-        """
-        image, affine = self._load(case)
-        body, _ = self._find_body(image, affine)
-        box, shape, padding = self._geometry(body, affine)
-        inner = tuple(slice(a, a + n) for (a, _), n in zip(padding, shape, strict=True))
-        for probabilities in several:
-            native = np.zeros((*image.shape[:3], probabilities.shape[-1]), np.float32)
-            native[..., 0] = 1
-            size = native[box].shape[:3]
-            for k in range(probabilities.shape[-1]):
-                native[(*box, k)] = _zoom(probabilities[(*inner, k)], size)
-            yield native
+        place = self.place(case)
+        native = np.zeros((*place.shape, probabilities.shape[-1]), np.float32)
+        native[..., 0] = 1
+        for k in range(probabilities.shape[-1]):
+            native[(*place.box, k)] = _zoom(probabilities[(*place.inner, k)], place.box_shape)
+        return native
 
     def inverse_transform(self, probabilities, case):
         """Bring class probabilities back to the native grid as labels.
+
+        One class after the other, so that no second map of all classes is made.
 
         Parameters
         ----------
@@ -350,7 +353,36 @@ class Preprocessor:
         (x, y, z) ndarray of int32
             In RAS+ on the native grid, the user's own label values.
         """
-        return self.decode(self.restore(probabilities, case))
+        maps = (probabilities[..., k] for k in range(probabilities.shape[-1]))
+        return self._restore_labels(maps, case)
+
+    def restore_labels(self, classes, case):
+        """Bring class numbers back to the native grid as labels.
+
+        Parameters
+        ----------
+        classes : (x, y, z) ndarray of integers
+            On the grid of `transform`, as it returns them.
+        case : Case
+
+        Returns
+        -------
+        (x, y, z) ndarray of int32
+            As of `inverse_transform` with certain probabilities, without the memory for them.
+        """
+        maps = ((classes == k).astype(np.float32) for k in range(self.num_classes))
+        return self._restore_labels(maps, case)
+
+    def _restore_labels(self, maps, case):
+        place = self.place(case)
+        labels = np.zeros(place.shape, np.int32)
+        inside = labels[place.box]
+        best = np.full(place.box_shape, -np.inf, np.float32)
+        for value, one in zip((0, *self.labels), maps, strict=True):
+            native = _zoom(one[place.inner], place.box_shape)
+            inside[native > best] = value
+            np.maximum(best, native, out=best)
+        return labels
 
     def encode(self, classes):
         """Turn class numbers into certain probabilities.

@@ -251,10 +251,28 @@ def sample_voxels(probabilities, truth, rng, most=20_000):
     truth : (n,) ndarray of integers
         Of at most so many voxels within 3 voxels of where the truth or the prediction has a label.
     """
-    structures = (truth != 0) | (probabilities.argmax(axis=-1) != 0)
-    near = np.flatnonzero(ndimage.binary_dilation(structures, iterations=NEAR))
-    chosen = rng.choice(near, min(most, near.size), replace=False)
+    chosen = choose_voxels(truth, probabilities.argmax(axis=-1), rng=rng, most=most)
     return probabilities.reshape(-1, probabilities.shape[-1])[chosen], truth.ravel()[chosen]
+
+
+def choose_voxels(truth, predicted, *, rng, most):
+    """Draw the voxels of `sample_voxels`, for which the probabilities need not be known.
+
+    Parameters
+    ----------
+    truth, predicted : (x, y, z) ndarray of integers
+        Class numbers or labels; 0 is the background.
+    rng : numpy.random.Generator
+    most : int
+
+    Returns
+    -------
+    (n,) ndarray of int64
+        Flat indices.
+    """
+    structures = (truth != 0) | (predicted != 0)
+    near = np.flatnonzero(ndimage.binary_dilation(structures, iterations=NEAR))
+    return rng.choice(near, min(most, near.size), replace=False)
 
 
 def soften(probabilities, temperature):

@@ -4,8 +4,10 @@ import contextlib
 import functools
 import json
 import math
+import os
 import tempfile
 import time
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,10 +17,20 @@ import numpy as np
 import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import checkpoint, disk, model, nifti, parallel, provenance, reliability, workspace
+from unetseg import (
+    checkpoint,
+    disk,
+    memory,
+    model,
+    nifti,
+    parallel,
+    provenance,
+    reliability,
+    workspace,
+)
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
-from unetseg.inference import predict_case
+from unetseg.inference import predict_and_sample
 from unetseg.preprocessing import Preprocessor, patch_budget
 from unetseg.splits import (
     check_folds,
@@ -114,6 +126,7 @@ def plan_model(build_model, preprocessor, model_args):
     return model.plan_unet(preprocessor, **given) if build_model is model.build_unet else given
 
 
+@model.usual_settings()
 def train_fold(
     train_cases,
     val_cases,
@@ -154,7 +167,8 @@ def train_fold(
     cache_dir : str or Path, optional
         Keeps the preprocessed cases on a local disk; by default a temporary folder.
     callbacks : sequence of keras.callbacks.Callback, optional
-        Called while training.
+        Called while training. One that stops it, such as EarlyStopping, ends the fold with the
+        weights so far, averaged as ever; ``done.json`` then says when and by which class.
 
     Raises
     ------
@@ -196,24 +210,22 @@ def train_fold(
             whole["inputs"] = provenance.list_hashes(inputs)  # the same on another machine
             state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
         past = len(state["history"])
-        own = [checkpoint.SaveState(fold_dir, state, started), TerminateOnNaN()]
+        followed = _follow_callbacks(checkpoint.SaveState(fold_dir, state, started), callbacks)
         if recipe.averaging:  # swapped in before each validation, so first in the list
-            own.insert(0, SwapEMAWeights())
+            followed.insert(0, SwapEMAWeights())
         sampling_now = {"start": past * recipe.steps, "foreground": recipe.foreground}
         net.fit(
             Patches(train, **sampling, **sampling_now, **changes),
             initial_epoch=past,
-            epochs=recipe.epochs,
+            epochs=past if "stopped" in state else recipe.epochs,
             steps_per_epoch=recipe.steps,
             validation_data=Patches(val, **sampling, **VALIDATION, repeat_after=val_steps),
             validation_steps=val_steps,
-            callbacks=[*own, *callbacks],
+            callbacks=followed,
             shuffle=False,
             verbose=0,
         )
-    if len(state["history"]) < recipe.epochs:
-        remedy = "Lower learning_rate, or set precision='float32'."
-        raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
+    ended = _describe_end(state, recipe, fold_dir)
     trained = time.monotonic()
     digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
     net = build()  # on one device, and with what is in the file
@@ -221,8 +233,7 @@ def train_fold(
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
     temperature = _predict_fold(net, val_cases, preprocessor, fold_dir, axes)
     minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
-    steps = recipe.steps * recipe.epochs
-    done = {"weights_sha256": digest, "steps": steps, "minutes": minutes, **about}
+    done = {"weights_sha256": digest, "minutes": minutes, **ended, **about}
     done |= {"temperature": temperature, "inputs": inputs}
     done |= checkpoint.digest_masks(fold_dir.parent, about["val"])
     provenance.refuse_changed_meanwhile(inputs, cases)
@@ -231,17 +242,48 @@ def train_fold(
         file.unlink()
 
 
+def _follow_callbacks(saver, callbacks):
+    followed = [saver]
+    for callback in (TerminateOnNaN(), *callbacks):
+        followed += [callback, checkpoint.NoteStop(saver, callback)]
+    return followed
+
+
+def _describe_end(state, recipe, fold_dir):
+    # What done.json tells of the end of a training: after the last step or before.
+    done, stopped = len(state["history"]), state.get("stopped")
+    steps = stopped["steps"] if stopped else done * recipe.steps
+    if done == recipe.epochs and steps == recipe.epochs * recipe.steps:
+        return {"steps": steps}
+    if done == 0 or (stopped and stopped["by"] == TerminateOnNaN.__name__):
+        remedy = "Lower learning_rate, or set precision='float32'."
+        raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
+    epoch, by = (stopped["epoch"], stopped["by"]) if stopped else (done - 1, "the network")
+    if not stopped and "KERAS_MAX_EPOCHS" in os.environ:
+        by = "KERAS_MAX_EPOCHS"
+    print(f"{fold_dir}: stopped in epoch {epoch + 1} of {recipe.epochs} by {by}.")
+    return {"steps": steps, "stopped": {"epoch": epoch, "by": by}}
+
+
 def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
     rng, sampled = np.random.default_rng(0), []
+    most = MAX_SAMPLED // len(cases)
     for case in cases:
-        found = predict_case(net, case, preprocessor, mirror_axes=mirror_axes)
         truth, _ = nifti.load_mask(case.mask)
-        kept = ("predictions", found.labels, case.files[0]), ("masks", truth, case.mask)
-        for folder, mask, like in kept:
-            nifti.save_mask(fold_dir.parent / folder / f"{case.id}.nii.gz", mask, like)
-        classes = sum(k * (truth == label) for k, label in enumerate(preprocessor.labels, 1))
-        most = MAX_SAMPLED // len(cases)
-        sampled.append(reliability.sample_voxels(found.probabilities, classes, rng, most))
+        nifti.save_mask(fold_dir.parent / "masks" / f"{case.id}.nii.gz", truth, case.mask)
+        choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
+        labels, chosen, probabilities = predict_and_sample(
+            net, case, preprocessor, choose, mirror_axes=mirror_axes
+        )
+        path = fold_dir.parent / "predictions" / f"{case.id}.nii.gz"
+        nifti.save_mask(path, labels, case.files[0])
+        near = truth.ravel()[chosen]
+        classes = sum(k * (near == label) for k, label in enumerate(preprocessor.labels, 1))
+        sampled.append((probabilities, classes))
+    return _calibrate(sampled, fold_dir)
+
+
+def _calibrate(sampled, fold_dir):
     probabilities, classes = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
     temperature = reliability.fit_temperature(probabilities, classes)
     after = reliability.soften(probabilities, temperature)
@@ -263,12 +305,7 @@ def _compile(net, num_classes, recipe):
     optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     metrics = [accuracy, model.ForegroundDice(num_classes)]
-    net.compile(optimizer, _loss, metrics=metrics)
-
-
-def _loss(y_true, y_pred):
-    # A scalar Keras would add up over the GPUs instead of averaging it.
-    return keras.ops.expand_dims(model.dice_cross_entropy(y_true, y_pred), 0)
+    net.compile(optimizer, model.patch_loss, metrics=metrics)
 
 
 def cross_validate(
@@ -367,6 +404,7 @@ def cross_validate(
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     run = {"precision": net.dtype_policy.name, "batch_size": batch_size}
     run |= workspace.describe_machine()
+    _warn_of_lack(cases, preprocessor)
     with workspace.only_run(results_dir, backup_dir):
         run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
         recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever it was
@@ -414,6 +452,13 @@ def _write_table(path, table):
 def _write_used(path, table, folds):
     used = table["case"].isin(provenance.list_used(folds))
     _write_table(path, table[used])
+
+
+def _warn_of_lack(cases, preprocessor):
+    # A warning, as it is about predicting after the training, when more may be free.
+    need = max(memory.foretell(case, preprocessor) for case in cases)
+    if lack := memory.describe_lack(need, memory.available_bytes()):
+        warnings.warn(f"Of the largest case: {lack}", stacklevel=3)
 
 
 def _run_folds(parts, results_dir, settings, seed, n_jobs, backup_dir):

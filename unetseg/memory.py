@@ -1,0 +1,165 @@
+"""How much memory a prediction takes, and how much there is."""
+
+import math
+import os
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from unetseg import blocks, nifti, windows
+from unetseg.blocks import FLOAT_BYTES, map_bytes
+
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+# Copies at a time, as counted in the code and measured: of the scan while it is read, of the
+# network's input while it is made, and of a map while it is saved.
+READING, MAKING, SAVING = 4, 4, 5
+SAID = "A scan takes up to {:.1f} GB of memory, {:.1f} GB are free."
+REMEDY = "Predict fewer scans at once (N_JOBS), without probabilities, or on a larger machine"
+
+
+def available_bytes():
+    """Memory that this process may still take, in bytes.
+
+    Returns
+    -------
+    int
+        On Linux what is free or can be freed, but no more than a container is left (its control
+        group, version 1 or 2); elsewhere all that the machine has; infinity if nobody knows.
+    """
+    found = [_read_free(), *_read_left()]
+    known = [number for number in found if number is not None]
+    return min(known) if known else math.inf
+
+
+def _read_free():
+    info = PROC / "meminfo"
+    if info.exists() and (line := re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())):
+        return int(line[1]) * 1024
+    if os.name == "posix":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _read_left():
+    # What the control groups of this process, and those around them, leave.
+    path = PROC / "self" / "cgroup"
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            yield from _read_groups(CGROUP, place, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+            yield from _read_groups(CGROUP / "memory", place, *names)
+
+
+def _read_groups(root, place, limit, usage, cache):
+    folder = root / place.lstrip("/")
+    folder = folder if folder.is_dir() else root  # inside of a container its own group is the root
+    for group in (folder, *folder.parents):
+        if group == root.parent:
+            return
+        try:
+            most, used = ((group / name).read_text().strip() for name in (limit, usage))
+            kept = re.search(rf"^{cache} (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        if most.isdigit():  # else "max"
+            yield max(0, int(most) - int(used) + int(kept[1] if kept else 0))
+
+
+def prediction_bytes(preprocessor, shape, spacing_mm, models=(), *, n_models=1, maps=()):
+    """Estimate the memory that `unetseg.inference.predict_scans` takes for one scan.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    shape : tuple of 3 int
+        Of the scan.
+    spacing_mm : tuple of 3 float
+    models : sequence of keras.Model, optional
+        Of which the first is looked at, for the memory of its layers.
+    n_models : int, default 1
+        If `models` is not given.
+    maps : iterable of str
+        As for `unetseg.inference.predict_scans`.
+
+    Returns
+    -------
+    int
+        Bytes beyond those that the process has taken already. As if nothing were cropped.
+    """
+    n_models, num_classes = len(models) or n_models, preprocessor.num_classes
+    resampled = np.maximum(1, np.round(np.array(shape) * spacing_mm / preprocessor.spacing_mm))
+    network = np.maximum(resampled, preprocessor.patch).astype(int).tolist()
+    voxels, seen = math.prod(shape), math.prod(network)
+    scan = voxels * preprocessor.channels * FLOAT_BYTES
+    x = seen * preprocessor.channels * FLOAT_BYTES
+    drawn = voxels * (3 * FLOAT_BYTES + n_models)
+    block = min(
+        max(map_bytes(shape, num_classes), map_bytes(network, num_classes)), blocks.BLOCK_BYTES
+    )
+    kept = map_bytes(shape, num_classes) if "probabilities" in maps else 0
+    saved = max(kept, voxels * FLOAT_BYTES)
+    steps = (
+        READING * scan + MAKING * x,
+        2 * x + drawn + kept + 2 * block + _window_bytes(preprocessor, models),
+        drawn + kept + SAVING * saved,
+    )
+    return int(max(steps))
+
+
+def _window_bytes(preprocessor, models):
+    patch = math.prod(preprocessor.patch)
+    batch = max(1, windows.BATCH_VOXELS // patch)
+    found = 2 * batch * map_bytes(preprocessor.patch, preprocessor.num_classes)
+    layers = getattr(models[0], "layers", ()) if models else ()
+    sizes = [math.prod(layer.output.shape[1:]) for layer in layers]
+    return found + batch * FLOAT_BYTES * sum(sorted(sizes)[-4:])  # alive at a time
+
+
+def describe_lack(need, free):
+    """Say that a prediction takes more memory than there is; empty if it does not.
+
+    Parameters
+    ----------
+    need, free : int
+        In bytes.
+
+    Returns
+    -------
+    str
+    """
+    if need <= free:
+        return ""
+    amounts = f"predicting it takes about {need / 1e9:.1f} GB of memory"
+    return f"{amounts}, {free / 1e9:.1f} GB are free. {REMEDY}."
+
+
+def foretell(scan, preprocessor, models=(), **known):
+    """Estimate the memory for a scan from its header.
+
+    Parameters
+    ----------
+    scan : Case
+    preprocessor, models, **known
+        As for `prediction_bytes`.
+
+    Returns
+    -------
+    int
+        Bytes; 0 if the header cannot be read, of which `unetseg.cases.check_cases` tells.
+    """
+    try:
+        header = nifti.read(scan.files[0], voxels=False)
+        affine = nifti.affine_mm(header)
+    except (OSError, ValueError):
+        return 0
+    stored = (*header.get_data_shape()[:3], 1)[:3]
+    order = np.argsort(nib.io_orientation(affine)[:, 0])  # storage axes along x, y, z
+    shape, spacing_mm = (np.array(one)[order] for one in (stored, voxel_sizes(affine)))
+    return prediction_bytes(preprocessor, tuple(shape.tolist()), spacing_mm, models, **known)
