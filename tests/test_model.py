@@ -604,8 +604,14 @@ def train_in_home(folder, settings):
     return [(fold / name).read_bytes() for fold in folds for name in files[::2]]
 
 
+IN_A_FILE = [  # where Keras itself takes no bfloat16
+    *OTHER_SETTINGS[:3],
+    {"floatx": "float16", "epsilon": 0.01, "image_data_format": "channels_first"},
+]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("settings", OTHER_SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", IN_A_FILE, ids=str)
 def test_a_keras_json_of_other_settings_changes_no_number(settings, make_data, tmp_path):
     make_data(2)
     usual, other = tmp_path / "usual", tmp_path / "other"
