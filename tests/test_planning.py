@@ -8,6 +8,8 @@ from unetseg.planning import (
     choose_empty_space,
     choose_least_contrast,
     choose_normalisation,
+    choose_spacing,
+    coarse_axis,
     describe_case,
 )
 
@@ -76,3 +78,16 @@ def test_the_median_case_decides_on_the_normalisation(far, expected):
 def test_the_least_contrast_is_half_of_that_of_the_dullest_case():
     assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.5}]) == 0.25
     assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.0}]) == 0
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "axis"),
+    [((1, 1, 1), None), ((1, 1, 2.9), None), ((1, 1, 3), 2), ((6, 1, 2), 0), ((0.4e-3,) * 3, None)],
+)
+def test_an_axis_three_times_coarser_is_of_low_resolution(spacing_mm, axis):
+    assert coarse_axis(spacing_mm) == axis
+
+
+def test_the_spacing_is_the_median_with_the_digits_that_count():
+    spacings = np.array([[0.00043, 0.00043, 0.0008]] * 3 + [[0.01, 0.01, 0.01]])
+    assert choose_spacing(np.array([90, 90, 90]), spacings) == (0.00043, 0.00043, 0.0008)

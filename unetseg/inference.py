@@ -1,6 +1,5 @@
 """Prediction of whole cases, by one model or several, back on the native grid."""
 
-import itertools
 import json
 import math
 import sys
@@ -15,14 +14,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from unetseg import batches, blocks, checkpoint, disk, memory, nifti, parallel, workspace
-from unetseg.augmentation import view_neighbours
-from unetseg.blocks import along, make_blocks, map_bytes, restore_plane_block
+from unetseg.blocks import along, map_bytes
 from unetseg.cases import check_cases
 from unetseg.digits import significant
+from unetseg.ensemble import predict_blocks
 from unetseg.model import build_for, build_unet, usual_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
-from unetseg.windows import slide, widest
 from unetseg.workspace import read_json, refuse_any, require, sha256, write_json
 
 MAPS = ("uncertainty", "disagreement")
@@ -141,7 +139,7 @@ def predict_case(
     place = preprocessor.place(case)
     drawn = _draw_background(preprocessor, place.shape, len(models), temperature, probabilities)
     inside = _look_at(drawn, place.box)
-    parts = _predict_blocks(models, case, preprocessor, place, overlap, mirror_axes)
+    parts = predict_blocks(models, case, preprocessor, place, overlap, mirror_axes)
     for block, mean, votes in parts:
         part = _look_at(inside, along(block.axis, *block.native))
         part.votes[:] = votes
@@ -194,7 +192,7 @@ def _predict_voxels(model, case, preprocessor, chosen, overlap, mirror_axes):
     places -= [part.start for part in place.box]
     inside = ((places >= 0) & (places < place.box_shape)).all(axis=1)
     sampled = preprocessor.encode(np.zeros(len(places), int))  # certain where it was cropped
-    parts = _predict_blocks([model], case, preprocessor, place, overlap, mirror_axes)
+    parts = predict_blocks([model], case, preprocessor, place, overlap, mirror_axes)
     for block, mean, _ in parts:
         first, last = block.native
         across = places[:, block.axis]
@@ -204,13 +202,6 @@ def _predict_voxels(model, case, preprocessor, chosen, overlap, mirror_axes):
         sampled[here] = mean[tuple(index.T)]
         del mean  # before the next one is made
     return sampled
-
-
-def _predict_blocks(models, case, preprocessor, place, overlap, mirror_axes):
-    x, void = preprocessor.transform_scan(case)
-    for block in _cut(preprocessor, x.shape, place):
-        settings = preprocessor, overlap, mirror_axes
-        yield block, *_predict_block(models, x, void, place, block, *settings)
 
 
 def _draw_background(preprocessor, shape, n_models, temperature, probabilities):
@@ -261,66 +252,6 @@ def _settle(preprocessor, overlap=0.5, mirror_axes=None, temperature=1.0):
     require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
     require("temperature", temperature, temperature > 0, "above 0")
     return mirror_axes
-
-
-def _cut(preprocessor, shape, place):
-    # Windows that reach into two blocks are predicted twice: cut where they are short.
-    reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.planes or ())
-    shares = [part / n for part, n in zip(reach, shape, strict=False)]
-    return make_blocks(place, int(np.argmin(shares)), preprocessor.num_classes)
-
-
-def _flat_axis(preprocessor):
-    return preprocessor.patch.index(1) if 1 in preprocessor.patch else 0
-
-
-def _predict_block(models, x, void, place, block, preprocessor, overlap, mirror_axes):
-    # The mean of the models' probabilities and their votes, in the block of the native box.
-    low, high = block.network
-    found = [*x.shape[:3], preprocessor.num_classes]
-    found[block.axis] = high - low
-    shape = list(place.box_shape)
-    shape[block.axis] = block.native[1] - block.native[0]
-    mean = np.zeros((*shape, preprocessor.num_classes), np.float32)
-    votes = np.zeros((len(models), *shape), np.uint8)
-    for number, model in enumerate(models):
-        network = np.zeros(found, np.float32)
-        span = block.axis, low, high
-        _predict(network, model, x, void, preprocessor, overlap, mirror_axes, span)
-        _add_native(mean, votes[number], network, place, block)
-    mean /= np.float32(len(models))
-    return mean, votes
-
-
-def _add_native(total, vote, network, place, block):
-    # Class by class, so that no other map of all of them is needed.
-    best = np.full(vote.shape, -np.inf, np.float32)
-    for k in range(network.shape[-1]):
-        native = restore_plane_block(network[..., k], place, block)
-        total[..., k] += native
-        vote[native > best] = k
-        np.maximum(best, native, out=best)
-
-
-def _predict(out, model, x, void, preprocessor, overlap, mirror_axes, span):
-    # Adds to `out`, of which views are turned and mirrored as the volume is.
-    flat = _flat_axis(preprocessor)
-    planes = preprocessor.planes or (flat,)
-    part = 1 / (len(planes) * 2 ** len(mirror_axes))
-    axis, low, high = span
-    for plane in planes:
-        turned = {plane: flat, flat: plane}
-        empty = void.swapaxes(plane, flat)
-        view = view_neighbours(x.swapaxes(plane, flat), flat, preprocessor.neighbours or 0)
-        for n in range(len(mirror_axes) + 1):
-            for axes in itertools.combinations(mirror_axes, n):
-                ends = (x.shape[axis] - high, x.shape[axis] - low) if axis in axes else (low, high)
-                axes = [turned.get(one, one) for one in axes]
-                into = np.flip(out.swapaxes(plane, flat), axes)
-                settings = {"overlap": overlap, "out": into, "part": part}
-                settings["void"] = np.flip(empty, axes)
-                settings["span"] = (turned.get(axis, axis), *ends)
-                slide([model], np.flip(view, axes), preprocessor.patch, **settings)
 
 
 def predict_scans(
@@ -391,21 +322,26 @@ def predict_scans(
     about = {"models": [*models], "maps": [*maps], "settings": json.loads(json.dumps(kwargs))}
     job = joblib.delayed(_predict_apart)
     jobs = (job(scan, results_dir, folder, build_model, about, memory_bytes) for scan in scans)
+    try:
+        # What is wrong with them is said at once, not scan by scan.
+        parallel.call_apart(_check_ensemble, results_dir, build_model, about)
+        batches.refuse_other_scans(folder, scans)
+        _say_need(scans, results_dir, about, memory_bytes)
+        with parallel.Keeper(folder, backup_dir):
+            return _collect(jobs, n_jobs, len(ids), folder)
+    finally:
+        parallel.end_calls()
+
+
+def _collect(jobs, n_jobs, count, folder):
     rows = []
-    with parallel.Keeper(folder, backup_dir):
-        try:
-            # What is wrong with them is said at once, not scan by scan.
-            parallel.call_apart(_check_ensemble, results_dir, build_model, about)
-            batches.refuse_other_scans(folder, scans)
-            _say_need(scans, results_dir, about, memory_bytes)
-            found = joblib.Parallel(n_jobs, return_as="generator_unordered", prefer="threads")(jobs)
-            bar = tqdm(found, total=len(ids), unit="scan", file=sys.stdout, mininterval=1)
-            for rows_of_scan in bar:
-                rows += rows_of_scan
-        finally:  # also of a batch that is stopped
-            parallel.end_calls()
-            table = _tabulate(rows)
-            batches.update_table(folder / "predictions.csv", table)
+    try:
+        found = joblib.Parallel(n_jobs, return_as="generator_unordered", prefer="threads")(jobs)
+        for of_scan in tqdm(found, total=count, unit="scan", file=sys.stdout, mininterval=1):
+            rows += of_scan
+    finally:  # also of a batch that is stopped
+        table = _tabulate(rows)
+        batches.update_table(folder / "predictions.csv", table)
     return table
 
 

@@ -4,7 +4,9 @@ import numpy as np
 from scipy import ndimage
 
 from unetseg.body import find_box, find_void, measure_contrast
+from unetseg.digits import significant
 
+ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
 ASTRAY = 0.001  # share of a label's voxels that may lie anywhere by a slip of the hand
 
@@ -119,3 +121,43 @@ def choose_least_contrast(facts):
         Half of what every label had in every case; 0 if that is not known.
     """
     return round(min(fact["contrast"] for fact in facts) / 2, 4)
+
+
+def coarse_axis(spacing_mm):
+    """Find the axis of low resolution.
+
+    Parameters
+    ----------
+    spacing_mm : sequence of 3 float
+
+    Returns
+    -------
+    int or None
+        The axis that is at least three times coarser than the median one; None if there is none.
+    """
+    coarse = np.array(spacing_mm) >= ANISOTROPIC * np.median(spacing_mm)
+    return int(np.argmax(coarse)) if coarse.any() else None
+
+
+def choose_spacing(shape, spacings_mm):
+    """Choose the common voxel size of all cases.
+
+    Parameters
+    ----------
+    shape : (3,) ndarray
+        The median shape.
+    spacings_mm : (case, 3) ndarray of float
+
+    Returns
+    -------
+    tuple of 3 float
+        The median over the cases; along an axis of low resolution with few slices the 10th
+        percentile, but nothing finer than the other axes (Isensee et al. 2021).
+    """
+    spacing = np.median(spacings_mm, axis=0)
+    coarse = int(np.argmax(spacing))
+    finer = np.delete(spacing, coarse).max()
+    few = ANISOTROPIC * shape[coarse] <= np.delete(shape, coarse).min()
+    if spacing[coarse] >= ANISOTROPIC * finer and few:
+        spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
+    return tuple(round(mm, 4) if mm >= 0.1 else significant(mm, 4) for mm in spacing.tolist())

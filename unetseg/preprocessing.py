@@ -12,11 +12,12 @@ from unetseg import nifti
 from unetseg.blocks import Place
 from unetseg.body import find_body, find_box, find_void, measure_contrast
 from unetseg.description import refuse_ignored
-from unetseg.digits import significant
 from unetseg.planning import (
     choose_empty_space,
     choose_least_contrast,
     choose_normalisation,
+    choose_spacing,
+    coarse_axis,
     describe_case,
 )
 from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, require, write_json
@@ -26,7 +27,6 @@ GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
 BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 NORMALISATIONS = ("zscore", "percentile", "none")
 EMPTY_SPACE = ("background", "outside", "zero")
-ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
 SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
@@ -150,7 +150,7 @@ class Preprocessor:
         """Axis in which patches are not turned: across slices, or of low resolution, or None."""
         if 1 in self.patch:
             return self.patch.index(1)
-        return _coarse_axis(self.spacing_mm)
+        return coarse_axis(self.spacing_mm)
 
     def fit(self, cases):
         """Choose what is not set.
@@ -182,12 +182,12 @@ class Preprocessor:
         shapes = np.array([fact["shape"] for fact in facts])
         spacings = np.array([fact["spacing_mm"] for fact in facts])
         if self.spacing_mm is None:
-            self.spacing_mm = _choose_spacing(np.median(shapes, axis=0), spacings)
+            self.spacing_mm = choose_spacing(np.median(shapes, axis=0), spacings)
         extent = np.median(spacings * shapes, axis=0)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         across = self.planes[0] if self.planes else 2 - int(np.argmax(self.spacing_mm[::-1]))
         if self.dimensions is None:
-            coarse = _coarse_axis(self.spacing_mm)
+            coarse = coarse_axis(self.spacing_mm)
             few = 1 in shape or (coarse is not None and shape[coarse] < FEW_SLICES)
             flat = 1 in self.patch if self.patch else few or self.planes or self.neighbours
             self.dimensions = 2 if flat else 3
@@ -498,21 +498,6 @@ class Preprocessor:
         body, _ = self._find_body(image, affine)
         mask = nifti.load_mask(case.mask)[0] if case.mask else None
         return describe_case(image, mask, body, voxel_sizes(affine))
-
-
-def _coarse_axis(spacing_mm):
-    coarse = np.array(spacing_mm) >= ANISOTROPIC * np.median(spacing_mm)
-    return int(np.argmax(coarse)) if coarse.any() else None
-
-
-def _choose_spacing(shape, spacings_mm):
-    spacing = np.median(spacings_mm, axis=0)
-    coarse = int(np.argmax(spacing))
-    finer = np.delete(spacing, coarse).max()
-    few = ANISOTROPIC * shape[coarse] <= np.delete(shape, coarse).min()
-    if spacing[coarse] >= ANISOTROPIC * finer and few:
-        spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
-    return tuple(round(mm, 4) if mm >= 0.1 else significant(mm, 4) for mm in spacing.tolist())
 
 
 def _choose_patch(shape, spacing_mm):

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import joblib
@@ -32,6 +32,7 @@ from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_and_sample
 from unetseg.preprocessing import Preprocessor, patch_budget
+from unetseg.recipe import Recipe
 from unetseg.splits import (
     check_folds,
     describe_rare_labels,
@@ -40,65 +41,12 @@ from unetseg.splits import (
     settle_folds,
 )
 from unetseg.splits import make_folds as make_folds  # for those who call it from here
-from unetseg.workspace import DONE, require, write_file, write_json
+from unetseg.workspace import DONE, write_file, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
 MAX_SAMPLED = 1_000_000  # voxels of a fold, to look at its calibration
 VALIDATION = {"foreground": 1.0, "augment": False}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a fold is trained. The defaults are meant to be left alone.
-
-    Parameters
-    ----------
-    epochs : int
-        Validated and written to the history after each.
-    steps : int, optional
-        Batches per epoch. By default as many as cover the training cases once, from 50 to 250.
-    batch_size : int, optional
-        Patches per step, shared out among the GPUs. By default as `plan_batch` says.
-    learning_rate : float
-        At its peak, for `unetseg.model.Muon`.
-    weight_decay : float
-    warmup : float
-        Share of the steps in which the learning rate rises; after it, it falls as a cosine.
-    averaging : float
-        Share of the steps that the average of the weights looks back on; 0 for none.
-    foreground : float
-        Share of patches centred on the foreground.
-    augment : bool
-        Whether patches are turned, scaled, mirrored and changed in intensity.
-    precision : {"auto", "float32", "mixed_bfloat16", "mixed_float16"}
-        ``auto`` takes float16 on a GPU that computes in it, bfloat16 on a processor that does,
-        else float32.
-    """
-
-    epochs: int = 12
-    steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float = 6e-3  # of 2e-3, 6e-3 and 12e-3 the best in an inner split
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    averaging: float = 0.1  # scores steadier than the last weights alone
-    foreground: float = 0.5
-    augment: bool = True
-    precision: str = "auto"
-
-    def __post_init__(self):
-        """Check the fields."""
-        for name, fits, allowed in (
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("steps", self.steps is None or self.steps >= 1, "at least 1"),
-            ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
-            ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
-            ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
-            ("foreground", 0 <= self.foreground <= 1, "in [0, 1]"),
-            ("precision", self.precision in model.PRECISIONS, f"one of {model.PRECISIONS}"),
-        ):
-            require(name, getattr(self, name), fits, allowed)
 
 
 def plan_batch(patch):
@@ -408,9 +356,7 @@ def cross_validate(
     with workspace.only_run(results_dir, backup_dir):
         run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
         recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever it was
-        preprocessor.save(results_dir / "preprocessor.json")
-        write_json(results_dir / "splits.json", folds)
-        _write_table(results_dir / "leaks.csv", leaks)
+        _write_plan(results_dir, preprocessor, folds, leaks)
         shared = {"preprocessor": preprocessor, "build_model": build_model}
         shared |= {"model_args": model_args, "recipe": recipe}
         pending = [
@@ -443,6 +389,12 @@ def _settle_folds(results_dir, cases, n_splits, seed, labels_of):
     check_folds(folds, cases, labels_of)
     provenance.say_unused(folds, cases)
     return folds
+
+
+def _write_plan(results_dir, preprocessor, folds, leaks):
+    preprocessor.save(results_dir / "preprocessor.json")
+    write_json(results_dir / "splits.json", folds)
+    _write_table(results_dir / "leaks.csv", leaks)
 
 
 def _write_table(path, table):
