@@ -564,16 +564,9 @@ def test_what_fills_the_field_of_view_takes_no_part_in_the_box_and_the_normalisa
     x, _ = preprocessor.fit([case]).transform(case)
     body = image[middle]  # 14 x 12 x 10 voxels, which padding by 1, 2 and 1 brings to the patch
     np.testing.assert_allclose(x[1:-1, 2:-2, 1:-1, 0], (body - body.mean()) / body.std(), atol=1e-4)
-    around = (background - body.mean()) / body.std()
-    np.testing.assert_allclose(x[[0, -1]], around, rtol=1e-4)
-    np.testing.assert_allclose(x[:, [0, 1, -2, -1]], around, rtol=1e-4)
-
-
-def test_where_tissue_reaches_all_faces_padding_is_the_mean(tmp_path, write_case):
-    case = write_case(tmp_path, "a", noise((10, 10, 10)))
-    x, _ = Preprocessor(patch=(16, 16, 16), labels={1: "a"}).fit([case]).transform(case)
-    assert (x[:3] == 0).all()
-    assert x[3:13, 3:13, 3:13].std() == pytest.approx(1, abs=1e-3)
+    padding = np.ones(x.shape[:3], bool)
+    padding[1:-1, 2:-2, 1:-1] = False
+    assert (x[padding] == 0).all()  # the mean
 
 
 @pytest.mark.parametrize("normalisation", ["zscore", "percentile"])

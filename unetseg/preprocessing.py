@@ -43,7 +43,7 @@ class Preprocessor:
 
     Every setting that is left at None is chosen by `fit`. The steps of `transform`: RAS+
     orientation, cropping to the box of the body, resampling to the common spacing, normalisation,
-    padding to at least the patch with what is around the body (the mean, if that is not known).
+    padding to at least the patch with 0, the mean.
 
     Parameters
     ----------
@@ -291,8 +291,8 @@ class Preprocessor:
         body, backgrounds = self._find_body(image, affine)
         box, shape, padding = geometry = self._geometry(body, affine)
         inside = _zoom(body[box].astype(np.float32), shape) > 0
-        channels = zip(np.moveaxis(image[box], -1, 0), backgrounds, strict=True)
-        channels = [self._normalise(_zoom(c, shape), inside, b, padding) for c, b in channels]
+        resampled = [_zoom(channel, shape) for channel in np.moveaxis(image[box], -1, 0)]
+        channels = [self._normalise(channel, inside, padding) for channel in resampled]
         unknown = None in backgrounds  # then what lies beyond the scan is
         inside = np.pad(inside, padding, constant_values=unknown)
         return np.stack(channels, axis=-1), inside, geometry
@@ -465,11 +465,9 @@ class Preprocessor:
         missing = np.maximum(0, least - shape)
         return box, tuple(shape), [(m // 2, m - m // 2) for m in missing.tolist()]
 
-    def _normalise(self, channel, inside, background, padding):
+    def _normalise(self, channel, inside, padding):
         low, scale = self._measure(channel, inside)
-        around = 0 if background is None else (background - low) / scale
-        normalised = ((channel - low) / scale).astype(np.float32)
-        return np.pad(normalised, padding, constant_values=around)
+        return np.pad(((channel - low) / scale).astype(np.float32), padding)
 
     def _measure(self, channel, inside):
         # What is taken away from a channel, and what the rest is divided by: of the body, or of
