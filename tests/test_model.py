@@ -630,6 +630,8 @@ def keras_settings():
     keras.config.set_dtype_policy(before[0])
 
 
+# JAX has no float64 unless asked for, and says so.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
 @pytest.mark.parametrize("settings", OTHER_SETTINGS, ids=str)
 @pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8, 1)])
 def test_the_network_is_the_same_whatever_keras_json_says(settings, patch, keras_settings):

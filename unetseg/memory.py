@@ -16,7 +16,7 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 # Copies at a time, as counted in the code and measured: of the scan while it is read, of the
 # network's input while it is made, and of a map while it is saved.
 READING, MAKING, SAVING = 4, 4, 5
-SAID = "A scan takes up to {:.1f} GB of memory, {:.1f} GB are free."
+SAID = "A scan takes up to {:.2g} GB of memory, {:.3g} GB are free."
 REMEDY = "Predict fewer scans at once (N_JOBS), without probabilities, or on a larger machine"
 
 
