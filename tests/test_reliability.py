@@ -213,8 +213,8 @@ def test_channels_are_compared_from_a_file_and_with_one_of_an_earlier_version(
     assert compare_with_training(new, old).tolist() == [""]  # pooled they are alike
     assert compare_with_training(old, two_sequences).tolist() == [""] * 6
     # Of a scan that could not be read nothing is known.
-    unread = pd.DataFrame([{**dict.fromkeys(new.columns), "case": "x", "problem": "cut."}])
-    pair = pd.concat([new, unread], ignore_index=True).astype({"smoothness": float})
+    unread = {**dict.fromkeys(new.columns), "case": "x", "problem": "cut."}
+    pair = pd.DataFrame([multichannel(10, T2, T1), unread]).astype({"smoothness": float})
     assert compare_with_training(pair, again).tolist() == [told.iloc[0], ""]
 
 

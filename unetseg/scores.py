@@ -133,7 +133,8 @@ def load_scores(path):
     if stale := find_stale(Path(path).parent):
         names = ", ".join(stale)
         print(f"{path}: of other predictions of {names} than there are; run 03_evaluate again.")
-    return scores.replace({"group": {"": np.nan}})
+    scores["group"] = scores["group"].where(scores["group"] != "")
+    return scores
 
 
 def count_confusion(cases, predictions_dir, folds, labels):
