@@ -33,10 +33,11 @@ import pandas as pd
 from keras import layers, ops
 from scipy import ndimage
 
-from unetseg import inference, model, parallel, training, workspace
+from unetseg import _base, inference, model, training
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import Case
 from unetseg.preprocessing import Preprocessor
+from unetseg.run import machine, processes
 
 TARGET = Path(__file__).parent.parent / "results" / "benchmark.json"
 CROP = (35, 50, 36)  # as of the hippocampus data, at 1 mm
@@ -60,8 +61,8 @@ def main():
     rows += memory_of_folds()
     rows += peers()
     table = pd.DataFrame(rows, columns=["what", "setting", "value", "unit", "repeats"])
-    content = {**workspace.describe_machine(), "rows": table.to_dict("records")}
-    workspace.write_json(TARGET, content)
+    content = {**machine.describe_machine(), "rows": table.to_dict("records")}
+    _base.write_json(TARGET, content)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
@@ -273,7 +274,7 @@ def memory():
 def train_folds(where):
     """Print the resident memory after one tiny fold, after four more, and seconds per fold."""
     if where == "inside":
-        parallel.run_apart = lambda folder, function, *args: function(*args)
+        processes.run_apart = lambda folder, function, *args: function(*args)
     resident, seconds = [], []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         cases = make_cases(Path(folder) / "scans", 5)
@@ -282,7 +283,7 @@ def train_folds(where):
         ids = [case.id for case in cases]
         folds = [{"train": [i for i in ids if i != one], "val": [one]} for one in ids]
         for name, chosen in (("one", folds[:1]), ("more", folds[1:])):
-            workspace.write_json(Path(folder) / name / "splits.json", chosen)
+            _base.write_json(Path(folder) / name / "splits.json", chosen)
             start = time.perf_counter()
             training.cross_validate(cases, Path(folder) / name, **settings)
             seconds.append(time.perf_counter() - start)

@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unetseg import workspace
+from unetseg import _base, workspace
 from unetseg.cases import Case
+from unetseg.run import drive
 
 matplotlib.use("Agg")
 
@@ -123,9 +124,10 @@ def write_case():
 def colab(tmp_path, monkeypatch):
     """A Colab runtime: its project folder on Drive, and its local disk."""
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
-    monkeypatch.setattr(workspace, "DRIVE", tmp_path / "MyDrive")
-    monkeypatch.setattr(workspace, "LOCAL", tmp_path / "content")
-    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path / "content" / "unetseg")
+    for module in (workspace, drive):
+        monkeypatch.setattr(module, "DRIVE", tmp_path / "MyDrive")
+        monkeypatch.setattr(module, "LOCAL", tmp_path / "content")
+        monkeypatch.setattr(module, "project_dir", lambda: tmp_path / "content" / "unetseg")
     return tmp_path / "MyDrive" / "unetseg", tmp_path / "content"
 
 
@@ -136,8 +138,8 @@ class _Drive:
     def __init__(self, monkeypatch, folder, fault, name="", since=""):
         self.folder, self.fault, self.name = folder, fault, name
         self.since, self.began = since, not since
-        self.write, self.unlink = workspace.write_file, Path.unlink
-        monkeypatch.setattr(workspace, "write_file", self.write_file)
+        self.write, self.unlink = _base.write_file, Path.unlink
+        monkeypatch.setattr(drive, "write_file", self.write_file)
         monkeypatch.setattr(Path, "unlink", lambda path, **kwargs: self.remove(path, **kwargs))
 
     def fails(self, path):

@@ -6,8 +6,9 @@ import unicodedata
 import pandas as pd
 import pytest
 
-from unetseg import batches, workspace
+from unetseg import _base, workspace
 from unetseg.cases import Case
+from unetseg.run import batches
 
 
 @pytest.fixture
@@ -29,12 +30,12 @@ def scans_in(folder, *ids, content=b"scan"):
 
 def finish(out, scan, source=None):
     """Leave what a finished scan leaves; without a source as earlier versions did."""
-    about = {"models": [], "maps": [], "settings": {}, "scan": [workspace.sha256(scan.image)]}
+    about = {"models": [], "maps": [], "settings": {}, "scan": [_base.sha256(scan.image)]}
     row = {"case": scan.id, "label": 1, "name": "one", "volume_ml": 1.0, "problem": ""}
     marker = {"about": about, "labels_sha256": "0" * 64, "rows": [row]}
     marker |= {"source": source} if source else {}
-    workspace.write_json(out / "done" / f"{scan.id}.json", marker)
-    workspace.write_file(out / "labels" / f"{scan.id}.nii.gz", b"labels")
+    _base.write_json(out / "done" / f"{scan.id}.json", marker)
+    _base.write_file(out / "labels" / f"{scan.id}.nii.gz", b"labels")
 
 
 def choose(project, folder, *ids):
@@ -86,7 +87,7 @@ def test_in_colab_a_folder_on_drive_keeps_its_own_in_each_session(colab):
             out = batches.choose_folder(place.results, place.data, scans)
             finish(out, scans[0], batches.origin(scans[0].image))
             assert batches.origin(place.data) == f"{given[-8]}/images"
-            workspace.mirror(place.results, place.backup)
+            drive.copy_new(place.results, place.backup)
             names.append(out.name)
         if session == 0:  # which ends with all of its disk
             shutil.rmtree(workspace.LOCAL)
@@ -105,7 +106,7 @@ def test_results_of_an_earlier_version_are_known_by_their_scans(project):
 
 def test_results_that_nobody_can_tell_the_source_of_are_left_alone(project):
     out = project / "results" / "new_scans" / "images"
-    workspace.write_file(out / "labels" / "a.nii.gz", b"of a version without markers")
+    _base.write_file(out / "labels" / "a.nii.gz", b"of a version without markers")
     assert choose(project, project / "A" / "images", "a") == "A_images"
 
 
@@ -160,9 +161,9 @@ def test_predictions_of_other_scans_with_the_same_ids_are_refused(tmp_path):
 
 def train(results, *ids):
     """Leave what tells that an experiment was trained on these cases."""
-    workspace.write_file(results / "experiment.json", b"{}")
+    _base.write_file(results / "experiment.json", b"{}")
     rows = "".join(f"{each},1\n" for each in ids)
-    workspace.write_file(results / "cases.csv", f"case,volume_ml\n{rows}".encode())
+    _base.write_file(results / "cases.csv", f"case,volume_ml\n{rows}".encode())
 
 
 def test_an_experiment_is_not_made_from_two_data_sets_of_one_name(project):

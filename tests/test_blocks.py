@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unetseg import blocks
-from unetseg.blocks import Place, make_blocks, restore_plane_block
+from unetseg import ensemble
+from unetseg.ensemble import Place, make_blocks, restore_plane_block
 
 
 def make_place(native, network, padding=0):
@@ -28,7 +28,7 @@ def test_blocks_put_together_are_the_whole_map(native, network, most_bytes, axis
     for block in make_blocks(place, axis, 2, most_bytes):
         assert block.native[0] == end  # one after the other
         end = block.native[1]
-        planes = array[blocks.along(axis, *block.network)]
+        planes = array[ensemble.along(axis, *block.network)]
         parts.append(restore_plane_block(planes, place, block))
     assert end == native[axis]
     np.testing.assert_allclose(np.concatenate(parts, axis), whole, atol=1e-6)
@@ -47,4 +47,4 @@ def test_a_finer_grid_of_the_network_counts_too():
 
 
 def test_the_bytes_of_a_map_are_four_for_each_voxel_and_class():
-    assert blocks.map_bytes((256, 256, 256), 96) == 6_442_450_944
+    assert ensemble.map_bytes((256, 256, 256), 96) == 6_442_450_944

@@ -10,7 +10,8 @@ import pytest
 import scipy.io
 import SimpleITK
 
-from unetseg import contents, nifti
+from unetseg import nifti
+from unetseg.reading import contents
 from unetseg.workspace import read_json
 
 SCAN = np.arange(60, dtype=np.int16).reshape(3, 4, 5)

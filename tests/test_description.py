@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from unetseg import cases, description
+from unetseg import cases
 from unetseg.preprocessing import Preprocessor
+from unetseg.reading import description
 
 
 def describe(folder, **content):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unetseg import cases, disk, sharing, training, workspace
+from unetseg import _base, cases, disk, sharing, training
 from unetseg.preprocessing import Preprocessor
 
 ROOT = Path(__file__).parent.parent
@@ -132,11 +132,11 @@ def test_cases_that_are_mostly_cropped_are_not_refused(tmp_path, write_case, lea
 
 def test_only_what_is_not_there_yet_is_counted_for_a_copy(tmp_path, leave):
     for name, size in (("a", 1000), ("b/c", 500)):
-        workspace.write_file(tmp_path / "drive" / name, bytes(size))
+        _base.write_file(tmp_path / "drive" / name, bytes(size))
     leave(600)
     with pytest.raises(OSError, match=r"the copies of .* need 1\.5 kB and 600 bytes are free"):
         disk.require_room_for_copies(tmp_path / "drive", tmp_path / "local")
-    workspace.write_file(tmp_path / "local" / "a", bytes(1000))
+    _base.write_file(tmp_path / "local" / "a", bytes(1000))
     disk.require_room_for_copies(tmp_path / "drive", tmp_path / "local")
 
 
@@ -156,7 +156,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from unetseg import augmentation, checkpoint, workspace
+from unetseg import augmentation, workspace
+from unetseg.run import state
 from unetseg.cases import Case
 from unetseg.preprocessing import Preprocessor
 
@@ -167,13 +168,13 @@ class Rough(Preprocessor):
 import keras
 net = keras.Sequential([keras.Input((300,)), keras.layers.Dense(300)])
 folder = Path(sys.argv[1])
-workspace.write_file(folder / "results.csv", b"before")
+_base.write_file(folder / "results.csv", b"before")
 case = Case("a", folder / "results.csv", folder / "results.csv")
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 for work in (
     lambda: augmentation.CachedCases(Rough(), [case], folder / "cache"),
-    lambda: workspace.write_file(folder / "results.csv", bytes(100_000)),
-    lambda: checkpoint.save_weights(net, folder / "model.weights.h5"),
+    lambda: _base.write_file(folder / "results.csv", bytes(100_000)),
+    lambda: state.save_weights(net, folder / "model.weights.h5"),
 ):
     try:
         work()

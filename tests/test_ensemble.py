@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unetseg import blocks
+from unetseg import ensemble
 from unetseg.ensemble import predict_blocks
 from unetseg.preprocessing import Preprocessor
 
@@ -27,7 +27,7 @@ def test_blocks_tile_the_box_with_the_mean_and_the_votes(
     image = np.random.default_rng(0).uniform(0, 10, (14, 12, 10)).astype(np.float32)
     case = write_case(tmp_path, "a", image)
     preprocessor = Preprocessor((1, 2, 3), (8, 8, 8), {1: "a"}, 1, "none", mirror_axes=mirror_axes)
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", most_bytes)
+    monkeypatch.setattr(ensemble, "BLOCK_BYTES", most_bytes)
     place = preprocessor.place(case)
     models = [Bright(2, 0.9), Bright(6, 0.6)]
     mean, votes = np.full((*image.shape, 2), np.nan), np.full((2, *image.shape), 9)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from unetseg import fingerprints
+from unetseg.run import fingerprints
 
 
 def digest_of(content):

@@ -19,10 +19,9 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from unetseg import inference, memory, nifti, windows, workspace
+from unetseg import inference, memory, nifti, windows
 from unetseg.augmentation import add_neighbours
 from unetseg.cases import check_cases, find_cases
-from unetseg.checkpoint import load_weights
 from unetseg.inference import (
     load_models,
     load_temperature,
@@ -35,6 +34,7 @@ from unetseg.metrics import dice
 from unetseg.model import build_for, build_unet, plan_unet
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import compare_with_training
+from unetseg.run.state import load_weights
 from unetseg.sample import make_sample
 from unetseg.training import Recipe, train_fold
 
@@ -752,7 +752,7 @@ def test_what_is_finished_is_on_drive_when_a_batch_is_stopped_and_goes_on_from_t
     table = pd.read_csv(drive / "predictions.csv")
     assert table["case"].tolist() == ["a", "b"]
     (tmp_path / "out").rename(tmp_path / "gone")  # with the session's disk
-    workspace.mirror(drive, tmp_path / "out", overwrite=False)
+    drive.copy_new(drive, tmp_path / "out", overwrite=False)
     counted.clear()
     assert predict(scans, backup_dir=drive)["problem"].tolist() == ["", "", ""]
     assert counted == ["c"]
@@ -1112,7 +1112,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from unetseg import blocks, cases, inference, windows
+from unetseg import cases, ensemble, inference, windows
 from unetseg.preprocessing import Preprocessor
 
 class Flat:
@@ -1127,7 +1127,7 @@ labels = {k: str(k) for k in range(1, 64)}
 preprocessor = Preprocessor(
     (spacing,) * 3, patch, labels, 1, "none", mirror_axes=mirror_axes, planes=()
 )
-blocks.BLOCK_BYTES, windows.BATCH_VOXELS = 2**23, 2**15
+ensemble.BLOCK_BYTES, windows.BATCH_VOXELS = 2**23, 2**15
 Path("/proc/self/clear_refs").write_text("5")  # the peak is what is taken now
 before = peak()
 case = cases.Case("a", sys.argv[1])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unetseg.intensities import describe, find_background, measure_smoothness
+from unetseg.reading.intensities import describe, find_background, measure_smoothness
 
 NAN = float("nan")
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unetseg import workspace
-
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
@@ -20,9 +18,9 @@ def machine(tmp_path, monkeypatch):
         (tmp_path / "nvidia-smi").chmod(0o755)
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    workspace.describe_hardware.cache_clear()
+    machine.describe_hardware.cache_clear()
     yield install
-    workspace.describe_hardware.cache_clear()
+    machine.describe_hardware.cache_clear()
 
 
 NO_GPU = (None, None, None)
@@ -47,7 +45,7 @@ NO_GPU = (None, None, None)
 def test_the_hardware_is_described_with_its_first_gpu(machine, script, gpu):
     if script:
         machine(script)
-    hardware = workspace.describe_hardware()
+    hardware = machine.describe_hardware()
     assert (hardware["gpu"], hardware["gpu_capability"], hardware["gpu_memory_gb"]) == gpu
     assert hardware.keys() == {
         *("processor", "cores", "memory_gb", "system"),
@@ -61,13 +59,13 @@ def test_the_hardware_is_described_with_its_first_gpu(machine, script, gpu):
 def test_the_memory_is_what_the_system_says(machine):
     kib = Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]
     expected = int(kib) * 1024 / 1e9
-    assert workspace.describe_hardware()["memory_gb"] == pytest.approx(expected, abs=0.06)
+    assert machine.describe_hardware()["memory_gb"] == pytest.approx(expected, abs=0.06)
 
 
 def test_the_hardware_is_asked_for_once(machine, tmp_path):
     machine(f"echo asked >> {tmp_path / 'log'}; echo 'NVIDIA H200, 9.0, 143771'")
-    assert workspace.describe_hardware() == workspace.describe_hardware()
-    workspace.describe_machine()
+    assert machine.describe_hardware() == machine.describe_hardware()
+    machine.describe_machine()
     assert (tmp_path / "log").read_text() == "asked\n"
 
 
@@ -75,10 +73,10 @@ def test_the_hardware_is_asked_for_once(machine, tmp_path):
 def test_the_machine_is_described_in_json(machine, script):
     if script:
         machine(script)
-    found = workspace.describe_machine()
+    found = machine.describe_machine()
     assert json.loads(json.dumps(found)) == found
     assert found.keys() == {"versions", "hardware"}
-    assert found["hardware"] == workspace.describe_hardware()
+    assert found["hardware"] == machine.describe_hardware()
     assert found["versions"]["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
     assert found["versions"]["numpy"] == np.__version__
     assert None not in found["versions"].values()

@@ -104,7 +104,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from unetseg import blocks, cases, inference, memory, windows
+from unetseg import cases, ensemble, inference, memory, windows
 from unetseg.preprocessing import Preprocessor
 
 class Flat:
@@ -116,7 +116,7 @@ def peak():
 
 labels = {k: str(k) for k in range(1, 33)}
 preprocessor = Preprocessor((1.0, 1.0, 1.0), (32, 32, 32), labels, 1, "none", planes=())
-blocks.BLOCK_BYTES, windows.BATCH_VOXELS = int(sys.argv[2]), 2**15
+ensemble.BLOCK_BYTES, windows.BATCH_VOXELS = int(sys.argv[2]), 2**15
 case = cases.Case("a", sys.argv[1])
 need = memory.foretell(case, preprocessor, n_models=2)
 Path("/proc/self/clear_refs").write_text("5")  # the peak is what is taken now

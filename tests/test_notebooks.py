@@ -16,7 +16,7 @@ import refresh_notebooks
 from nbformat.v4 import new_code_cell, new_output
 from papermill.exceptions import PapermillExecutionError
 
-from unetseg import sample, workspace
+from unetseg import _base, sample
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -409,7 +409,7 @@ def planted(run, tmp_path):
         done = json.loads(path.read_text()) | fold
         if new in fold["val"]:
             name = f"{new}.nii.gz"
-            done["predictions_sha256"][name] = workspace.sha256(results / "predictions" / name)
+            done["predictions_sha256"][name] = _base.sha256(results / "predictions" / name)
         path.write_text(json.dumps(done))
     table = pd.read_csv(results / "cases.csv", dtype=str)
     row = table[table["case"] == known].assign(case=new, group="sub-09")

@@ -1,6 +1,6 @@
 import pytest
 
-from unetseg.patients import find_groups
+from unetseg.reading.patients import find_groups
 
 IDS = ["p1_a", "p1_b", "p2_a"]
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage, stats
 
 from unetseg.cases import Case, check_cases, find_cases
-from unetseg.intensities import describe
+from unetseg.reading.intensities import describe
 from unetseg.reliability import (
     calibration_table,
     compare_with_training,

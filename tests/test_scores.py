@@ -6,7 +6,7 @@ import pytest
 
 from unetseg import nifti
 from unetseg.cases import Case
-from unetseg.fingerprints import fingerprint, sha256
+from unetseg.run.fingerprints import fingerprint, sha256
 from unetseg.scores import (
     METRICS,
     compare,

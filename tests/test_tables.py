@@ -4,7 +4,7 @@ import io
 import pandas as pd
 import pytest
 
-from unetseg import tables
+from unetseg.reading import tables
 
 ROWS = [
     ["id", "Name", "weight, kg", "patient"],

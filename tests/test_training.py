@@ -22,12 +22,13 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from unetseg import checkpoint, model, parallel, sample, splits, training, workspace
+from unetseg import _base, model, sample, splits, training, workspace
 from unetseg.augmentation import CachedCases, Patches
 from unetseg.inference import load_models, predict_and_sample, predict_case
 from unetseg.model import build_unet, dice_cross_entropy
 from unetseg.nifti import load_mask
 from unetseg.preprocessing import Preprocessor
+from unetseg.run import layout, lock, processes, state
 from unetseg.training import Recipe, cross_validate, make_folds, train_fold
 
 # numpy's complaint about the variables of TensorFlow, which Keras hands to it
@@ -97,7 +98,7 @@ def copy(run, tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Folds are trained in this process, so that a test may replace what they call."""
-    monkeypatch.setattr(parallel, "run_apart", lambda folder, function, *args: function(*args))
+    monkeypatch.setattr(processes, "run_apart", lambda folder, function, *args: function(*args))
 
 
 @pytest.fixture
@@ -890,7 +891,7 @@ def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
     cases, tmp_path, monkeypatch, capsys
 ):
     results, drive = tmp_path / "results", tmp_path / "drive"
-    copy, broken = workspace.mirror, [True]
+    copy, broken = drive.copy_new, [True]
 
     def mirror(*args):
         if broken.pop() if broken else False:
@@ -898,7 +899,7 @@ def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
         return copy(*args)
 
     monkeypatch.setattr(workspace, "mirror", mirror)
-    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", -1)  # after every epoch
+    monkeypatch.setattr(processes, "BACK_UP_SECONDS", -1)  # after every epoch
     cross_validate(cases, results, backup_dir=drive, **SETTINGS)
     assert "NOT SAFE ON DRIVE YET: [Errno 107]" in capsys.readouterr().out
     assert files(drive) == files(results)
@@ -983,49 +984,49 @@ def train_here(patch):
     """
     looks = []
 
-    class Follower(parallel.Follower):
+    class Follower(processes.Follower):
         def __enter__(self):
             looks.append(self._look)
             return super().__enter__()
 
-    class SaveState(checkpoint.SaveState):
+    class SaveState(state.SaveState):
         def on_epoch_end(self, epoch, logs=None):
             super().on_epoch_end(epoch, logs)
             looks[-1]()
 
     def run(folder, function, *args):
-        with workspace.only_run(folder):
+        with lock.only_run(folder):
             function(*args)
         looks[-1]()
 
-    patch.setattr(parallel, "Follower", Follower)
-    patch.setattr(checkpoint, "SaveState", SaveState)
-    patch.setattr(parallel, "run_apart", run)
-    patch.setattr(parallel, "LOOK_SECONDS", 3600)
-    patch.setattr(parallel, "BACK_UP_SECONDS", -1)
+    patch.setattr(processes, "Follower", Follower)
+    patch.setattr(state, "SaveState", SaveState)
+    patch.setattr(processes, "run_apart", run)
+    patch.setattr(processes, "LOOK_SECONDS", 3600)
+    patch.setattr(processes, "BACK_UP_SECONDS", -1)
 
 
 def cut_off_now(patch):
     """End this machine, which then copies nothing more."""
-    patch.setattr(parallel, "back_up", lambda *_: False)
+    patch.setattr(processes, "back_up", lambda *_: False)
     raise CutOff
 
 
 def stop(patch, fold, epochs, end=cut_off_now):
     """Make training end in a fold, in the epoch after so many full ones."""
 
-    class Stopped(checkpoint.SaveState):
+    class Stopped(state.SaveState):
         def on_train_batch_end(self, batch, logs=None):
             if (self.folder.name, len(self.about["history"])) == (f"fold_{fold}", epochs):
                 end(patch)
 
-    patch.setattr(checkpoint, "SaveState", Stopped)
+    patch.setattr(state, "SaveState", Stopped)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(cases, tmp_path_factory):
     """A finished run, its copy on Drive, and the names of the files there after each write."""
-    folder, seen, write_file = tmp_path_factory.mktemp("uninterrupted"), [], workspace.write_file
+    folder, seen, write_file = tmp_path_factory.mktemp("uninterrupted"), [], _base.write_file
 
     def watched(path, data):
         write_file(path, data)
@@ -1247,7 +1248,7 @@ def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
     place = new_machine(uninterrupted.drive)
     with monkeypatch.context() as patch, contextlib.suppress(CutOff):
         stop(patch, fold=0, epochs=2)
-        patch.setattr(parallel, "back_up", lambda *_: False)  # not yet, in so short a time
+        patch.setattr(processes, "back_up", lambda *_: False)  # not yet, in so short a time
         go_on(place, cases, retrain=True)
     place = workspace.prepare("sample", "x")  # on the same machine
     capsys.readouterr()
@@ -1267,14 +1268,15 @@ import time
 from unetseg import training
 
 def hold(*args):  # defined here, so what it does is done in the process of the fold
-    from unetseg import checkpoint, training
+    from unetseg import training
+from unetseg.run import state
 
-    class Held(checkpoint.SaveState):
+    class Held(state.SaveState):
         def on_epoch_begin(self, epoch, logs=None):
             while epoch == 2:
                 time.sleep(600)
 
-    checkpoint.SaveState = Held
+    state.SaveState = Held
     training._run_fold(*args)
 
 training._run_fold = hold
@@ -1338,7 +1340,7 @@ def test_an_error_of_a_fold_leaves_on_drive_what_it_has_learnt(
     place = new_machine()
     with monkeypatch.context() as patch:
         stop(patch, fold=1, epochs=1, end=fail)
-        patch.setattr(parallel, "BACK_UP_SECONDS", 900)
+        patch.setattr(processes, "BACK_UP_SECONDS", 900)
         with pytest.raises(MemoryError):
             go_on(place, cases)
     place = new_machine()
@@ -1374,12 +1376,12 @@ def assert_markers_hold(folder):
         noted = {path.with_name("model.weights.h5"): done["weights_sha256"]}
         for name, digest in done["predictions_sha256"].items():
             noted[folder / "predictions" / name] = digest
-        assert {file: workspace.sha256(file) for file in noted} == noted
+        assert {file: _base.sha256(file) for file in noted} == noted
 
 
 def lose(patch, folder, writes, name=""):
     """Make a machine end in the middle of a write to a folder: of the n-th file of some name."""
-    write_file, left = workspace.write_file, writes
+    write_file, left = _base.write_file, writes
 
     def lost(path, data):
         nonlocal left
@@ -1628,7 +1630,7 @@ def test_a_fold_that_a_callback_stops_is_finished_and_says_when_and_by_what(
     assert done["steps"] == steps
     assert len(pd.read_csv(fold / "history.csv")) == 2
     assert f"{fold}: stopped in epoch 2 of 4 by StopIn." in capsys.readouterr().out
-    workspace.read_json(fold / "done.json")  # fits the schema
+    layout.read_json(fold / "done.json")  # fits the schema
     assert files(fold) == {"model.weights.h5", "history.csv", "calibration.csv", "done.json"}
 
 
@@ -1655,7 +1657,7 @@ def test_a_stopped_fold_that_is_interrupted_does_not_train_on(cases, tmp_path, m
     whole = stoppable(cases, tmp_path / "whole" / "fold_0", stop)
     fold = tmp_path / "killed" / "fold_0"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_weights", lambda *_: 1 / 0)
+        patch.setattr(state, "save_weights", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stoppable(cases, fold, stop)
     done = stoppable(cases, fold)  # also if the callback is not given any more

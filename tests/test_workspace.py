@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from unetseg import workspace
+from unetseg import _base, workspace
+from unetseg.run import drive, lock
 
 
 def fill(folder, **files):
@@ -54,7 +55,7 @@ def test_the_project_folder_holds_the_package():
 def test_a_file_is_written_whole_into_new_folders_without_leftovers(tmp_path):
     path = tmp_path / "new" / "folder" / "a.json"
     for data in (b"first", b"", b"second" * 100_000):
-        workspace.write_file(str(path), data)
+        _base.write_file(str(path), data)
         assert content_of(tmp_path) == {"new/folder/a.json": data}
 
 
@@ -78,16 +79,16 @@ def test_a_failed_write_leaves_the_old_file_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(target, name, replacement)
         with pytest.raises(OSError, match=r"the disk is gone|a\.json.*reads back differently"):
-            workspace.write_file(tmp_path / "a.json", b"new")
+            _base.write_file(tmp_path / "a.json", b"new")
     assert (tmp_path / "a.json").read_bytes() == b"old"
-    workspace.write_file(tmp_path / "a.json", b"new")
+    _base.write_file(tmp_path / "a.json", b"new")
     assert content_of(tmp_path) == {"a.json": b"new"}
 
 
 @pytest.mark.parametrize("data", [b"", b"abc", bytes(range(256)) * 5000])
 def test_sha256_is_that_of_hashlib(data, tmp_path):
     (tmp_path / "a").write_bytes(data)
-    assert workspace.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+    assert _base.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
 
 
 def test_mirror_copies_what_is_new_or_changed_and_deletes_nothing(tmp_path):
@@ -108,7 +109,7 @@ def test_mirror_copies_what_is_new_or_changed_and_deletes_nothing(tmp_path):
         extra_txt=b"stays",
     )
     before = (target / "same.txt").stat()
-    assert workspace.mirror(source, str(target)) == 4
+    assert drive.copy_new(source, str(target)) == 4
     assert content_of(target) == {
         "same.txt": b"same",
         "longer.txt": b"longer",
@@ -119,7 +120,7 @@ def test_mirror_copies_what_is_new_or_changed_and_deletes_nothing(tmp_path):
     }
     after = (target / "same.txt").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    assert workspace.mirror(source, target) == 0
+    assert drive.copy_new(source, target) == 0
 
 
 def test_mirror_copies_the_markers_after_everything_else(tmp_path, monkeypatch):
@@ -131,14 +132,14 @@ def test_mirror_copies_the_markers_after_everything_else(tmp_path, monkeypatch):
         fold_1__zzz_csv=b"1",
         splits_json=b"[]",
     )
-    order, write_file = [], workspace.write_file
+    order, write_file = [], _base.write_file
 
     def recorded(path, data):
         order.append(path.relative_to(tmp_path / "target").as_posix())
         write_file(path, data)
 
-    monkeypatch.setattr(workspace, "write_file", recorded)
-    workspace.mirror(source, tmp_path / "target")
+    monkeypatch.setattr(drive, "write_file", recorded)
+    drive.copy_new(source, tmp_path / "target")
     assert set(order[:3]) == {"fold_0/model.h5", "fold_1/zzz.csv", "splits.json"}
     assert set(order[3:]) == {"fold_0/done.json", "fold_1/done.json"}
 
@@ -146,18 +147,18 @@ def test_mirror_copies_the_markers_after_everything_else(tmp_path, monkeypatch):
 def test_an_interrupted_second_copy_leaves_no_marker_beside_a_mixture(tmp_path, monkeypatch):
     target = tmp_path / "target"
     first = fill(tmp_path / "a", fold_0__done_json=b"1", fold_0__m_h5=b"1", fold_0__x_csv=b"1")
-    workspace.mirror(first, target)
+    drive.copy_new(first, target)
     again = fill(tmp_path / "b", fold_0__done_json=b"2", fold_0__m_h5=b"2", fold_0__x_csv=b"2")
-    write_file = workspace.write_file
+    write_file = _base.write_file
 
     def interrupted(path, data):
         if path.name == "x.csv":
             raise OSError("Transport endpoint is not connected")
         write_file(path, data)
 
-    monkeypatch.setattr(workspace, "write_file", interrupted)
+    monkeypatch.setattr(drive, "write_file", interrupted)
     with pytest.raises(OSError, match="Transport endpoint"):
-        workspace.mirror(again, target)
+        drive.copy_new(again, target)
     assert (target / "fold_0" / "m.h5").read_bytes() == b"2"
     assert (target / "fold_0" / "x.csv").read_bytes() == b"1"
     assert not (target / "fold_0" / "done.json").exists()
@@ -229,7 +230,7 @@ def test_in_colab_scans_are_copied_and_results_fetched(colab):
     assert content_of(disk / "results") == {"x/fold_0/done.json": b"{}", "x/splits.json": b"[]"}
     assert workspace.prepare("data/scans", "x") == place
     fill(place.results, fold_1__done_json=b"{}")
-    assert workspace.mirror(place.results, place.backup) == 1
+    assert drive.copy_new(place.results, place.backup) == 1
     assert "fold_1/done.json" in content_of(place.backup)
 
 
@@ -277,7 +278,7 @@ def watch(event, details):
 
 sys.addaudithook(watch)
 place = workspace.prepare("data/mine", "x")
-workspace.back_up(place.results, place.backup)
+drive.back_up(place.results, place.backup)
 print(*sorted(read), sep=",")
 """
 
@@ -313,13 +314,13 @@ def test_a_back_up_reads_nothing_of_drive_again_and_follows_a_change_of_the_same
 ):
     local, drive = tmp_path / "local", tmp_path / "drive"
     fill(local, **TRAINED)
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     monkeypatch.setattr(workspace.fingerprints, "sha256", lambda path: pytest.fail(f"{path} read"))
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     monkeypatch.undo()
     (local / "fold_0" / "model.weights.h5").write_bytes(b"v" * 100)
     os.utime(local / "fold_0" / "model.weights.h5", (1, 1))
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     assert content_of(drive) == content_of(local)
 
 
@@ -426,7 +427,7 @@ def test_results_that_are_gone_from_drive_stay_here(copied):
     (place.backup / "scores.csv").unlink()
     workspace.prepare("data/mine", "x")
     assert content_of(place.results) == {"scores.csv": b"1"}
-    workspace.back_up(place.results, place.backup)
+    drive.back_up(place.results, place.backup)
     assert content_of(place.backup) == {"scores.csv": b"1"}
 
 
@@ -499,18 +500,18 @@ def test_a_failing_pip_stops_the_cell(colab, pip, monkeypatch):
 @pytest.mark.parametrize("fits", [False, None, 0, []])
 def test_what_does_not_fit_is_refused_with_its_name_and_value(name, value, allowed, message, fits):
     with pytest.raises(ValueError) as error:
-        workspace.require(name, value, fits, allowed)
+        _base.require(name, value, fits, allowed)
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize("fits", [True, np.True_, 1])
 def test_what_fits_passes(fits):
-    assert workspace.require("depth", 3, fits, "at least 1") is None
+    assert _base.require("depth", 3, fits, "at least 1") is None
 
 
 def test_mirror_copies_only_the_files_of_the_patterns(tmp_path):
     source = fill(tmp_path / "source", a_csv=b"1", figures__b_png=b"2", fold_0__c_h5=b"3")
-    assert workspace.mirror(source, tmp_path / "copy", ["a.csv", "figures/*"]) == 2
+    assert drive.copy_new(source, tmp_path / "copy", ["a.csv", "figures/*"]) == 2
     assert sorted(path.name for path in (tmp_path / "copy").rglob("*.*")) == ["a.csv", "b.png"]
 
 
@@ -533,14 +534,14 @@ def test_a_drive_that_fails_stops_nothing_and_gets_the_files_later(
     local, drive = tmp_path / "local", tmp_path / "drive"
     fill(local, **TRAINED, scores_csv=b"1")
     failing = break_drive(drive, fault, "weights")
-    assert workspace.back_up(local, drive) is False
+    assert drive.back_up(local, drive) is False
     said = capsys.readouterr().out
     assert "NOT SAFE ON DRIVE YET" in said
     assert "1 files are not there yet: fold_0/model.weights.h5" in said
     assert f"on the local disk, in {local}" in said
     assert set(content_of(drive)) - {"fold_0/model.weights.h5.part"} == {"scores.csv"}
     failing.fault = None
-    assert workspace.back_up(local, drive) is True
+    assert drive.back_up(local, drive) is True
     assert not capsys.readouterr().out
     assert content_of(drive) == content_of(local)
 
@@ -548,10 +549,10 @@ def test_a_drive_that_fails_stops_nothing_and_gets_the_files_later(
 def test_what_drive_lost_after_it_was_written_is_copied_again(tmp_path):
     local, drive = tmp_path / "local", tmp_path / "drive"
     fill(local, **TRAINED)
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     (drive / "fold_0" / "model.weights.h5").write_bytes(b"w" * 50)
     (drive / "fold_0" / "done.json").unlink()
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     assert content_of(drive) == content_of(local)
 
 
@@ -562,24 +563,24 @@ def lock_of(folder, **about):
 
 def test_a_run_locks_its_folders_and_gives_them_back(tmp_path):
     (tmp_path / "a").mkdir()
-    with workspace.only_run(tmp_path / "a", tmp_path / "b", None):
+    with lock.only_run(tmp_path / "a", tmp_path / "b", None):
         for name in "ab":
-            lock = json.loads((tmp_path / name / "running.json").read_text())
-            assert lock["pid"] == os.getpid()
-            assert lock["host"] == platform.node()
-            assert abs(lock["time"] - time.time()) < 60
+            held = json.loads((tmp_path / name / "running.json").read_text())
+            assert held["pid"] == os.getpid()
+            assert held["host"] == platform.node()
+            assert abs(held["time"] - time.time()) < 60
     assert not list(tmp_path.rglob("running.json"))
 
 
 def test_a_run_that_fails_gives_its_folder_back(tmp_path):
-    with pytest.raises(ZeroDivisionError), workspace.only_run(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock.only_run(tmp_path):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 
 
 def test_the_lock_is_renewed(tmp_path, monkeypatch):
-    monkeypatch.setattr(workspace, "STALE", 0.03)
-    with workspace.only_run(tmp_path):
+    monkeypatch.setattr(lock, "STALE", 0.03)
+    with lock.only_run(tmp_path):
         first = (tmp_path / "running.json").read_text()
         for _ in range(1000):
             time.sleep(0.01)
@@ -594,7 +595,7 @@ def test_a_second_run_elsewhere_is_refused_if_the_first_shows_a_sign_of_life(tmp
     monkeypatch.setattr(workspace.time, "sleep", lambda seconds: lock_of(tmp_path, pid=77))
     with (
         pytest.raises(RuntimeError, match=r"running.json: another run .*process 77 on elsewhere"),
-        workspace.only_run(tmp_path),
+        lock.only_run(tmp_path),
     ):
         pytest.fail("ran")
     assert json.loads((tmp_path / "running.json").read_text())["pid"] == 77
@@ -604,7 +605,7 @@ def test_a_lock_of_a_machine_that_was_cut_off_just_now_is_waited_for(tmp_path, m
     waited = []
     lock_of(tmp_path)
     monkeypatch.setattr(workspace.time, "sleep", waited.append)
-    with workspace.only_run(tmp_path):
+    with lock.only_run(tmp_path):
         assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
     assert waited == [180]
 
@@ -613,7 +614,7 @@ def test_fetching_results_takes_no_marker_and_no_state_to_a_finished_fold(tmp_pa
     local, drive = tmp_path / "local", tmp_path / "drive"
     fill(local, **TRAINED)
     fill(drive, fold_0__1_state=b"s", fold_0__history_csv=b"h")
-    workspace.mirror(drive, local, overwrite=False)
+    drive.copy_new(drive, local, overwrite=False)
     assert set(content_of(local)) == {
         *("fold_0/model.weights.h5", "fold_0/done.json", "fold_0/history.csv")
     }
@@ -623,13 +624,13 @@ def test_a_back_up_removes_the_states_of_finished_folds_there(tmp_path):
     local, drive = tmp_path / "local", tmp_path / "drive"
     fill(local, **TRAINED, fold_1__0_state=b"s")
     fill(drive, fold_0__1_state=b"s")
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     assert set(content_of(drive)) == set(content_of(local))
 
 
 def test_a_lock_without_a_sign_of_life_is_taken_over(tmp_path, capsys):
     lock_of(tmp_path, time=time.time() - 181)
-    with workspace.only_run(tmp_path):
+    with lock.only_run(tmp_path):
         assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
     assert "taken over from process 1 on elsewhere" in capsys.readouterr().out
 
@@ -642,7 +643,7 @@ def test_a_lock_whose_content_was_lost_is_taken_over_if_nobody_renews_it(
     path.write_bytes(b"")
     os.utime(path, (time.time() - age,) * 2)
     monkeypatch.setattr(workspace.time, "sleep", waited.append)
-    with workspace.only_run(tmp_path):
+    with lock.only_run(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert waited == wait
 
@@ -650,16 +651,16 @@ def test_a_lock_whose_content_was_lost_is_taken_over_if_nobody_renews_it(
 def test_on_this_machine_a_lock_holds_as_long_as_its_process_lives(tmp_path, capsys):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         lock_of(tmp_path, host=platform.node(), pid=process.pid)
-        with pytest.raises(RuntimeError, match="another run"), workspace.only_run(tmp_path):
+        with pytest.raises(RuntimeError, match="another run"), lock.only_run(tmp_path):
             pytest.fail("ran")
         process.communicate(b"\n")
-    with workspace.only_run(tmp_path):
+    with lock.only_run(tmp_path):
         assert "taken over" in capsys.readouterr().out
 
 
 def test_an_earlier_run_of_this_process_holds_no_lock(tmp_path):
     lock_of(tmp_path, host=platform.node(), pid=os.getpid())
-    with workspace.only_run(tmp_path):
+    with lock.only_run(tmp_path):
         pass
 
 
@@ -667,19 +668,19 @@ def test_locks_and_files_that_are_being_written_are_not_mirrored(tmp_path):
     fill(tmp_path / "local", a_csv=b"1", running_json=b"{}", fold_0__running_json=b"{}")
     for name in ("a.csv.part", "part-model.weights.h5"):
         (tmp_path / "local" / name).touch()
-    assert workspace.mirror(tmp_path / "local", tmp_path / "drive") == 1
+    assert drive.copy_new(tmp_path / "local", tmp_path / "drive") == 1
 
 
 def test_a_file_that_goes_while_others_are_mirrored_is_no_failure(tmp_path, monkeypatch):
     source = fill(tmp_path / "local", fold_0__0_state=b"s", fold_0__history_csv=b"h")
-    copy = workspace._copy
+    copy = drive._copy
 
     def copy_late(path, *rest):
         path.unlink() if path.suffix == ".state" else None
         return copy(path, *rest)
 
-    monkeypatch.setattr(workspace, "_copy", copy_late)
-    assert workspace.back_up(source, tmp_path / "drive")
+    monkeypatch.setattr(drive, "_copy", copy_late)
+    assert drive.back_up(source, tmp_path / "drive")
     assert set(content_of(tmp_path / "drive")) == {"fold_0/history.csv"}
 
 
@@ -696,7 +697,7 @@ def test_the_marker_of_a_fold_that_ends_while_files_are_listed_comes_with_all_th
         return [*early, source / "fold_0" / "done.json"]
 
     monkeypatch.setattr(Path, "glob", list_late)
-    workspace.mirror(source, drive)
+    drive.copy_new(source, drive)
     assert content_of(drive) == content_of(source)
 
 
@@ -708,7 +709,7 @@ from pathlib import Path
 from unetseg import workspace
 
 local, drive, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
-write_file = workspace.write_file
+write_file = _base.write_file
 
 def killed(path, data):
     global left
@@ -718,8 +719,8 @@ def killed(path, data):
         os.kill(os.getpid(), signal.SIGKILL)
     write_file(path, data)
 
-workspace.write_file = killed
-workspace.back_up(local, drive)
+_base.write_file = killed
+drive.back_up(local, drive)
 """
 
 
@@ -741,7 +742,7 @@ def test_a_copy_killed_at_any_file_leaves_no_marker_beside_files_of_another_trai
         versions = {path.read_bytes()[:3] for path in (drive / fold).iterdir()}
         assert len(versions) == 1 or not (drive / fold / "done.json").exists()
     assert len(list(drive.rglob("*.part"))) == 1
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     assert content_of(drive) == content_of(local)
 
 
@@ -749,7 +750,7 @@ def test_a_back_up_removes_what_a_copy_that_was_cut_off_left_beside_the_whole_fi
     local, drive = tmp_path / "local", tmp_path / "drive"
     fill(local, **TRAINED)
     fill(drive, **TRAINED, **{"fold_0__model.weights.h5_part": b"w", "a__b.png_part": b""})
-    assert workspace.back_up(local, drive)
+    assert drive.back_up(local, drive)
     assert content_of(drive) == content_of(local)
 
 

@@ -1,21 +1,18 @@
 """U-Net segmentation of NIfTI scans with K-fold cross-validation.
 
-The modules, in the order that data passes through them: `settings`, `fingerprints`, `machine`,
-`workspace`, `disk`, `sample`, `contents`, `schemas`, `tables`, `description`, `patients`, `cases`,
-`nifti`, `provenance`, `splits`, `body`, `planning`, `preprocessing`, `augmentation`, `model`,
-`training`, `parallel`, `checkpoint`, `windows`, `blocks`, `memory`, `inference`, `batches`,
-`metrics`, `scores`, `reliability`, `plots`, `sharing`; and the helpers `digits`, `intensities` and
-`thinning`. Each is imported when it is first used, so `import unetseg` costs next to nothing and
-only `model`, `augmentation`, `training`, `parallel`, `checkpoint` and `inference` bring in Keras.
-Where Keras is imported, by whomever, it knows the layers of this package: it then opens a network
-that was saved as ``.keras``.
+``import unetseg as us`` gives the functions that are named below, and every module by its name;
+each is imported when it is first used, so ``import unetseg`` costs next to nothing. The core
+stands alone: `nifti`, `model`, `metrics`, `plots`. The way of a case, in order: `sample`, `cases`,
+`splits`, `planning`, `preprocessing`, `augmentation`, `training`, `inference`, `scores`,
+`reliability`, `sharing`, `workspace`. What keeps a run safe is in `run`, what reads files of
+others in `reading`.
 """
 
 import importlib
 import importlib.util
 import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Else the process that first uses a GPU, such as a notebook that built a network once, keeps all
 # of its memory from the processes that train.
@@ -23,26 +20,84 @@ os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 __version__ = "0.1.0"
-__all__ = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+
+if TYPE_CHECKING:  # for editors, which complete what stands here
+    from unetseg.cases import check_cases, find_cases
+    from unetseg.inference import load_models, predict_case, predict_scans
+    from unetseg.metrics import dice, hausdorff, surface_dice
+    from unetseg.model import build_unet
+    from unetseg.nifti import load_image, load_mask, save_mask
+    from unetseg.plots import show_cases, view_case
+    from unetseg.preprocessing import Preprocessor
+    from unetseg.scores import score_predictions, summarise
+    from unetseg.splits import make_folds
+    from unetseg.training import cross_validate
+
+_MODULE_OF = {
+    "load_image": "nifti",
+    "load_mask": "nifti",
+    "save_mask": "nifti",
+    "find_cases": "cases",
+    "check_cases": "cases",
+    "make_folds": "splits",
+    "Preprocessor": "preprocessing",
+    "build_unet": "model",
+    "cross_validate": "training",
+    "load_models": "inference",
+    "predict_case": "inference",
+    "predict_scans": "inference",
+    "dice": "metrics",
+    "hausdorff": "metrics",
+    "surface_dice": "metrics",
+    "score_predictions": "scores",
+    "summarise": "scores",
+    "show_cases": "plots",
+    "view_case": "plots",
+}
+__all__ = [
+    "Preprocessor",
+    "build_unet",
+    "check_cases",
+    "cross_validate",
+    "dice",
+    "find_cases",
+    "hausdorff",
+    "load_image",
+    "load_mask",
+    "load_models",
+    "make_folds",
+    "predict_case",
+    "predict_scans",
+    "save_mask",
+    "score_predictions",
+    "show_cases",
+    "summarise",
+    "surface_dice",
+    "view_case",
+]
 
 
 def __getattr__(name):
-    if name in __all__:
-        from unetseg.workspace import hushed
-
-        with hushed():
-            return importlib.import_module(f"{__name__}.{name}")
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if not name.startswith("__") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}")
 
 
-class _WithKeras:
-    """Imports `model` once Keras is there, as Keras finds classes only where they are registered.
+def __dir__():
+    return sorted({*globals(), *__all__})
 
-    A finder of modules that finds none itself.
+
+class _WithKeras:
+    """Lets the import of Keras, by whomever, be a quiet one that ends with that of `model`.
+
+    Keras finds the classes of a network that was saved as ``.keras`` only where they are
+    registered. A finder of modules that finds none itself.
     """
 
     def find_spec(self, name, path=None, target=None):
-        """Let the import of Keras end with that of `model`."""
+        """Wrap what executes the module of Keras."""
         if name != "keras":
             return None
         sys.meta_path.remove(self)  # Keras is imported once
@@ -52,11 +107,30 @@ class _WithKeras:
         execute = spec.loader.exec_module
 
         def execute_and_register(module):
-            execute(module)
+            _hush(execute, module)
             importlib.import_module(f"{__name__}.model")
 
         spec.loader.exec_module = execute_and_register
         return spec
+
+
+def _hush(function, *args):
+    # TensorFlow writes lines as it starts, which no log level silences. They go to a file, and
+    # are shown if it fails.
+    import tempfile
+
+    with tempfile.TemporaryFile() as kept:
+        shown = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            function(*args)
+        except BaseException:
+            kept.seek(0)
+            os.write(shown, kept.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 if "keras" in sys.modules:

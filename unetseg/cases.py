@@ -10,18 +10,20 @@ import pandas as pd
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes
 
-from unetseg import intensities, nifti
-from unetseg.description import (
+from unetseg import nifti
+from unetseg._base import refuse_any
+from unetseg.digits import significant
+from unetseg.reading import intensities
+from unetseg.reading.description import (
     describe_format,
     read_channel_names,
     read_description,
     read_label_names,  # noqa: F401  users call it as cases.read_label_names
     refuse_special_labels,
 )
-from unetseg.digits import significant
-from unetseg.patients import find_groups
-from unetseg.tables import read_table
-from unetseg.workspace import refuse_any
+from unetseg.reading.patients import find_groups
+from unetseg.reading.tables import read_table
+from unetseg.run.layout import Run
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 NOT_READ = re.compile(r"\.(hdr|img|mg[hz]|mh[ad]|nrrd|dcm|nii\.(zip|bz2))(\.gz)?$", re.IGNORECASE)
@@ -84,9 +86,9 @@ def find_cases(folder, *, group_by=None):
         How to tell the patient of a case: a regular expression whose first group is found in the
         id, such as ``r"(patient\d+)_"``; a column of a table, as ``"patients.csv:patient"``
         (in `folder`; the case ids, or the names of their files, stand in its first column;
-        `unetseg.tables.read_table` tells which tables are read); a function of the id, None for
-        no patient; or a mapping from the id. By default ids of the form ``sub-XX_...`` (BIDS) are
-        grouped by subject if all are of that form, else no case is grouped.
+        `unetseg.reading.tables.read_table` tells which tables are read); a function of the id,
+        None for no patient; or a mapping from the id. By default ids of the form ``sub-XX_...``
+        (BIDS) are grouped by subject if all are of that form, else no case is grouped.
 
     Returns
     -------
@@ -196,17 +198,17 @@ def find_scored(folder, results_dir):
     FileNotFoundError
         If ``cases.csv`` or the masks are missing.
     """
-    folder, results_dir = Path(folder), Path(results_dir)
-    table = read_table(results_dir / "cases.csv", ("case", "group"))
+    folder, run = Path(folder), Run(results_dir)
+    table = read_table(run.cases, ("case", "group"))
     groups = dict(zip(table["case"], table["group"], strict=True))
     if _listed_pairs(folder, []) or any(_files(folder / name, []) for name in IMAGES):
         return _find_pairs(folder, groups.get)
     masks, problems = {}, []
-    for path in (results_dir / "masks", *(folder / name for name in reversed(MASKS))):
+    for path in (run.masks, *(folder / name for name in reversed(MASKS))):
         masks |= _files(path, problems)
     _refuse_listed(folder, problems)
     missing = sorted(set(groups) - set(masks))
-    advice = f"Point DATA to the data set, or copy its masks to {results_dir / 'masks'}."
+    advice = f"Point DATA to the data set, or copy its masks to {run.masks}."
     refuse_any(missing, f"{folder}: no mask for", "cases", advice, FileNotFoundError)
     return [Case(i, None, masks[i], groups[i] or None) for i in sorted(groups)]
 
@@ -259,9 +261,10 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=()):
     pandas.DataFrame
         A row per case, in order: ``case``, ``group``, ``shape`` (x, y, z), ``spacing_mm``,
         ``orientation`` as stored, ``channels``, ``intensity_p1``, ``intensity_median``,
-        ``intensity_p99``, ``intensities``, ``smoothness`` (as `unetseg.intensities.describe`),
-        ``labels`` (the values present, without the background), ``volume_ml`` (all labels
-        together) and ``problem`` (empty if none was found). Numbers keep six digits that count.
+        ``intensity_p99``, ``intensities``, ``smoothness`` (as
+        `unetseg.reading.intensities.describe`), ``labels`` (the values present, without the
+        background), ``volume_ml`` (all labels together) and ``problem`` (empty if none was found).
+        Numbers keep six digits that count.
 
     See Also
     --------

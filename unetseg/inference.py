@@ -13,15 +13,19 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from unetseg import batches, blocks, checkpoint, disk, memory, nifti, parallel, workspace
-from unetseg.blocks import along, map_bytes
+from unetseg import ensemble, memory, nifti
+from unetseg._base import refuse_any, require, sha256, write_json
 from unetseg.cases import check_cases
 from unetseg.digits import significant
-from unetseg.ensemble import predict_blocks
-from unetseg.model import build_for, build_unet, usual_settings
+from unetseg.ensemble import along, map_bytes, predict_blocks
+from unetseg.model import bears_bfloat16, build_for, build_unet, usual_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import describe_votes, soften
-from unetseg.workspace import read_json, refuse_any, require, sha256, write_json
+from unetseg.run import batches, machine, processes
+from unetseg.run.devices import choose_precision
+from unetseg.run.drive import origin
+from unetseg.run.layout import Batch, Run, read_json
+from unetseg.run.state import load_weights
 
 MAPS = ("uncertainty", "disagreement")
 COLUMNS = ["case", "label", "name", "volume_ml", "volume_mean_ml", "volume_sd_ml"]
@@ -68,14 +72,16 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
     ValueError
         If the weights are damaged or do not fit.
     """
-    results_dir, models = Path(results_dir), []
-    done = workspace.read_folds(results_dir, folds)
-    settings = read_json(results_dir / "experiment.json")["settings"]
-    preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
-    for folder, about in done.items():
-        precision = settings["recipe"]["precision"]
-        model = build_for(preprocessor, build_model, settings["model_args"], precision)
-        checkpoint.load_weights(model, folder / "model.weights.h5", about["weights_sha256"])
+    run = Run(results_dir)
+    finished = run.read_finished(folds)
+    settings = read_json(run.experiment)["settings"]
+    preprocessor, model_args = Preprocessor.load(run.preprocessor), settings["model_args"]
+    bfloat16 = bears_bfloat16(build_model, preprocessor.input_shape, model_args)
+    precision = choose_precision(settings["recipe"]["precision"], bfloat16=bfloat16)
+    models = []
+    for fold, done in finished.items():
+        model = build_for(preprocessor, build_model, model_args, precision)
+        load_weights(model, fold.weights, done["weights_sha256"])
         models.append(model)
     return models
 
@@ -93,8 +99,8 @@ def load_temperature(results_dir):
         Geometric mean over the finished folds, each fitted on the cases that the fold validated
         (`unetseg.reliability.fit_temperature`); 1 for experiments that have none.
     """
-    done = workspace.read_folds(results_dir).values()
-    return float(np.exp(np.mean([np.log(one.get("temperature", 1)) for one in done])))
+    finished = Run(results_dir).read_finished().values()
+    return float(np.exp(np.mean([np.log(done.get("temperature", 1)) for done in finished])))
 
 
 @usual_settings()
@@ -128,7 +134,7 @@ def predict_case(
         gives it. Changes how sure the prediction is, not its labels.
     probabilities : bool, default True
         Whether to return them. Without them many classes take no more memory than
-        `unetseg.blocks.BLOCK_BYTES` allows.
+        `unetseg.ensemble.BLOCK_BYTES` allows.
 
     Returns
     -------
@@ -170,12 +176,12 @@ def predict_and_sample(model, case, preprocessor, choose, *, overlap=0.5, mirror
     chosen : (n,) ndarray of integers
         What `choose` returned.
     sampled : (n, class) ndarray of float32
-        If the probabilities of all voxels would not fit into `unetseg.blocks.BLOCK_BYTES`, the
+        If the probabilities of all voxels would not fit into `unetseg.ensemble.BLOCK_BYTES`, the
         case is predicted twice instead.
     """
     settings = {"overlap": overlap, "mirror_axes": mirror_axes}
     shape = nifti.read(case.files[0], voxels=False).get_data_shape()[:3]
-    fits = map_bytes(shape, preprocessor.num_classes) <= blocks.BLOCK_BYTES
+    fits = map_bytes(shape, preprocessor.num_classes) <= ensemble.BLOCK_BYTES
     found = predict_case(model, case, preprocessor, probabilities=fits, **settings)
     chosen = choose(found.labels)
     if fits:
@@ -317,20 +323,21 @@ def predict_scans(
     require("maps", maps, {*maps} <= {*allowed}, f"among {allowed}")
     ids = [scan.id for scan in scans]
     refuse_any(sorted({i for i in ids if ids.count(i) > 1}), "scans:", "ids stand twice", "Rename.")
-    models = tuple(one["weights_sha256"] for one in workspace.read_folds(results_dir).values())
+    finished = Run(results_dir).read_finished().values()
+    models = tuple(done["weights_sha256"] for done in finished)
     kwargs = {"temperature": load_temperature(results_dir), **kwargs}
     about = {"models": [*models], "maps": [*maps], "settings": json.loads(json.dumps(kwargs))}
     job = joblib.delayed(_predict_apart)
     jobs = (job(scan, results_dir, folder, build_model, about, memory_bytes) for scan in scans)
     try:
         # What is wrong with them is said at once, not scan by scan.
-        parallel.call_apart(_check_ensemble, results_dir, build_model, about)
+        processes.call_apart(_check_ensemble, results_dir, build_model, about)
         batches.refuse_other_scans(folder, scans)
         _say_need(scans, results_dir, about, memory_bytes)
-        with parallel.Keeper(folder, backup_dir):
+        with processes.Keeper(folder, backup_dir):
             return _collect(jobs, n_jobs, len(ids), folder)
     finally:
-        parallel.end_calls()
+        processes.end_calls()
 
 
 def _collect(jobs, n_jobs, count, folder):
@@ -341,7 +348,7 @@ def _collect(jobs, n_jobs, count, folder):
             rows += of_scan
     finally:  # also of a batch that is stopped
         table = _tabulate(rows)
-        batches.update_table(folder / "predictions.csv", table)
+        batches.update_table(Batch(folder).predictions, table)
     return table
 
 
@@ -360,7 +367,7 @@ def _load_ensemble(results_dir, build_model, models):  # the hashes tell one tra
     if key not in _ENSEMBLE:
         _ENSEMBLE.clear()
         loaded = load_models(results_dir, build_model=build_model)
-        _ENSEMBLE[key] = loaded, Preprocessor.load(results_dir / "preprocessor.json")
+        _ENSEMBLE[key] = loaded, Preprocessor.load(Run(results_dir).preprocessor)
     return _ENSEMBLE[key]
 
 
@@ -370,19 +377,19 @@ def _check_ensemble(results_dir, build_model, about):
 
 
 def _say_need(scans, results_dir, about, memory_bytes):
-    preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
+    preprocessor = Preprocessor.load(Run(results_dir).preprocessor)
     known = {"n_models": len(about["models"]), "maps": about["maps"]}
     if needs := [memory.foretell(scan, preprocessor, **known) for scan in scans]:
-        free = memory_bytes or memory.available_bytes()
+        free = memory_bytes or machine.available_bytes()
         print(memory.SAID.format(max(needs) / 1e9, free / 1e9))
 
 
 def _predict_apart(scan, results_dir, folder, build_model, about, memory_bytes):
     arguments = scan, results_dir, folder, build_model, about, memory_bytes
     try:
-        return parallel.call_apart(_predict_scan, *arguments)
-    except parallel.ProcessDiedError as error:
-        preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
+        return processes.call_apart(_predict_scan, *arguments)
+    except processes.ProcessDiedError as error:
+        preprocessor = Preprocessor.load(Run(results_dir).preprocessor)
         known = {"n_models": len(about["models"]), "maps": about["maps"]}
         need = memory.foretell(scan, preprocessor, **known) / 1e9
         problem = f"{scan.files[0]}: {error}; it takes about {need:.1f} GB. {memory.REMEDY}."
@@ -391,8 +398,8 @@ def _predict_apart(scan, results_dir, folder, build_model, about, memory_bytes):
 
 def _predict_scan(scan, results_dir, folder, build_model, about, memory_bytes=None):
     models, preprocessor = _load_ensemble(results_dir, build_model, tuple(about["models"]))
-    path, marker = folder / "labels" / f"{scan.id}.nii.gz", folder / "done" / f"{scan.id}.json"
-    draft = marker.with_name(f".part-{path.name}")  # never copied to Drive
+    batch = Batch(folder)
+    path, marker, draft = batch.label(scan.id), batch.note(scan.id), batch.draft(scan.id)
     started = time.monotonic()
     try:
         about = {**about, "scan": [sha256(file) for file in scan.files]}
@@ -400,7 +407,7 @@ def _predict_scan(scan, results_dir, folder, build_model, about, memory_bytes=No
         if rows:
             return rows
         need = memory.foretell(scan, preprocessor, models, maps=about["maps"])
-        if lack := memory.describe_lack(need, memory_bytes or memory.available_bytes()):
+        if lack := memory.describe_lack(need, memory_bytes or machine.available_bytes()):
             raise ValueError(f"{scan.files[0]}: {lack}")
         _check_scan(scan, folder)
         settings = {"probabilities": "probabilities" in about["maps"], **about["settings"]}
@@ -408,11 +415,11 @@ def _predict_scan(scan, results_dir, folder, build_model, about, memory_bytes=No
         nifti.save_mask(draft, found.labels, scan.files[0])
         path.unlink(missing_ok=True)  # so that nowhere two runs are mixed, wherever one stops
         for name in about["maps"]:
-            nifti.save_map(folder / name / path.name, getattr(found, name), scan.files[0])
+            nifti.save_map(batch.map(name, scan.id), getattr(found, name), scan.files[0])
         rows = _describe(scan, found, preprocessor.labels)
         for row in rows:
             row["seconds"] = round(time.monotonic() - started, 2)
-        done = {"about": about, "source": batches.origin(scan.files[0]), "rows": rows}
+        done = {"about": about, "source": origin(scan.files[0]), "rows": rows}
         done |= {"labels_sha256": sha256(draft), "replaced_sha256": replaced}
         write_json(marker, done)
         path.parent.mkdir(exist_ok=True)
@@ -443,7 +450,7 @@ def _check_scan(scan, folder):
     if checked.problem:
         raise ValueError(checked.problem)
     # Measured: labels and two maps take a byte a voxel.
-    disk.require_room(folder, math.prod(checked.shape), f"labels and maps of {scan.id}")
+    machine.require_room(folder, math.prod(checked.shape), f"labels and maps of {scan.id}")
 
 
 def _describe(scan, found, labels):

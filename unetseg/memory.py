@@ -1,74 +1,19 @@
-"""How much memory a prediction takes, and how much there is."""
+"""How much memory the prediction of a scan takes."""
 
 import math
-import os
-import re
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from unetseg import blocks, nifti, windows
-from unetseg.blocks import FLOAT_BYTES, map_bytes
+from unetseg import ensemble, nifti, windows
+from unetseg.ensemble import FLOAT_BYTES, map_bytes
 
-PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 # Copies at a time, as counted in the code and measured: of the scan while it is read, of the
 # network's input while it is made, and of a map while it is saved.
 READING, MAKING, SAVING = 4, 4, 5
 SAID = "A scan takes up to {:.2g} GB of memory, {:.3g} GB are free."
 REMEDY = "Predict fewer scans at once (N_JOBS), without probabilities, or on a larger machine"
-
-
-def available_bytes():
-    """Memory that this process may still take, in bytes.
-
-    Returns
-    -------
-    int
-        On Linux what is free or can be freed, but no more than a container is left (its control
-        group, version 1 or 2); elsewhere all that the machine has; infinity if nobody knows.
-    """
-    found = [_read_free(), *_read_left()]
-    known = [number for number in found if number is not None]
-    return min(known) if known else math.inf
-
-
-def _read_free():
-    info = PROC / "meminfo"
-    if info.exists() and (line := re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())):
-        return int(line[1]) * 1024
-    if os.name == "posix":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _read_left():
-    # What the control groups of this process, and those around them, leave.
-    path = PROC / "self" / "cgroup"
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in lines:
-        _, controllers, place = line.split(":", 2)
-        if controllers == "":
-            yield from _read_groups(CGROUP, place, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-            yield from _read_groups(CGROUP / "memory", place, *names)
-
-
-def _read_groups(root, place, limit, usage, cache):
-    folder = root / place.lstrip("/")
-    folder = folder if folder.is_dir() else root  # inside of a container its own group is the root
-    for group in (folder, *folder.parents):
-        if group == root.parent:
-            return
-        try:
-            most, used = ((group / name).read_text().strip() for name in (limit, usage))
-            kept = re.search(rf"^{cache} (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-        except OSError:
-            continue
-        if most.isdigit():  # else "max"
-            yield max(0, int(most) - int(used) + int(kept[1] if kept else 0))
 
 
 def prediction_bytes(preprocessor, shape, spacing_mm, models=(), *, n_models=1, maps=()):
@@ -101,7 +46,7 @@ def prediction_bytes(preprocessor, shape, spacing_mm, models=(), *, n_models=1, 
     x = seen * preprocessor.channels * FLOAT_BYTES
     drawn = voxels * (3 * FLOAT_BYTES + n_models)
     block = min(
-        max(map_bytes(shape, num_classes), map_bytes(network, num_classes)), blocks.BLOCK_BYTES
+        max(map_bytes(shape, num_classes), map_bytes(network, num_classes)), ensemble.BLOCK_BYTES
     )
     kept = map_bytes(shape, num_classes) if "probabilities" in maps else 0
     saved = max(kept, voxels * FLOAT_BYTES)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-from unetseg.workspace import require
+from unetseg._base import require
 
 REACH = 2  # voxels: contours that agree within this need no search
 ROUNDING = 1e-6  # relative: 0.1 of a header is 0.10000000149, in float32

@@ -3,16 +3,13 @@
 import contextlib
 import functools
 import math
-import re
-from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from unetseg.workspace import computes_on_gpu, describe_hardware, require
+from unetseg._base import require
 
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 MAX_FILTERS = 320  # as in nnU-Net: deeper levels get no wider than this
 MIN_SIDE = 4  # voxels: a level whose side would be shorter is not made (nnU-Net)
 
@@ -339,7 +336,7 @@ def _set_keras(policy, floatx, data_format, epsilon):
     keras.config.set_dtype_policy(policy)
 
 
-def build_for(preprocessor, build_model, model_args, precision="auto"):
+def build_for(preprocessor, build_model, model_args, precision="float32"):
     """Build the network for a preprocessor, computing in a precision.
 
     Parameters
@@ -349,9 +346,9 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
     build_model : callable
         As `build_unet`: ``build_model(input_shape, num_classes, **model_args)``.
     model_args : dict
-    precision : str, default "auto"
-        As for `choose_precision`; ``auto`` takes float32 where bfloat16 is not safe, so for 3-D
-        builders other than `build_unet`. Keras' own setting is as before afterwards.
+    precision : str, default "float32"
+        Dtype policy of Keras, such as `unetseg.run.devices.choose_precision` names it. Keras' own
+        setting is as before afterwards.
 
     Returns
     -------
@@ -363,16 +360,8 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
     ValueError
         If the model does not give a probability per voxel and class.
     """
-    with usual_settings(choose_precision(precision)):
+    with usual_settings(precision):
         model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
-        deep = [one for one in model.layers if isinstance(one, layers.Conv3D)]
-        thin = build_model is not build_unet or any(one.input.shape[1] == 2 for one in deep)
-        fast = precision == "auto" and choose_precision() == "mixed_bfloat16"
-        if fast and thin and len(model.input_shape) == 5:
-            # oneDNN leaves the bfloat16 gradient of a 3x3x3 convolution over 2 planes unwritten;
-            # builders of others may hide one in a layer.
-            keras.config.set_dtype_policy("float32")
-            model = build_model(preprocessor.input_shape, preprocessor.num_classes, **model_args)
     expected = (None, *preprocessor.input_shape[:-1], preprocessor.num_classes)
     if tuple(model.output_shape) != expected:
         wanted = f"return a model with output shape {expected}, a probability per voxel and class"
@@ -380,54 +369,27 @@ def build_for(preprocessor, build_model, model_args, precision="auto"):
     return model
 
 
-def list_gpus():
-    """List the GPUs that one training can share, by their names in TensorFlow."""
-    return keras.distribution.list_devices("gpu") if keras.backend.backend() == "tensorflow" else []
+def bears_bfloat16(build_model, input_shape, model_args):
+    """Whether a network learns in bfloat16 on a processor.
 
-
-def mirrored(batch_size):
-    """Make the context in which a network is built and compiled to train on several GPUs.
-
-    Each GPU has a copy of the network and takes an equal part of every batch. The only place
-    that knows of TensorFlow.
+    oneDNN leaves the bfloat16 gradient of a 3x3x3 convolution over 2 planes unwritten; builders of
+    others may hide one in a layer.
 
     Parameters
     ----------
-    batch_size : int
-        Of all GPUs together. As many are used as can share it evenly.
+    build_model, input_shape, model_args
+        As for `build_for`.
 
     Returns
     -------
-    context manager
-        One that does nothing if that is less than two, or without TensorFlow.
+    bool
     """
-    gpus = list_gpus()
-    count = max((n for n in range(2, len(gpus) + 1) if batch_size % n == 0), default=1)
-    if count == 1:
-        return contextlib.nullcontext()
-    import tensorflow as tf  # here, as Keras may run without it
-
-    return tf.distribute.MirroredStrategy(gpus[:count]).scope()
-
-
-def choose_precision(precision="auto"):
-    """Name the Keras dtype policy that is fast on this hardware.
-
-    Parameters
-    ----------
-    precision : {"auto", "float32", "mixed_bfloat16", "mixed_float16"}
-        Anything but ``auto`` is returned as it is.
-
-    Returns
-    -------
-    str
-        float16 on a GPU of compute capability 7 or higher, bfloat16 on a processor with
-        AVX512-BF16 or AMX, else float32.
-    """
-    if precision != "auto":
-        return precision
-    if computes_on_gpu():
-        return "mixed_float16" if (describe_hardware()["gpu_capability"] or 0) >= 7 else "float32"
-    cpu = Path("/proc/cpuinfo")
-    fast = cpu.exists() and re.search(r"\b(avx512_bf16|amx_bf16)\b", cpu.read_text())
-    return "mixed_bfloat16" if fast else "float32"
+    if len(input_shape) == 3:
+        return True
+    if build_model is not build_unet:
+        return False
+    strides = model_args.get("strides") or [(2, 2, 2)] * model_args.get("depth", 3)
+    planes = [input_shape[0]]
+    for stride in strides:
+        planes.append(planes[-1] // stride[0])
+    return 2 not in planes

@@ -10,13 +10,12 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
-from unetseg import contents
-from unetseg.digits import decimals_for
-from unetseg.workspace import write_file
+from unetseg._base import write_file
 
 LABEL_TOLERANCE = 1e-3  # float32 arithmetic on a scaled integer stays well within this
 SHEAR_TOLERANCE = 1e-3  # largest cosine between two axes
 FARTHEST = 1e9  # in the file's unit; no scan is a kilometre away
+HEAD = 544  # bytes of the longest header that is read
 MAX_VOXELS = 2**30  # 4 GiB as float32
 MM = {0: 1, 1: 1000, 2: 1, 3: 0.001}  # of NIfTI's unit codes: not told, m, mm, micron
 SET_FORMS = "set both to the right affine (nibabel: set_sform(affine, 1), set_qform(affine, 1))"
@@ -62,7 +61,9 @@ def read(path, *, voxels=True):
             header = _read_header(stream, path.stat().st_size)
             return _read_image(stream, header) if voxels else header
     except Exception as error:  # gzip, zlib, NumPy and nibabel each have their own for bad bytes
-        finding, remedy = contents.explain(path, error)
+        from unetseg.reading.contents import explain  # here: whole files are read without it
+
+        finding, remedy = explain(path, error)
         problem = f"cannot be read as NIfTI: {finding}. {remedy}, or remove the case."
         raise ValueError(f"{path}: {problem}") from error
 
@@ -75,8 +76,8 @@ def _find_missing(path):
 
 
 def _read_header(stream, file_bytes):
-    head = _take(stream, contents.NIFTI_HEAD, 348)
-    if not contents.is_nifti(head):
+    head = _take(stream, HEAD, 348)
+    if not is_nifti(head):
         raise ValueError("one file in NIfTI-1 or -2 is read")
     kind = nib.Nifti2Header if head[4:7] == b"n+2" else nib.Nifti1Header
     if len(head) < kind.sizeof_hdr:
@@ -91,6 +92,11 @@ def _read_header(stream, file_bytes):
     header.check_fix()  # what is wrong beyond this is an error or of no importance
     _check_affines(header, (*shape, 1)[:3], sizes)
     return header
+
+
+def is_nifti(head):
+    """Whether the first 544 bytes of a file are those of one file in NIfTI-1 or NIfTI-2."""
+    return head[4:7] == b"n+2" or head[344:347] == b"n+1"
 
 
 def _check_promise(header, stream, file_bytes):
@@ -400,7 +406,10 @@ def save_map(path, array, like):
         If the map is not on the grid of the scan.
     """
     array = np.asarray(array, np.float32)
-    _write_like(path, np.round(array, max(3, decimals_for(array, 3))), like, np.float32)
+    largest = np.abs(array[np.isfinite(array)]).max(initial=0)
+    small = 0 < largest < 1
+    decimals = 3 - round(math.log10(largest)) if small else 3
+    _write_like(path, np.round(array, decimals), like, np.float32)
 
 
 def _write_like(path, array, like, dtype):

@@ -7,7 +7,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 
 from unetseg import thinning
-from unetseg.workspace import require
+from unetseg._base import require
 
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")

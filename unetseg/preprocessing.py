@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
-from scipy import ndimage
 
 from unetseg import nifti
-from unetseg.blocks import Place
+from unetseg._base import require, write_json
+from unetseg.augmentation import Sampling
 from unetseg.body import find_body, find_box, find_void, measure_contrast
-from unetseg.description import refuse_ignored
+from unetseg.grids import Place, zoom, zoom_labels
 from unetseg.planning import (
     choose_empty_space,
     choose_least_contrast,
@@ -20,7 +20,9 @@ from unetseg.planning import (
     coarse_axis,
     describe_case,
 )
-from unetseg.workspace import computes_on_gpu, describe_hardware, read_json, require, write_json
+from unetseg.reading.description import refuse_ignored
+from unetseg.run.layout import read_json
+from unetseg.run.machine import describe_hardware
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
 GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
@@ -152,6 +154,18 @@ class Preprocessor:
             return self.patch.index(1)
         return coarse_axis(self.spacing_mm)
 
+    @property
+    def sampling(self):
+        """What patches need: a `unetseg.augmentation.Sampling`."""
+        return Sampling(
+            patch=self.patch,
+            spacing_mm=self.spacing_mm,
+            flat_axis=self.flat_axis,
+            mirror_axes=self.mirror_axes,
+            neighbours=self.neighbours or 0,
+            planes=self.planes or (),
+        )
+
     def fit(self, cases):
         """Choose what is not set.
 
@@ -259,7 +273,7 @@ class Preprocessor:
         if unknown:
             problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
             raise ValueError(f"{case.mask}: {problem}. Correct the mask or declare the label.")
-        return x, np.pad(_zoom_labels(mask[box], shape, self.labels), padding)
+        return x, np.pad(zoom_labels(mask[box], shape, self.labels), padding)
 
     def transform_scan(self, case):
         """Bring a scan to the network's grid, and tell where there is nothing to segment.
@@ -290,8 +304,8 @@ class Preprocessor:
         image, affine = self._load(case)
         body, backgrounds = self._find_body(image, affine)
         box, shape, padding = geometry = self._geometry(body, affine)
-        inside = _zoom(body[box].astype(np.float32), shape) > 0
-        resampled = [_zoom(channel, shape) for channel in np.moveaxis(image[box], -1, 0)]
+        inside = zoom(body[box].astype(np.float32), shape) > 0
+        resampled = [zoom(channel, shape) for channel in np.moveaxis(image[box], -1, 0)]
         channels = [self._normalise(channel, inside, padding) for channel in resampled]
         unknown = None in backgrounds  # then what lies beyond the scan is
         inside = np.pad(inside, padding, constant_values=unknown)
@@ -306,7 +320,7 @@ class Preprocessor:
 
         Returns
         -------
-        unetseg.blocks.Place
+        unetseg.grids.Place
         """
         image, affine = self._load(case)
         body, _ = self._find_body(image, affine)
@@ -334,7 +348,7 @@ class Preprocessor:
         native = np.zeros((*place.shape, probabilities.shape[-1]), np.float32)
         native[..., 0] = 1
         for k in range(probabilities.shape[-1]):
-            native[(*place.box, k)] = _zoom(probabilities[(*place.inner, k)], place.box_shape)
+            native[(*place.box, k)] = zoom(probabilities[(*place.inner, k)], place.box_shape)
         return native
 
     def inverse_transform(self, probabilities, case):
@@ -379,7 +393,7 @@ class Preprocessor:
         inside = labels[place.box]
         best = np.full(place.box_shape, -np.inf, np.float32)
         for value, one in zip((0, *self.labels), maps, strict=True):
-            native = _zoom(one[place.inner], place.box_shape)
+            native = zoom(one[place.inner], place.box_shape)
             inside[native > best] = value
             np.maximum(best, native, out=best)
         return labels
@@ -511,24 +525,8 @@ def _choose_patch(shape, spacing_mm):
 def patch_budget():
     """Voxels that a patch may have on this hardware: speed limits a processor, memory a GPU."""
     machine = describe_hardware()
+    from unetseg.run.devices import computes_on_gpu
+
     gpu = machine["gpu"] and computes_on_gpu()
     memory, most = ("gpu_memory_gb", GPU_PATCH_VOXELS) if gpu else ("memory_gb", CPU_PATCH_VOXELS)
     return min(int(machine[memory] * 1e9 / 2 / BYTES_PER_VOXEL), most)
-
-
-def _zoom(array, shape):
-    # Both grids cover the same field of view, edge to edge; linear between voxel centres.
-    if array.shape == tuple(shape):
-        return array
-    factors = np.array(shape) / array.shape
-    return ndimage.zoom(array, factors, order=1, mode="nearest", grid_mode=True)
-
-
-def _zoom_labels(mask, shape, labels):
-    classes = np.zeros(shape, np.uint8)
-    best = np.full(shape, 0.0, np.float32)
-    for k, value in enumerate((0, *labels)):
-        share = _zoom((mask == value).astype(np.float32), shape)
-        classes[share > best] = k
-        best = np.maximum(best, share)
-    return classes

@@ -1,9 +1,20 @@
-"""How a fold is trained."""
+"""How a fold is trained: the recipe, and the plan that is made of it for some cases."""
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from unetseg.model import PRECISIONS
-from unetseg.workspace import require
+import pandas as pd
+
+from unetseg import model
+from unetseg._base import require, write_json
+from unetseg.preprocessing import OLDER, Preprocessor, patch_budget
+from unetseg.run import devices
+from unetseg.run.layout import read_json
+
+BATCH_VOXELS = 50_000
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,7 @@ class Recipe:
         Batches per epoch. By default as many as cover the training cases once, from 50 to 250.
     batch_size : int, optional
         Patches per step, shared out among the GPUs. By default as
-        `unetseg.training.plan_batch` says.
+        `plan_batch` says.
     learning_rate : float
         At its peak, for `unetseg.model.Muon`.
     weight_decay : float
@@ -55,6 +66,135 @@ class Recipe:
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
             ("foreground", 0 <= self.foreground <= 1, "in [0, 1]"),
-            ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
+            ("precision", self.precision in devices.PRECISIONS, f"one of {devices.PRECISIONS}"),
         ):
             require(name, getattr(self, name), fits, allowed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every fold of an experiment is trained with: made once, handed on whole.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    build_model : callable
+        As for `unetseg.model.build_for`.
+    model_args : dict
+        Complete.
+    recipe : Recipe
+    batch_size : int
+        Patches per step.
+    """
+
+    preprocessor: Preprocessor
+    build_model: Callable
+    model_args: dict
+    recipe: Recipe
+    batch_size: int
+
+    @property
+    def precision(self):
+        """Dtype policy in which this machine trains the network."""
+        shape = self.preprocessor.input_shape
+        bfloat16 = model.bears_bfloat16(self.build_model, shape, self.model_args)
+        return devices.choose_precision(self.recipe.precision, bfloat16=bfloat16)
+
+    def build(self):
+        """Build the network: a keras.Model, uncompiled."""
+        return model.build_for(self.preprocessor, self.build_model, self.model_args, self.precision)
+
+    def describe(self, seed):
+        """Tell what the results depend on, as ``experiment.json`` holds it."""
+        builder = self.build_model
+        name = getattr(builder, "__qualname__", type(builder).__qualname__)
+        return {
+            "builder": f"{builder.__module__}.{name}",
+            "model_args": self.model_args,
+            "preprocessor": asdict(self.preprocessor),
+            "recipe": asdict(self.recipe),
+            "seed": seed,
+        }
+
+
+def make_plan(preprocessor, build_model=model.build_unet, model_args=None, recipe=None):
+    """Settle what is trained: the network for the patch, and how many patches make a batch.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    build_model : callable, default build_unet
+    model_args : dict, optional
+        Those of `build_unet` are completed by `unetseg.model.plan_unet`; of others they stay.
+    recipe : Recipe, optional
+
+    Returns
+    -------
+    Plan
+    """
+    recipe, given = recipe or Recipe(), model_args or {}
+    if build_model is model.build_unet:
+        given = model.plan_unet(preprocessor, **given)
+    batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
+    return Plan(preprocessor, build_model, given, recipe, batch_size)
+
+
+def plan_batch(patch):
+    """Choose how many patches make a batch.
+
+    One, as more steps learn more in the same time; as many as hold 50,000 voxels if they are
+    small, such as slices, and the memory bears it; a multiple of the GPUs.
+
+    Parameters
+    ----------
+    patch : tuple of int
+
+    Returns
+    -------
+    int
+    """
+    count = max(1, min(BATCH_VOXELS, patch_budget()) // math.prod(patch))
+    gpus = max(1, len(devices.list_gpus()))
+    return -(-count // gpus) * gpus
+
+
+def record_settings(path, settings, run):
+    """Write the settings of an experiment down, or refuse ones that differ from those written.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``experiment.json``.
+    settings : dict
+        What the results depend on; nested, in JSON's types.
+    run : dict
+        What else is worth knowing. Written beside the settings the first time, kept after that.
+
+    Returns
+    -------
+    dict
+        What the file now holds.
+
+    Raises
+    ------
+    ValueError
+        If the file is there and holds other settings; lists the differences.
+    """
+    path, settings = Path(path), json.loads(json.dumps(settings))
+    if not path.exists():
+        write_json(path, {"settings": settings, **run})
+    recorded = read_json(path)
+    there = dict(recorded["settings"])
+    if "preprocessor" in there:
+        there["preprocessor"] = json.loads(json.dumps(OLDER)) | there["preprocessor"]
+    both = there, settings
+    old, new = (pd.json_normalize(one).astype(object).iloc[0].to_dict() for one in both)
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        lines = "\n".join(f"  {key}: {old.get(key)} there, {new.get(key)} now" for key in changed)
+        advice = "Go back to those settings, or choose another EXPERIMENT name."
+        problem = f"this folder holds an experiment with other settings:\n{lines}\n"
+        raise ValueError(f"{path}: {problem}{advice}")
+    return recorded

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, optimize, stats
 
-from unetseg import intensities
 from unetseg.digits import read_numbers, short
 from unetseg.metrics import dice
+from unetseg.reading import intensities
 
 NEAR = 3  # voxels around the structures in which calibration is looked at
 AGREEMENT = 0.8  # Dice between the folds that is usual where no score is known

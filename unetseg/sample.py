@@ -10,8 +10,8 @@ from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from unetseg._base import write_json
 from unetseg.nifti import write
-from unetseg.workspace import write_json
 
 TEMPLATES = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
 SPACING_MM = 3.0

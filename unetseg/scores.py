@@ -10,12 +10,13 @@ from nibabel.affines import voxel_sizes
 from scipy.stats import bootstrap, wilcoxon
 
 from unetseg import nifti
+from unetseg._base import refuse_any, require
 from unetseg.digits import decimals_for
-from unetseg.fingerprints import fingerprint
 from unetseg.metrics import score_case
-from unetseg.provenance import Trained
-from unetseg.tables import read_results
-from unetseg.workspace import refuse_any, require
+from unetseg.reading.tables import read_results
+from unetseg.run.fingerprints import fingerprint
+from unetseg.run.inputs import Trained
+from unetseg.run.layout import Run
 
 METRICS = ("dice", "surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm", "sensitivity")
 METRICS += ("precision", "volume_true_ml", "volume_pred_ml", "volume_difference_ml")
@@ -292,10 +293,10 @@ def load_summary(results_dir):
         ``summary.csv`` as `summarise` made it; without a row if it was not scored yet, or if a
         fold was trained again since, which is said.
     """
-    results_dir = Path(results_dir)
-    if not (results_dir / "summary.csv").exists():
+    path = Run(results_dir).summary
+    if not path.exists():
         return pd.DataFrame(columns=["label", "name", "metric", "n", "mean"])
-    summary = pd.read_csv(results_dir / "summary.csv")
+    summary = pd.read_csv(path)
     if stale := find_stale(results_dir):
         names = ", ".join(stale)
         print(f"The scores are of other predictions of {names}: run 03_evaluate again.")
@@ -315,7 +316,7 @@ def find_stale(results_dir):
     list of str
         Ids; none if there is no ``scores.csv``, or if an earlier version wrote it or the folds.
     """
-    path = Path(results_dir) / "scores.csv"
+    path = Run(results_dir).scores
     table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else {}
     if "prediction_sha256" not in table:
         return []

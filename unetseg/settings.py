@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetseg.workspace import require
+from unetseg._base import require
 
 PLAIN = r"[\w.-]*\w[\w.-]*"  # a name that is a folder's everywhere
 QUOTES = ("''", '""', "``", "\u2018\u2019", "\u201c\u201d")

@@ -1,8 +1,7 @@
-"""What is passed on and received: reports, models with their card, data sets that are fetched."""
+"""What is passed on and received: reports, and models with their card."""
 
 import logging
 import lzma
-import os
 import re
 import tarfile
 import tempfile
@@ -11,21 +10,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetseg import disk, provenance, scores, workspace
+from unetseg import scores
+from unetseg._base import explain_full, refuse_any, require, write_file, write_json
+from unetseg._base import sha256 as hash_file
 from unetseg.digits import read_numbers
-from unetseg.tables import read_table
-from unetseg.workspace import DONE, project_dir, read_json, refuse_any, require, write_file
+from unetseg.reading.tables import read_table
+from unetseg.run.drive import project_dir
+from unetseg.run.inputs import CORRECTED, Trained
+from unetseg.run.layout import Run, read_json
+from unetseg.run.machine import require_room
 
 # nbconvert's page without the scripts that it would fetch from elsewhere.
 REPORT = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block html_head_js{name} %}}{{% endblock %}}" for name in ("", "_mathjax", "_mermaidjs")
 )
 
-SETTINGS = ("experiment.json", "preprocessor.json", "splits.json")
-TABLES, TRIPLES = ("leaks.csv", "scores.csv", "summary.csv"), ("shape", "spacing_mm")
-WEIGHTS, CARD, HASHES = "model.weights.h5", "MODEL_CARD.md", "hashes.json"
-FOLD = (WEIGHTS, "history.csv", "calibration.csv", DONE)
 PLAIN = {"mtime": 0, "mode": 0o644, "uid": 0, "gid": 0, "uname": "", "gname": "", "deep": False}
+TRIPLES = ("shape", "spacing_mm")
 MAX_FILES = 1_000_000  # of a data set that is fetched
 RANGES = ["intensity_p1", "intensity_median", "intensity_p99", "volume_ml"]
 
@@ -100,35 +101,44 @@ def write_model_card(results_dir):
     """
     import jinja2  # here, as only this needs it
 
-    results_dir = Path(results_dir).resolve()
-    about = {Path(name).stem: read_json(results_dir / name) for name in SETTINGS}
-    about["folds"] = {p.parent.name: read_json(p) for p in results_dir.glob(f"fold_*/{DONE}")}
-    about["weights"] = sum((results_dir / fold / WEIGHTS).is_file() for fold in about["folds"])
+    run = Run(Path(results_dir).resolve())
+    finished = run.list_finished()
+    about = {path.stem: read_json(path) for path in _list_settings(run)}
+    about["folds"] = {fold.folder.name: read_json(fold.done) for fold in finished}
+    about["weights"] = sum(fold.weights.is_file() for fold in finished)
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     card = jinja2.Template(text, finalize=_escape, undefined=jinja2.StrictUndefined)
     try:
-        cases = read_table(results_dir / "cases.csv")
+        cases = read_table(run.cases)
         triples = [pd.DataFrame(cases[name].map(read_numbers).tolist()) for name in TRIPLES]
         spans = pd.concat([*triples, cases[RANGES]], axis=1).astype(float).agg(["min", "max"])
         about |= {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
-        for path in [results_dir / name for name in TABLES]:
+        for path in _list_tables(run):
             about[path.stem] = read_table(path).to_dict("records") if path.is_file() else None
-        about |= _describe_content(results_dir, about["scores"])
+        about |= _describe_content(run, about["scores"])
         about["number"] = lambda value: float(value or "nan")  # NaN is written as ""
-        text = card.render(name=results_dir.name, **about)
+        text = card.render(name=run.folder.name, **about)
     except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
-        problem = f"{results_dir}: a file is not as a run writes it ({error!r})"
+        problem = f"{run.folder}: a file is not as a run writes it ({error!r})"
         raise ValueError(f"{problem}. Fetch it again, or make it anew.") from error
-    write_file(results_dir / CARD, f"{text}\n".encode())
-    return results_dir / CARD
+    write_file(run.card, f"{text}\n".encode())
+    return run.card
 
 
-def _describe_content(results_dir, scored):
-    corrected = [row["case"] for row in scored or () if row.get("mask") == provenance.CORRECTED]
+def _list_settings(run):
+    return run.experiment, run.preprocessor, run.splits
+
+
+def _list_tables(run):
+    return run.leaks, run.scores, run.summary
+
+
+def _describe_content(run, scored):
+    corrected = [row["case"] for row in scored or () if row.get("mask") == CORRECTED]
     return {
-        "unknown": provenance.Trained(results_dir).unknown,
+        "unknown": Trained(run.folder).unknown,
         "corrected": sorted({*corrected}),
-        "stale": scores.find_stale(results_dir),
+        "stale": scores.find_stale(run.folder),
     }
 
 
@@ -164,24 +174,25 @@ def pack(results_dir, path):
     ValueError
         If weights, a JSON file or a table are damaged. Nothing is packed then.
     """
-    results_dir, path = Path(results_dir).resolve(), Path(path)
-    finished = _check(results_dir)
-    write_model_card(results_dir)
-    files = [results_dir / name for name in (*SETTINGS, "cases.csv", *TABLES, CARD)]
-    files += [folder / name for folder in finished for name in FOLD]
-    hashes = _hash_files(results_dir, files)
-    workspace.write_json(results_dir / HASHES, hashes)
+    run, path = Run(Path(results_dir).resolve()), Path(path)
+    finished = _check(run)
+    write_model_card(run.folder)
+    files = [*_list_settings(run), run.cases, *_list_tables(run), run.card]
+    for fold in finished:
+        files += [fold.weights, fold.history, fold.calibration, fold.done]
+    hashes = _hash_files(run, files)
+    write_json(run.hashes, hashes)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    need = sum((results_dir / name).stat().st_size for name in hashes)
-    disk.require_room(path.parent, need, f"the files in {path.name}")
-    full = disk.explain_full(path.parent, path.name)
+    need = sum((run.folder / name).stat().st_size for name in hashes)
+    require_room(path.parent, need, f"the files in {path.name}")
+    full = explain_full(path.parent, path.name)
     with full, tarfile.open(part, "w", dereference=True) as packed:
-        for name in sorted([*hashes, HASHES]):
-            member = f"{results_dir.name.lstrip('.')}/{name}"
-            packed.add(results_dir / name, member, filter=lambda one: one.replace(**PLAIN))
+        for name in sorted([*hashes, run.hashes.name]):
+            member = f"{run.folder.name.lstrip('.')}/{name}"
+            packed.add(run.folder / name, member, filter=lambda one: one.replace(**PLAIN))
     part.replace(path)
-    return workspace.sha256(path)
+    return hash_file(path)
 
 
 def unpack(path, results_dir, sha256):
@@ -212,86 +223,39 @@ def unpack(path, results_dir, sha256):
     if results_dir.exists():
         raise FileExistsError(f"{results_dir}: is there already. Choose another, or move it away.")
     allowed = f"that of {path}; if the sender told this one, fetch the file again"
-    require("sha256", sha256, sha256.lower() == workspace.sha256(path), allowed)
+    require("sha256", sha256, sha256.lower() == hash_file(path), allowed)
     results_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=results_dir.parent, prefix=".part-") as temporary:
         stored_gb = path.stat().st_size / 1e9  # more than that cannot come out
         folder = unpack_tar(path, Path(temporary) / "unpacked", path, max_gb=stored_gb)
         try:
-            listed = read_json(folder / HASHES).items()
-            differ = dict(listed ^ _hash_files(folder, folder.rglob("*")).items())
-            refuse_any(sorted(differ), f"{HASHES} does not fit", "files", "Ask for another.")
-            _check(folder)
+            run = Run(folder)
+            listed = read_json(run.hashes).items()
+            differ = dict(listed ^ _hash_files(run, folder.rglob("*")).items())
+            subject = f"{run.hashes.name} does not fit"
+            refuse_any(sorted(differ), subject, "files", "Ask for another.")
+            _check(run)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {error}".replace(str(folder), folder.name)) from error
         folder.rename(results_dir)
     return results_dir
 
 
-def _hash_files(folder, files):
-    files = [file for file in files if file.is_file() and file != folder / HASHES]
-    return {file.relative_to(folder).as_posix(): workspace.sha256(file) for file in files}
+def _hash_files(run, files):
+    files = [file for file in files if file.is_file() and file != run.hashes]
+    return {file.relative_to(run.folder).as_posix(): hash_file(file) for file in files}
 
 
-def _check(results_dir):
-    for path in (*results_dir.glob("*.json"), *[results_dir / name for name in SETTINGS]):
+def _check(run):
+    for path in (*run.folder.glob("*.json"), *_list_settings(run)):
         read_json(path)
-    finished = workspace.read_folds(results_dir)
-    for folder, about in finished.items():
-        path = folder / WEIGHTS
-        if not path.is_file() or workspace.sha256(path) != about["weights_sha256"]:
-            problem = f"missing, or damaged as its SHA-256 is not the one in {DONE}"
+    finished = run.read_finished()
+    for fold, done in finished.items():
+        path = fold.weights
+        if not path.is_file() or hash_file(path) != done["weights_sha256"]:
+            problem = f"missing, or damaged as its SHA-256 is not the one in {fold.done.name}"
             raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
     return finished
-
-
-def download(url, folder, file_hash, *, max_gb=100):
-    """Fetch a data set that is packed as a tar file, such as a task of the Decathlon.
-
-    Parameters
-    ----------
-    url : str
-        Of a ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz`` file.
-    folder : str or Path
-        Gets what the file holds, without a folder around all of it; all or nothing. If it is
-        there already it is left as it is and nothing is fetched.
-    file_hash : str
-        SHA-256 or MD5 of the file, as published with it.
-    max_gb : float, default 100
-        Unpacked size above which the file is refused.
-
-    Returns
-    -------
-    Path
-        `folder`.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be fetched.
-    ValueError
-        If it has another hash, or is not a tar file of plain files that stay in the folder.
-    """
-    import keras  # here, as it takes seconds
-
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    fits = re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", file_hash)
-    require("file_hash", file_hash, fits, "the SHA-256 or MD5 of the file, in hexadecimal digits")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as temporary:
-        place = {"cache_dir": temporary, "cache_subdir": "fetched"}
-        try:
-            with disk.explain_full(folder.parent, url):
-                packed = keras.utils.get_file("packed", url, file_hash=file_hash, **place)
-        except ValueError as error:
-            raise ValueError(f"{url}: {error} Fetch it again, or correct file_hash.") from error
-        except Exception as error:  # get_file has no class of its own for this
-            raise OSError(f"{url}: cannot be fetched ({error}). Check the address.") from error
-        unpacked = unpack_tar(packed, Path(temporary) / "unpacked", url, max_gb=max_gb)
-        os.replace(unpacked, folder)
-    return folder
 
 
 def unpack_tar(path, folder, source, *, max_gb=100):
@@ -327,7 +291,7 @@ def unpack_tar(path, folder, source, *, max_gb=100):
                 if not (member.isfile() or member.isdir()):
                     raise tarfile.TarError(f"{member.name} is no plain file")
                 members.append(member)
-            disk.require_room(folder, size, f"the files in {source}")
+            require_room(folder, size, f"the files in {source}")
             packed.extractall(folder, members, filter="data")  # refuses what leads out of it
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{source}: not a sound tar file ({error}). Do not use it.") from error

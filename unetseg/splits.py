@@ -10,8 +10,9 @@ from nibabel.affines import voxel_sizes
 from sklearn.model_selection import KFold
 
 from unetseg import nifti
+from unetseg._base import refuse_any, require
 from unetseg.digits import significant
-from unetseg.workspace import read_json, refuse_any, require
+from unetseg.run.layout import read_json
 
 COLUMNS = ["kind", "case", "other", "fold", "detail"]
 DUPLICATE = 0.99  # correlation of two scans above which they count as the same

@@ -17,22 +17,16 @@ import numpy as np
 import pandas as pd
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import (
-    checkpoint,
-    disk,
-    memory,
-    model,
-    nifti,
-    parallel,
-    provenance,
-    reliability,
-    workspace,
-)
-from unetseg.augmentation import CachedCases, Patches
+from unetseg import memory, model, nifti, reliability
+from unetseg._base import write_json, write_table
 from unetseg.cases import check_cases, refuse_problems
 from unetseg.inference import predict_and_sample
-from unetseg.preprocessing import Preprocessor, patch_budget
-from unetseg.recipe import Recipe
+from unetseg.patches import CachedCases, Patches, require_cache
+from unetseg.preprocessing import Preprocessor
+from unetseg.recipe import Recipe, make_plan, record_settings
+from unetseg.run import devices, inputs, machine, processes, state
+from unetseg.run.layout import Fold, Run
+from unetseg.run.lock import only_run
 from unetseg.splits import (
     check_folds,
     describe_rare_labels,
@@ -40,38 +34,10 @@ from unetseg.splits import (
     refuse_leaks,
     settle_folds,
 )
-from unetseg.splits import make_folds as make_folds  # for those who call it from here
-from unetseg.workspace import DONE, write_file, write_json
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
 MAX_SAMPLED = 1_000_000  # voxels of a fold, to look at its calibration
-VALIDATION = {"foreground": 1.0, "augment": False}
-
-
-def plan_batch(patch):
-    """Choose how many patches make a batch.
-
-    One, as more steps learn more in the same time; as many as hold 50,000 voxels if they are
-    small, such as slices, and the memory bears it; a multiple of the GPUs.
-
-    Parameters
-    ----------
-    patch : tuple of int
-
-    Returns
-    -------
-    int
-    """
-    count = max(1, min(50_000, patch_budget()) // math.prod(patch))
-    gpus = max(1, len(model.list_gpus()))
-    return -(-count // gpus) * gpus
-
-
-def plan_model(build_model, preprocessor, model_args):
-    """Complete the arguments of `build_unet` by `plan_unet`; those of other builders stay."""
-    given = model_args or {}
-    return model.plan_unet(preprocessor, **given) if build_model is model.build_unet else given
 
 
 @model.usual_settings()
@@ -124,77 +90,129 @@ def train_fold(
         If the loss becomes NaN or infinite, or if files of the cases are changed meanwhile; the
         fold is not marked as done.
     """
-    fold_dir, recipe, started = Path(fold_dir), recipe or Recipe(), time.monotonic()
-    fold_dir.mkdir(parents=True, exist_ok=True)
-    cases = [*train_cases, *val_cases]
-    inputs = provenance.describe_inputs(cases, fresh=True)
-    batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
-    model_args = plan_model(build_model, preprocessor, model_args)
-    keep = contextlib.nullcontext(cache_dir) if cache_dir else tempfile.TemporaryDirectory()
-    with keep as cache:
-        train, val = (CachedCases(preprocessor, c, Path(cache)) for c in (train_cases, val_cases))
-        sampling = {"patch": preprocessor.patch, "batch_size": batch_size, "seed": seed}
-        neighbours, planes = preprocessor.neighbours or 0, preprocessor.planes or ()
-        sampling |= {"neighbours": neighbours, "planes": planes}
-        changes = {"spacing_mm": preprocessor.spacing_mm, "flat_axis": preprocessor.flat_axis}
-        changes |= {"mirror_axes": preprocessor.mirror_axes, "augment": recipe.augment}
-        val_steps = min(MAX_VAL_STEPS, math.ceil(len(val) / batch_size))
-        cover = sum(y.size for _, y, _ in train) / math.prod(preprocessor.patch) / batch_size
-        cover *= max(1, len(planes)) / (2 * neighbours + 1)  # a slice is seen as a neighbour too
-        steps = min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
-        recipe = replace(recipe, steps=recipe.steps or steps)
-        build = functools.partial(
-            model.build_for, preprocessor, build_model, model_args, recipe.precision
-        )
-        keras.utils.set_random_seed(seed)
-        with model.mirrored(batch_size):
-            net = build()
-            _compile(net, preprocessor.num_classes, recipe)
-            net.optimizer.build(net.trainable_variables)
-            about = {"recipe": asdict(recipe), "batch_size": batch_size, "seed": seed}
-            about |= {"precision": net.dtype_policy.name}
-            about |= {"train": [c.id for c in train_cases], "val": [c.id for c in val_cases]}
-            whole = about | {"preprocessor": asdict(preprocessor), "model_args": model_args}
-            whole["inputs"] = provenance.list_hashes(inputs)  # the same on another machine
-            state = checkpoint.load_state(net, fold_dir, json.loads(json.dumps(whole)))
-        past = len(state["history"])
-        followed = _follow_callbacks(checkpoint.SaveState(fold_dir, state, started), callbacks)
-        if recipe.averaging:  # swapped in before each validation, so first in the list
-            followed.insert(0, SwapEMAWeights())
-        sampling_now = {"start": past * recipe.steps, "foreground": recipe.foreground}
-        net.fit(
-            Patches(train, **sampling, **sampling_now, **changes),
-            initial_epoch=past,
-            epochs=past if "stopped" in state else recipe.epochs,
-            steps_per_epoch=recipe.steps,
-            validation_data=Patches(val, **sampling, **VALIDATION, repeat_after=val_steps),
-            validation_steps=val_steps,
-            callbacks=followed,
-            shuffle=False,
-            verbose=0,
-        )
-    ended = _describe_end(state, recipe, fold_dir)
+    plan = make_plan(preprocessor, build_model, model_args, recipe)
+    folder = contextlib.nullcontext(cache_dir) if cache_dir else tempfile.TemporaryDirectory()
+    with folder as cache:
+        _train_fold(plan, train_cases, val_cases, Path(fold_dir), seed, Path(cache), callbacks)
+
+
+def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
+    started = time.monotonic()
+    fold, cases = Fold(fold_dir), [*train_cases, *val_cases]
+    fold.folder.mkdir(parents=True, exist_ok=True)
+    files = inputs.describe_inputs(cases, fresh=True)
+    train, val = (CachedCases(plan.preprocessor, part, cache) for part in (train_cases, val_cases))
+    recipe = replace(plan.recipe, steps=plan.recipe.steps or _count_steps(train, plan))
+    about = _describe_fold(plan, recipe, seed, train_cases, val_cases)
+    net = _build(plan, recipe, seed)
+    progress = state.load_state(net, fold.folder, _describe_state(about, plan, files))
+    saver = state.SaveState(fold.folder, progress, started)
+    _fit(net, train, val, plan, recipe, seed, _follow(saver, recipe, callbacks))
+    ended = _describe_end(progress, recipe, fold.folder)
     trained = time.monotonic()
-    digest = checkpoint.save_weights(net, fold_dir / "model.weights.h5")
-    net = build()  # on one device, and with what is in the file
-    checkpoint.load_weights(net, fold_dir / "model.weights.h5", digest)
+    digest = state.save_weights(net, fold.weights)
+    net = plan.build()  # on one device, and with what is in the file
+    state.load_weights(net, fold.weights, digest)
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
-    temperature = _predict_fold(net, val_cases, preprocessor, fold_dir, axes)
-    minutes = round(state["minutes"] + (time.monotonic() - trained) / 60, 2)
+    temperature = _predict_fold(net, val_cases, plan.preprocessor, fold, axes)
+    minutes = round(progress["minutes"] + (time.monotonic() - trained) / 60, 2)
+    masks = state.hash_masks(Run(fold.folder.parent), about["val"])
+    inputs.refuse_changed_meanwhile(files, cases)
     done = {"weights_sha256": digest, "minutes": minutes, **ended, **about}
-    done |= {"temperature": temperature, "inputs": inputs}
-    done |= checkpoint.digest_masks(fold_dir.parent, about["val"])
-    provenance.refuse_changed_meanwhile(inputs, cases)
-    write_json(fold_dir / DONE, done)
-    for file in fold_dir.glob("?.state*"):
-        file.unlink()
+    write_json(fold.done, {**done, "temperature": temperature, "inputs": files, **masks})
+    for path in fold.list_states():
+        path.unlink()
 
 
-def _follow_callbacks(saver, callbacks):
+def _count_steps(train, plan):
+    # Batches that cover the training cases once.
+    preprocessor = plan.preprocessor
+    voxels = sum(y.size for _, y, _ in train)
+    cover = voxels / math.prod(preprocessor.patch) / plan.batch_size
+    # A slice is seen as a neighbour too.
+    cover *= max(1, len(preprocessor.planes or ())) / (2 * (preprocessor.neighbours or 0) + 1)
+    return min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
+
+
+def _describe_fold(plan, recipe, seed, train_cases, val_cases):
+    return {
+        "recipe": asdict(replace(recipe, batch_size=plan.batch_size)),
+        "batch_size": plan.batch_size,
+        "seed": seed,
+        "precision": plan.precision,
+        "train": [case.id for case in train_cases],
+        "val": [case.id for case in val_cases],
+    }
+
+
+def _describe_state(about, plan, files):
+    whole = {
+        **about,
+        "preprocessor": asdict(plan.preprocessor),
+        "model_args": plan.model_args,
+        "inputs": inputs.list_hashes(files),  # the same on another machine
+    }
+    return json.loads(json.dumps(whole))
+
+
+def _build(plan, recipe, seed):
+    keras.utils.set_random_seed(seed)
+    with devices.share_gpus(plan.batch_size):
+        net = plan.build()
+        _compile(net, plan.preprocessor.num_classes, recipe)
+        net.optimizer.build(net.trainable_variables)
+    return net
+
+
+def _compile(net, num_classes, recipe):
+    steps = recipe.steps * recipe.epochs
+    warmup, peak = int(recipe.warmup * steps), recipe.learning_rate
+    rise = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
+    decay = keras.optimizers.schedules.CosineDecay
+    schedule = decay(0.0 if warmup else peak, steps - warmup, **rise)
+    average = {"use_ema": recipe.averaging > 0}
+    average["ema_momentum"] = 1 - 1 / max(2.0, recipe.averaging * steps)
+    optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    metrics = [accuracy, model.ForegroundDice(num_classes)]
+    net.compile(optimizer, model.patch_loss, metrics=metrics)
+
+
+def _follow(saver, recipe, callbacks):
+    # Each is watched by one that notes if it stops the training.
     followed = [saver]
     for callback in (TerminateOnNaN(), *callbacks):
-        followed += [callback, checkpoint.NoteStop(saver, callback)]
-    return followed
+        followed += [callback, state.NoteStop(saver, callback)]
+    # Averages are swapped in before each validation, so first in the list.
+    return [SwapEMAWeights(), *followed] if recipe.averaging else followed
+
+
+def _fit(net, train, val, plan, recipe, seed, callbacks):
+    progress = next(one for one in callbacks if isinstance(one, state.SaveState)).about
+    past = len(progress["history"])
+    sampling, batch = plan.preprocessor.sampling, plan.batch_size
+    val_steps = min(MAX_VAL_STEPS, math.ceil(len(val) / batch))
+    net.fit(
+        Patches(
+            train,
+            sampling,
+            batch,
+            seed,
+            foreground=recipe.foreground,
+            augment=recipe.augment,
+            start=past * recipe.steps,
+        ),
+        initial_epoch=past,
+        epochs=past if "stopped" in progress else recipe.epochs,
+        steps_per_epoch=recipe.steps,
+        validation_data=Patches(
+            val, sampling, batch, seed, foreground=1.0, augment=False, repeat_after=val_steps
+        ),
+        validation_steps=val_steps,
+        callbacks=callbacks,
+        shuffle=False,
+        verbose=0,
+    )
 
 
 def _describe_end(state, recipe, fold_dir):
@@ -213,47 +231,32 @@ def _describe_end(state, recipe, fold_dir):
     return {"steps": steps, "stopped": {"epoch": epoch, "by": by}}
 
 
-def _predict_fold(net, cases, preprocessor, fold_dir, mirror_axes):
-    rng, sampled = np.random.default_rng(0), []
+def _predict_fold(net, cases, preprocessor, fold, mirror_axes):
+    run, rng, sampled = Run(fold.folder.parent), np.random.default_rng(0), []
     most = MAX_SAMPLED // len(cases)
     for case in cases:
         truth, _ = nifti.load_mask(case.mask)
-        nifti.save_mask(fold_dir.parent / "masks" / f"{case.id}.nii.gz", truth, case.mask)
+        nifti.save_mask(run.mask(case.id), truth, case.mask)
         choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
         labels, chosen, probabilities = predict_and_sample(
             net, case, preprocessor, choose, mirror_axes=mirror_axes
         )
-        path = fold_dir.parent / "predictions" / f"{case.id}.nii.gz"
-        nifti.save_mask(path, labels, case.files[0])
+        nifti.save_mask(run.prediction(case.id), labels, case.files[0])
         near = truth.ravel()[chosen]
         classes = sum(k * (near == label) for k, label in enumerate(preprocessor.labels, 1))
         sampled.append((probabilities, classes))
-    return _calibrate(sampled, fold_dir)
+    return _calibrate(sampled, fold.calibration)
 
 
-def _calibrate(sampled, fold_dir):
+def _calibrate(sampled, path):
     probabilities, classes = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
     temperature = reliability.fit_temperature(probabilities, classes)
     after = reliability.soften(probabilities, temperature)
     tables = {"as trained": probabilities, "calibrated": after}
     tables = {k: reliability.calibration_table(v, classes) for k, v in tables.items()}
     table = pd.concat(tables, names=["stage"]).reset_index("stage")
-    write_file(fold_dir / "calibration.csv", table.to_csv(index=False).encode())
+    write_table(path, table)
     return round(temperature, 4)
-
-
-def _compile(net, num_classes, recipe):
-    steps = recipe.steps * recipe.epochs
-    warmup, peak = int(recipe.warmup * steps), recipe.learning_rate
-    rise = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
-    decay = keras.optimizers.schedules.CosineDecay
-    schedule = decay(0.0 if warmup else peak, steps - warmup, **rise)
-    average = {"use_ema": recipe.averaging > 0}
-    average["ema_momentum"] = 1 - 1 / max(2.0, recipe.averaging * steps)
-    optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
-    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    metrics = [accuracy, model.ForegroundDice(num_classes)]
-    net.compile(optimizer, model.patch_loss, metrics=metrics)
 
 
 def cross_validate(
@@ -329,116 +332,121 @@ def cross_validate(
         If the preprocessed cases do not find room in the temporary folder (``TMPDIR``); before
         any training, as far as that can be foretold.
     """
-    results_dir, recipe = Path(results_dir).absolute(), Recipe(**recipe)
-    by_id = {case.id: case for case in sorted(cases, key=lambda case: case.id)}
+    run, recipe = Run(Path(results_dir).absolute()), Recipe(**recipe)
+    cases = sorted(cases, key=lambda case: case.id)
     if not retrain:
-        provenance.Trained(results_dir).refuse_stale(cases)
+        inputs.Trained(run.folder).refuse_stale(cases)
     table = check_cases(cases, labels=preprocessor and preprocessor.labels)
     refuse_problems(table)
-    if preprocessor is None and (results_dir / "preprocessor.json").exists():
-        preprocessor = Preprocessor.load(results_dir / "preprocessor.json")
-    # A copy: what is given may be used again, on other cases.
-    preprocessor = replace(preprocessor or Preprocessor()).fit(list(by_id.values()))
-    labels_of = dict(zip(table["case"], table["labels"], strict=True))
-    model_args = plan_model(build_model, preprocessor, model_args)
-    folds = _settle_folds(results_dir, cases, n_splits, seed, labels_of)
-    leaks = find_leaks(list(by_id.values()), folds)
+    preprocessor = _settle_preprocessor(run, preprocessor, cases)
+    plan = make_plan(preprocessor, build_model, model_args, recipe)
+    folds, leaks = _divide(run, cases, table, n_splits, seed, allow_leaks)
+    _warn_of_lack(cases, preprocessor)
+    with only_run(run.folder, backup_dir):
+        plan = _record(run, plan, seed, folds, leaks)
+        pending = _find_pending(run, folds, retrain)
+        _say_what_is_done(folds, pending, cases, table)
+        if pending or not run.cases.exists():  # else it tells of what is trained
+            _write_used(run.cases, table, folds)
+        if pending:
+            require_cache(cases, table, preprocessor)
+            _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir)
+    return folds
+
+
+def _settle_preprocessor(run, preprocessor, cases):
+    if preprocessor is None and run.preprocessor.exists():
+        preprocessor = Preprocessor.load(run.preprocessor)
+    return (preprocessor or Preprocessor()).fit(cases)
+
+
+def _divide(run, cases, table, n_splits, seed, allow_leaks):
+    inputs.say_if_fitted_on_others(run.fitted_on, cases)
+    labels_of = _labels_of(table)
+    folds = settle_folds(run.splits, cases, n_splits, seed, labels_of=labels_of)
+    check_folds(folds, cases, labels_of)
+    inputs.say_unused(folds, cases)
+    leaks = find_leaks(cases, folds)
     if not allow_leaks:
         refuse_leaks(leaks)
-    name = getattr(build_model, "__qualname__", type(build_model).__qualname__)
-    settings = {"builder": f"{build_model.__module__}.{name}", "model_args": model_args}
-    settings |= {"preprocessor": asdict(preprocessor), "recipe": asdict(recipe), "seed": seed}
-    net = model.build_for(preprocessor, build_model, model_args, recipe.precision)
-    batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
-    run = {"precision": net.dtype_policy.name, "batch_size": batch_size}
-    run |= workspace.describe_machine()
-    _warn_of_lack(cases, preprocessor)
-    with workspace.only_run(results_dir, backup_dir):
-        run = checkpoint.record_settings(results_dir / "experiment.json", settings, run)
-        recipe = replace(recipe, batch_size=run["batch_size"])  # of the first run, wherever it was
-        _write_plan(results_dir, preprocessor, folds, leaks)
-        shared = {"preprocessor": preprocessor, "build_model": build_model}
-        shared |= {"model_args": model_args, "recipe": recipe}
-        pending = [
-            n
-            for n, f in enumerate(folds)
-            if retrain or not checkpoint.is_finished(results_dir, n, f)
-        ]
-        if pending or not (results_dir / "cases.csv").exists():  # else it tells of what is trained
-            _write_used(results_dir / "cases.csv", table, folds)
-        print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
-        _say_what_is_validated(folds, cases, labels_of)
-        if pending:
-            disk.require_cache(by_id.values(), table, preprocessor)
-        parts = {n: [[by_id[i] for i in folds[n][k]] for k in ("train", "val")] for n in pending}
-        _run_folds(parts, results_dir, shared, seed, n_jobs, backup_dir)
-    return folds
+    return folds, leaks
 
 
-def _say_what_is_validated(folds, cases, labels_of):
-    validated = sum(len(fold["val"]) for fold in folds)
-    print(f"{validated} of {len(cases)} cases are validated by one of them.")
-    for sentence in describe_rare_labels(folds, labels_of):
-        print(sentence)
-
-
-def _settle_folds(results_dir, cases, n_splits, seed, labels_of):
-    provenance.say_if_fitted_on_others(results_dir / "fitted_on.json", cases)
-    path = results_dir / "splits.json"
-    folds = settle_folds(path, cases, n_splits, seed, labels_of=labels_of)
-    check_folds(folds, cases, labels_of)
-    provenance.say_unused(folds, cases)
-    return folds
-
-
-def _write_plan(results_dir, preprocessor, folds, leaks):
-    preprocessor.save(results_dir / "preprocessor.json")
-    write_json(results_dir / "splits.json", folds)
-    _write_table(results_dir / "leaks.csv", leaks)
-
-
-def _write_table(path, table):
-    write_file(path, table.to_csv(index=False).encode())
-
-
-def _write_used(path, table, folds):
-    used = table["case"].isin(provenance.list_used(folds))
-    _write_table(path, table[used])
+def _labels_of(table):
+    return dict(zip(table["case"], table["labels"], strict=True))
 
 
 def _warn_of_lack(cases, preprocessor):
     # A warning, as it is about predicting after the training, when more may be free.
     need = max(memory.foretell(case, preprocessor) for case in cases)
-    if lack := memory.describe_lack(need, memory.available_bytes()):
+    if lack := memory.describe_lack(need, machine.available_bytes()):
         warnings.warn(f"Of the largest case: {lack}", stacklevel=3)
 
 
-def _run_folds(parts, results_dir, settings, seed, n_jobs, backup_dir):
-    folders = {number: results_dir / f"fold_{number}" for number in parts}
-    for number, (_, val_cases) in parts.items():
-        ids = [case.id for case in val_cases]
-        checkpoint.clear_fold(results_dir, number, ids, backup_dir)
-    call = joblib.delayed(parallel.run_apart)
+def _record(run, plan, seed, folds, leaks):
+    here = {"precision": plan.precision, "batch_size": plan.batch_size}
+    here |= machine.describe_machine()
+    recorded = record_settings(run.experiment, plan.describe(seed), here)
+    plan.preprocessor.save(run.preprocessor)
+    write_json(run.splits, folds)
+    write_table(run.leaks, leaks)
+    # Of the first run, wherever it was.
+    return replace(plan, batch_size=recorded["batch_size"])
+
+
+def _find_pending(run, folds, retrain):
+    if retrain:
+        return [*range(len(folds))]
+    finished = [state.is_finished(run, number, parts) for number, parts in enumerate(folds)]
+    for number, whole in enumerate(finished):
+        state.repair(run, number, whole)
+    return [number for number, whole in enumerate(finished) if not whole]
+
+
+def _say_what_is_done(folds, pending, cases, table):
+    validated = sum(len(fold["val"]) for fold in folds)
+    print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
+    print(f"{validated} of {len(cases)} cases are validated by one of them.")
+    for sentence in describe_rare_labels(folds, _labels_of(table)):
+        print(sentence)
+
+
+def _write_used(path, table, folds):
+    used = table["case"].isin(inputs.list_used(folds))
+    write_table(path, table[used])
+
+
+def _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir):
+    by_id = {case.id: case for case in cases}
+    for number in pending:
+        state.clear(run, number, folds[number]["val"], backup_dir)
+    call, jobs = joblib.delayed(processes.run_apart), []
     try:
-        with tempfile.TemporaryDirectory() as cache_dir:
-            jobs = []
-            for number, folder in folders.items():
-                own = {"seed": seed + number, **settings}
-                jobs.append(call(folder, _run_fold, *parts[number], folder, cache_dir, own))
-            epochs = settings["recipe"].epochs
-            with parallel.Follower(results_dir, list(parts), epochs, backup_dir):
-                parallel.run_all(jobs, n_jobs, results_dir)
+        with tempfile.TemporaryDirectory() as cache:
+            for number in pending:
+                parts = [[by_id[i] for i in folds[number][part]] for part in ("train", "val")]
+                folder = run.fold(number).folder
+                jobs.append(call(folder, _run_fold, plan, *parts, folder, seed + number, cache))
+            with processes.Follower(run.folder, pending, plan.recipe.epochs, backup_dir):
+                processes.run_all(jobs, n_jobs, run.folder)
     except KeyboardInterrupt:
-        begun = [n for n, path in folders.items() if path.exists() and not (path / DONE).exists()]
-        stopped = ", ".join(map(str, begun or [*parts][:1]))
-        print(f"Stopped in fold {stopped}. Run this again: it goes on from the last full epoch.")
+        _say_where_it_stopped(run, pending)
         raise
 
 
-def _run_fold(train_cases, val_cases, fold_dir, cache_dir, settings):
-    if (fold_dir / DONE).exists():  # by a worker that was then lost
+def _say_where_it_stopped(run, pending):
+    files = {number: run.fold(number) for number in pending}
+    begun = [n for n, fold in files.items() if fold.folder.exists() and not fold.done.exists()]
+    stopped = ", ".join(map(str, begun or pending[:1]))
+    print(f"Stopped in fold {stopped}. Run this again: it goes on from the last full epoch.")
+
+
+@model.usual_settings()
+def _run_fold(plan, train_cases, val_cases, fold_dir, seed, cache):
+    if Fold(fold_dir).done.exists():  # by a worker that was then lost
         return
-    cache_dir = cache_dir if Path(cache_dir).is_dir() else None  # it is on another machine
-    callbacks = [checkpoint.StopWithRun(fold_dir.parent)]
-    settings = {"cache_dir": cache_dir, "callbacks": callbacks, **settings}
-    train_fold(train_cases, val_cases, fold_dir, **settings)
+    callbacks = [state.StopWithRun(fold_dir.parent)]
+    there = Path(cache).is_dir()  # else it is on another machine
+    folder = contextlib.nullcontext(cache) if there else tempfile.TemporaryDirectory()
+    with folder as cache:
+        _train_fold(plan, train_cases, val_cases, fold_dir, seed, Path(cache), callbacks)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unetseg.workspace import require
+from unetseg._base import require
 
 BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
 

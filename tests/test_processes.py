@@ -12,11 +12,12 @@ import joblib
 import pandas as pd
 import pytest
 
-from unetseg import parallel, workspace
+from unetseg import _base
+from unetseg.run import layout, processes
 
 
 def call(function, folder, *args):
-    parallel.run_apart(folder / "fold_0", function, *args)
+    processes.run_apart(folder / "fold_0", function, *args)
 
 
 def note(folder):
@@ -73,7 +74,7 @@ WAITING = """
 import os, signal, sys, time
 from pathlib import Path
 import joblib
-from unetseg import parallel
+from unetseg.run import processes
 
 def wait(folder):
     (folder / "pid").write_text(str(os.getpid()))
@@ -82,9 +83,9 @@ def wait(folder):
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 folder = Path(sys.argv[1])
 names = ["fold_0", "fold_1"]
-jobs = [joblib.delayed(parallel.run_apart)(folder / n, wait, folder / n) for n in names]
+jobs = [joblib.delayed(processes.run_apart)(folder / n, wait, folder / n) for n in names]
 try:
-    parallel.run_all(jobs, int(sys.argv[2]), folder)
+    processes.run_all(jobs, int(sys.argv[2]), folder)
 except KeyboardInterrupt:
     print("stopped")
     raise
@@ -139,19 +140,19 @@ def test_an_error_in_one_job_ends_the_others(tmp_path):
         (tmp_path / "fold_1" / "pid").touch()
         time.sleep(600)
 
-    job = joblib.delayed(parallel.run_apart)
+    job = joblib.delayed(processes.run_apart)
     jobs = [job(tmp_path / f"fold_{n}", function) for n, function in enumerate((fail, wait))]
     with pytest.raises(ValueError, match="of one"):
-        parallel.run_all(jobs, 2, tmp_path)
+        processes.run_all(jobs, 2, tmp_path)
     assert not list(tmp_path.glob("*/running.json"))
 
 
 @pytest.fixture
 def follow(tmp_path, monkeypatch):
     """Return functions that end an epoch of a fold, and that make a follower of two folds."""
-    monkeypatch.setattr(parallel, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "LOOK_SECONDS", 0.01)
     (tmp_path / "experiment.json").write_text('{"settings": 1}')
-    for module in (parallel, workspace):  # without the schemas
+    for module in (processes, layout):  # without the schemas
         monkeypatch.setattr(module, "read_json", lambda path: json.loads(path.read_text()))
 
     def end_epoch(fold, epochs):
@@ -163,7 +164,7 @@ def follow(tmp_path, monkeypatch):
         table.to_csv(part, index=False)
         part.replace(path)
 
-    return end_epoch, lambda **kwargs: parallel.Follower(tmp_path, [0, 1], 3, **kwargs)
+    return end_epoch, lambda **kwargs: processes.Follower(tmp_path, [0, 1], 3, **kwargs)
 
 
 def lines(capsys):
@@ -206,7 +207,7 @@ def copies(monkeypatch):
     """Copies to Drive are only noted; they work unless the list `fails` says otherwise."""
     made, fails = [], []
     monkeypatch.setattr(
-        parallel, "back_up", lambda *_: made.append(1) or not (fails.pop() if fails else False)
+        processes, "back_up", lambda *_: made.append(1) or not (fails.pop() if fails else False)
     )
     return made, fails
 
@@ -266,16 +267,16 @@ def test_a_folder_that_is_away_for_a_while_stops_nothing(follow, capsys, monkeyp
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
 def test_a_keeper_copies_while_work_goes_on_and_however_it_ends(error, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(parallel, "BACK_UP_SECONDS", 0)
+    monkeypatch.setattr(processes, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "BACK_UP_SECONDS", 0)
     work, drive = tmp_path / "work", tmp_path / "drive"
     ends = pytest.raises(error) if error else contextlib.nullcontext()
-    with ends, parallel.Keeper(work, drive) as keeper:
-        workspace.write_file(work / "a", b"1")
+    with ends, processes.Keeper(work, drive) as keeper:
+        _base.write_file(work / "a", b"1")
         while not (drive / "a").exists():
             time.sleep(0.01)
-        monkeypatch.setattr(parallel, "BACK_UP_SECONDS", 900)
-        workspace.write_file(work / "b", b"2")
+        monkeypatch.setattr(processes, "BACK_UP_SECONDS", 900)
+        _base.write_file(work / "b", b"2")
         if error:
             raise error
     assert (drive / "b").read_bytes() == b"2"
@@ -284,14 +285,14 @@ def test_a_keeper_copies_while_work_goes_on_and_however_it_ends(error, tmp_path,
 
 def test_a_keeper_waits_between_two_copies_and_does_nothing_without_a_drive(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(parallel, "back_up", lambda *folders: bool(calls.append(folders)))
-    keeper = parallel.Keeper(tmp_path, tmp_path / "drive")
+    monkeypatch.setattr(processes, "back_up", lambda *folders: bool(calls.append(folders)))
+    keeper = processes.Keeper(tmp_path, tmp_path / "drive")
     for minutes, copies in ((14, 0), (16, 1), (0, 1)):  # after one that failed too
         keeper.saved -= 60 * minutes
         keeper._look()
         keeper.saved += 60 * minutes * (minutes == 14)
         assert len(calls) == copies
-    with parallel.Keeper(tmp_path) as keeper:
+    with processes.Keeper(tmp_path) as keeper:
         keeper.saved -= 3600
         keeper._look()
     assert len(calls) == 1
@@ -311,18 +312,18 @@ def leave(number):
 
 def test_calls_share_a_process_until_it_dies():
     try:
-        first, second = (parallel.call_apart(kept, number) for number in (1, 2))
+        first, second = (processes.call_apart(kept, number) for number in (1, 2))
         assert first[0] == second[0] != os.getpid()
         assert (first[1], second[1]) == (1, 2)
         with pytest.raises(KeyError, match="7"):
-            parallel.call_apart(fail, 7)
-        assert parallel.call_apart(kept, 3) == (first[0], 3)  # an error is not a death
-        with pytest.raises(parallel.ProcessDiedError, match="memory"):
-            parallel.call_apart(leave, 9)
-        again = parallel.call_apart(kept, 4)
+            processes.call_apart(fail, 7)
+        assert processes.call_apart(kept, 3) == (first[0], 3)  # an error is not a death
+        with pytest.raises(processes.ProcessDiedError, match="memory"):
+            processes.call_apart(leave, 9)
+        again = processes.call_apart(kept, 4)
         assert again[0] != first[0]
     finally:
-        parallel.end_calls()
+        processes.end_calls()
     until = time.monotonic() + 10
     while is_alive(again[0]) and time.monotonic() < until:
         time.sleep(0.05)

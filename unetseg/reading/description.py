@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from unetseg.workspace import read_json, refuse_any
+from unetseg._base import refuse_any
+from unetseg.reading.contents import read_json
 
 IGNORE = re.compile(r"ignored?([ _-]?(label|value|region|area|mask|voxels?))?", re.IGNORECASE)
 BACKGROUND = {"background", "back ground", "bg", "backgr", "back", "unlabeled", "unlabelled"}

@@ -14,10 +14,9 @@ import keras
 import numpy as np
 import pandas as pd
 
-from unetseg import disk
-from unetseg.preprocessing import OLDER
-from unetseg.provenance import name_differences
-from unetseg.workspace import DONE, LOCK, read_json, sha256, write_file, write_json
+from unetseg._base import explain_full, sha256, write_file
+from unetseg.run.inputs import name_differences
+from unetseg.run.layout import Fold, Run, read_json
 
 
 def save_weights(model, path):
@@ -40,7 +39,7 @@ def save_weights(model, path):
     optimizer = getattr(model, "optimizer", None)
     model.optimizer = None  # else its state doubles the file
     try:
-        with disk.explain_full(path.parent, path.name):
+        with explain_full(path.parent, path.name):
             model.save_weights(part)
         os.replace(part, path)
     finally:
@@ -119,7 +118,7 @@ def save_state(model, folder, about):
     stream = io.BytesIO()
     np.savez(stream, about=json.dumps(about), **arrays)
     content = stream.getvalue()
-    path = Path(folder) / f"{len(about['history']) % 2}.state"
+    path = Fold(Path(folder)).state(len(about["history"]) % 2)
     write_file(path, hashlib.sha256(content).digest() + content)
 
 
@@ -132,7 +131,7 @@ def load_state(model, folder, about):
         Of the same architecture, compiled, its optimizer built.
     folder : str or Path
     about : dict
-        What is trained now; under ``inputs`` what `unetseg.provenance.list_hashes` returns.
+        What is trained now; under ``inputs`` what `unetseg.run.inputs.list_hashes` returns.
         States that tell of something else are warned of, with what it is, and not used.
 
     Returns
@@ -142,7 +141,7 @@ def load_state(model, folder, about):
         and 0 minutes. A damaged file is warned of and not used.
     """
     states = []
-    for path in sorted(Path(folder).glob("?.state")):
+    for path in filter(Path.is_file, map(Fold(Path(folder)).state, (0, 1))):
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:
             arrays = np.load(io.BytesIO(content[32:]), allow_pickle=False)
@@ -211,7 +210,7 @@ class SaveState(keras.callbacks.Callback):
 
     def _write_history(self):
         table = pd.DataFrame(self.about["history"]).to_csv(index=False).encode()
-        path = self.folder / "history.csv"
+        path = Fold(self.folder).history
         if not (path.exists() and path.read_bytes() == table):  # a new file tells of a new epoch
             write_file(path, table)
 
@@ -285,7 +284,7 @@ class StopWithRun(keras.callbacks.Callback):
     Parameters
     ----------
     results_dir : Path
-        Holds `unetseg.workspace.LOCK` as long as the run is there.
+        Holds the lock of its run as long as the run is there.
     """
 
     def __init__(self, results_dir):
@@ -294,7 +293,8 @@ class StopWithRun(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Look."""
-        if LOCK not in os.listdir(self.results_dir):
+        lock = Run(self.results_dir).lock
+        if lock.name not in os.listdir(lock.parent):
             problem = "the run that this training is part of has ended, so it ends too"
             raise RuntimeError(f"{self.results_dir}: {problem}. Run it again to go on.")
 
@@ -303,56 +303,15 @@ def _variables(model):
     return [*model.variables, *model.optimizer.variables]
 
 
-def record_settings(path, settings, run):
-    """Write the settings of an experiment down, or refuse ones that differ from those written.
+def is_finished(run, number, parts):
+    """Whether a fold is finished and nothing of it is missing or damaged; changes nothing.
 
     Parameters
     ----------
-    path : str or Path
-        ``experiment.json``.
-    settings : dict
-        What the results depend on; nested, in JSON's types.
-    run : dict
-        What else is worth knowing. Written beside the settings the first time, kept after that.
-
-    Returns
-    -------
-    dict
-        What the file now holds.
-
-    Raises
-    ------
-    ValueError
-        If the file is there and holds other settings; lists the differences.
-    """
-    path, settings = Path(path), json.loads(json.dumps(settings))
-    if not path.exists():
-        write_json(path, {"settings": settings, **run})
-    recorded = read_json(path)
-    there = dict(recorded["settings"])
-    if "preprocessor" in there:
-        there["preprocessor"] = json.loads(json.dumps(OLDER)) | there["preprocessor"]
-    both = there, settings
-    old, new = (pd.json_normalize(one).astype(object).iloc[0].to_dict() for one in both)
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if changed:
-        lines = "\n".join(f"  {key}: {old.get(key)} there, {new.get(key)} now" for key in changed)
-        advice = "Go back to those settings, or choose another EXPERIMENT name."
-        problem = f"this folder holds an experiment with other settings:\n{lines}\n"
-        raise ValueError(f"{path}: {problem}{advice}")
-    return recorded
-
-
-def is_finished(results_dir, number, fold):
-    """Whether a fold is finished and nothing of it is missing or damaged.
-
-    Parameters
-    ----------
-    results_dir : Path
+    run : unetseg.run.layout.Run
     number : int
-        Of the fold. If it was finished once, but is not whole, its ``done.json`` is removed; if
-        it is whole, what a run that was killed at its end left: states and a lock.
-    fold : dict
+        Of the fold.
+    parts : dict
         Its ``train`` and ``val`` ids.
 
     Returns
@@ -364,70 +323,74 @@ def is_finished(results_dir, number, fold):
     ValueError
         If it was trained on another split.
     """
-    path = results_dir / f"fold_{number}" / DONE
-    if not path.exists():
+    fold = run.fold(number)
+    if not fold.done.exists():
         return False
     try:
-        done = read_json(path)
-    except ValueError:  # damaged itself
-        done = {**fold, "weights_sha256": None}
+        done = read_json(fold.done)
+    except ValueError:
+        return False
     for part in ("train", "val"):
-        if sorted(done[part]) != sorted(fold[part]):
-            problem = f"{path}: this fold was trained on another split than splits.json now says."
-            raise ValueError(f"{problem} Restore it, or set RETRAIN to train every fold again.")
-    files = [
-        path.with_name("model.weights.h5"),
-        *mask_paths(results_dir / "predictions", fold["val"]),
-    ]
-    found, noted = digests(files), done.get("predictions_sha256", {})  # older ones lack it
-    noted = {files[0].name: done["weights_sha256"], **noted}
-    whole = len(found) == len(files) and found | noted == found
-    if not whole:
+        if sorted(done[part]) != sorted(parts[part]):
+            problem = "this fold was trained on another split than splits.json now says."
+            advice = "Restore it, or set RETRAIN to train every fold again."
+            raise ValueError(f"{fold.done}: {problem} {advice}")
+    if not fold.weights.exists() or sha256(fold.weights) != done["weights_sha256"]:
+        return False
+    predictions = hash_files(run.prediction(case_id) for case_id in parts["val"])
+    noted = done.get("predictions_sha256", predictions)  # older ones lack it
+    return len(predictions) == len(parts["val"]) and predictions == noted
+
+
+def repair(run, number, finished):
+    """Remove what a run left that was killed, or the marker of a fold that is not whole.
+
+    Parameters
+    ----------
+    run, number
+        As for `is_finished`.
+    finished : bool
+        What it said.
+    """
+    fold = run.fold(number)
+    if finished:
+        for path in (*fold.list_states(), fold.lock):
+            path.unlink(missing_ok=True)
+    elif fold.done.exists():
         problem = "was finished, but files are missing or damaged"
-        print(f"{path.parent}: {problem}. It is trained again.")
-        path.unlink()
-    left = (*path.parent.glob("?.state*"), path.with_name(LOCK)) if whole else ()
-    for file in left:  # of a run that was killed at its end
-        file.unlink(missing_ok=True)
-    return whole
+        print(f"{fold.folder}: {problem}. It is trained again.")
+        fold.done.unlink()
 
 
-def clear_fold(results_dir, number, ids, backup_dir=None):
+def clear(run, number, ids, backup_dir=None):
     """Remove what an earlier training of a fold left, or a mixture might be scored.
 
     Parameters
     ----------
-    results_dir : Path
-    number : int
-        Of the fold. The state of a training that was interrupted stays.
+    run, number
+        As for `is_finished`. The state of a training that was interrupted stays.
     ids : sequence of str
         Of the cases that it validates: their predictions are removed.
     backup_dir : str or Path, optional
         Loses ``done.json`` of the fold, or the next machine would fetch it.
     """
-    fold_dir = results_dir / f"fold_{number}"
-    finished = (fold_dir / DONE).exists()
-    old = (*fold_dir.glob("?.state*"), fold_dir / "history.csv") if finished else ()
-    for file in (*old, fold_dir / DONE, *mask_paths(results_dir / "predictions", ids)):
-        file.unlink(missing_ok=True)
+    fold = run.fold(number)
+    old = (*fold.list_states(), fold.history) if fold.done.exists() else ()
+    for path in (*old, fold.done, *(run.prediction(case_id) for case_id in ids)):
+        path.unlink(missing_ok=True)
     if backup_dir:
         with contextlib.suppress(OSError):
-            (Path(backup_dir) / fold_dir.name / DONE).unlink()
+            Run(backup_dir).fold(number).done.unlink()
 
 
-def mask_paths(folder, ids):
-    """Where the predictions, or the masks, of cases lie in a folder of them."""
-    return [folder / f"{case_id}.nii.gz" for case_id in ids]
-
-
-def digests(files):
+def hash_files(paths):
     """SHA-256 by name, of the files that are there."""
-    return {file.name: sha256(file) for file in files if file.exists()}
+    return {path.name: sha256(path) for path in paths if path.exists()}
 
 
-def digest_masks(results_dir, ids):
+def hash_masks(run, ids):
     """SHA-256 of the predictions and of the masks that a fold leaves, as ``done.json`` has them."""
-    found = {}
-    for folder in ("predictions", "masks"):
-        found[f"{folder}_sha256"] = digests(mask_paths(results_dir / folder, ids))
-    return found
+    return {
+        "predictions_sha256": hash_files(run.prediction(case_id) for case_id in ids),
+        "masks_sha256": hash_files(run.mask(case_id) for case_id in ids),
+    }

@@ -5,7 +5,7 @@ from unicodedata import normalize
 
 import pandas as pd
 
-from unetseg.tables import find_like_number, match_ids, read_table
+from unetseg.reading.tables import find_like_number, match_ids, read_table
 
 TABLE = re.compile(r"(.+\.(?:csv|tsv|tab|txt|xlsx?|xlsm|ods))\s*(?::\s*(.*?))?\s*", re.IGNORECASE)
 NO_PATIENT = {"", "n/a", "#n/a"}  # of BIDS and of Excel; NA may be a patient's initials

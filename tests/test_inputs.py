@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unetseg import fingerprints, provenance
 from unetseg.cases import find_cases
-from unetseg.provenance import AS_TRAINED, CORRECTED, UNKNOWN, Trained
+from unetseg.run import fingerprints, inputs
+from unetseg.run.inputs import AS_TRAINED, CORRECTED, UNKNOWN, Trained
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def results(data, tmp_path):
     cases = find_cases(data)
     for folder, kind in (("masks", "labelsTr"), ("predictions", "labelsTr")):
         shutil.copytree(data / kind, tmp_path / "results" / folder)
-    inputs, ids = provenance.describe_inputs(cases), [case.id for case in cases]
+    files, ids = inputs.describe_inputs(cases), [case.id for case in cases]
     for fold, val in enumerate((ids[:2], ids[2:])):
         train = [i for i in ids if i not in val]
         names = [f"{case_id}.nii.gz" for case_id in val]
         masks = {name: fingerprints.sha256(data / "labelsTr" / name) for name in names}
         done = {"weights_sha256": "0" * 64, "minutes": 1, "train": train, "val": val}
-        done |= {"inputs": inputs, "masks_sha256": masks, "predictions_sha256": masks}
+        done |= {"inputs": files, "masks_sha256": masks, "predictions_sha256": masks}
         folder = tmp_path / "results" / f"fold_{fold}"
         folder.mkdir()
         (folder / "done.json").write_text(json.dumps(done))
@@ -110,7 +110,7 @@ def test_two_cases_that_were_exchanged_are_told_although_size_and_time_are_the_s
             os.utime(path, (10**9, 10**9))
     cases = find_cases(tmp_path / "plain")
     done = {"weights_sha256": "0" * 64, "minutes": 1, "train": ["c0"], "val": ["c1"]}
-    done["inputs"] = provenance.describe_inputs(cases)
+    done["inputs"] = inputs.describe_inputs(cases)
     (tmp_path / "results" / "fold_0").mkdir(parents=True)
     (tmp_path / "results" / "fold_0" / "done.json").write_text(json.dumps(done))
     Trained(tmp_path / "results").refuse_stale(cases)
@@ -192,22 +192,22 @@ def test_predictions_that_no_fold_made_are_refused_by_name(results):
 
 def test_files_that_change_while_they_are_used_are_named(data):
     cases = find_cases(data)
-    inputs = provenance.describe_inputs(cases)
-    provenance.refuse_changed_meanwhile(inputs, cases)
+    files = inputs.describe_inputs(cases)
+    inputs.refuse_changed_meanwhile(files, cases)
     redraw(data / "labelsTr" / "case_03.nii.gz")
     with pytest.raises(ValueError, match=r"1 files were changed while .*: mask of case_03"):
-        provenance.refuse_changed_meanwhile(inputs, cases)
+        inputs.refuse_changed_meanwhile(files, cases)
 
 
 def test_preprocessing_that_was_chosen_from_other_data_is_said(data, tmp_path, capsys):
     path = tmp_path / "fitted_on.json"
     cases = find_cases(data)
-    assert not provenance.say_if_fitted_on_others(path, cases)
-    provenance.note_inputs(path, cases[:3])
-    assert not provenance.say_if_fitted_on_others(path, cases[:3])
+    assert not inputs.say_if_fitted_on_others(path, cases)
+    inputs.note_inputs(path, cases[:3])
+    assert not inputs.say_if_fitted_on_others(path, cases[:3])
     assert capsys.readouterr().out == ""
     redraw(cases[1].mask)
-    assert provenance.say_if_fitted_on_others(path, cases[1:])
+    assert inputs.say_if_fitted_on_others(path, cases[1:])
     said = capsys.readouterr().out
     assert "another mask of case_01, case_00 is gone, case_03 is new. Run 01_load_data" in said
 
@@ -215,7 +215,7 @@ def test_preprocessing_that_was_chosen_from_other_data_is_said(data, tmp_path, c
 def test_cases_in_no_fold_are_named(data, capsys):
     cases = find_cases(data)
     folds = [{"train": ["case_00"], "val": ["case_02"]}]
-    assert provenance.list_used(folds) == {"case_00", "case_02"}
-    provenance.say_unused(folds, cases)
+    assert inputs.list_used(folds) == {"case_00", "case_02"}
+    inputs.say_unused(folds, cases)
     assert "2 cases are in no fold of splits.json" in (said := capsys.readouterr().out)
     assert "case_01, case_03" in said

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from unetseg import nifti
-from unetseg.fingerprints import fingerprint, matches
-from unetseg.workspace import DONE, read_json, refuse_any, write_json
+from unetseg._base import refuse_any, write_json
+from unetseg.run.fingerprints import fingerprint, matches
+from unetseg.run.layout import Run, read_json
 
 AS_TRAINED, CORRECTED, UNKNOWN = "as in training", "corrected since", "not known"
 
@@ -24,8 +25,8 @@ def describe_inputs(cases, *, fresh=False):
     Returns
     -------
     dict
-        By case id: ``scan``, a list with what `unetseg.fingerprints.fingerprint` returns for each
-        file, and ``mask``, the same for the mask, or None.
+        By case id: ``scan``, a list with what `unetseg.run.fingerprints.fingerprint` returns for
+        each file, and ``mask``, the same for the mask, or None.
     """
     inputs = {}
     for case in cases:
@@ -139,14 +140,14 @@ class Trained:
     """
 
     def __init__(self, results_dir):
-        self.results_dir, self.folds, self.unknown = Path(results_dir), {}, []
+        self.run, self.folds, self.unknown = Run(results_dir), {}, []
         self._inputs, self._copies, self._stamps = {}, {}, Counter()
-        for path in sorted(self.results_dir.glob(f"fold_*/{DONE}")):
+        for fold in self.run.list_finished():
             try:
-                done = read_json(path)
+                done = read_json(fold.done)
             except ValueError:
                 continue
-            self._add(int(path.parent.name.removeprefix("fold_")), done)
+            self._add(fold.number, done)
 
     def _add(self, number, done):
         self.folds[number] = done
@@ -201,7 +202,7 @@ class Trained:
         return matches(path, noted)
 
     def _find_copy(self, case_id):
-        path = self.results_dir / "masks" / f"{case_id}.nii.gz"
+        path = self.run.mask(case_id)
         if case_id not in self._copies or not path.is_file():
             return None
         digest = self._copies[case_id]
@@ -236,7 +237,7 @@ class Trained:
         advice += "EXPERIMENT keeps both; or put the files back. 03_evaluate scores the folds as "
         advice += "they are against corrected masks. A case that is gone for good has to leave "
         advice += "splits.json too."
-        subject = f"{self.results_dir}: since {len(self.folds)} folds were finished"
+        subject = f"{self.run.folder}: since {len(self.folds)} folds were finished"
         refuse_any(changed, subject, "files of their data changed", advice)
         if self.unknown:
             folds = ", ".join(map(str, self.unknown))

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import joblib
 import pandas as pd
-from joblib.externals.loky import ProcessPoolExecutor
-from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
+from loky import ProcessPoolExecutor
+from loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
-from unetseg.workspace import DONE, back_up, hushed, only_run, read_folds, read_json, write_json
+from unetseg._base import write_json
+from unetseg.run.drive import back_up
+from unetseg.run.layout import Run, read_json
+from unetseg.run.lock import only_run
 
 LOOK_SECONDS = 1
 BACK_UP_SECONDS = 900  # not after each epoch: Drive's trash keeps what is overwritten
@@ -135,8 +138,7 @@ def _end_with(connection):
     with contextlib.suppress(OSError):  # where memory runs out, this process is to be killed first
         Path("/proc/self/oom_score_adj").write_text("500")
     threading.Thread(target=_wait_for_end, args=(connection,), daemon=True).start()
-    with hushed():
-        import keras  # noqa: F401
+    import keras  # noqa: F401
 
 
 def _wait_for_end(connection):
@@ -241,7 +243,8 @@ class Follower(Keeper):
     def __init__(self, results_dir, numbers, epochs, backup_dir=None):
         super().__init__(results_dir, backup_dir)
         self.epochs, self.due = epochs, False
-        self.paths = {n: results_dir / f"fold_{n}" / "history.csv" for n in numbers}
+        self.run = Run(results_dir)
+        self.paths = {n: self.run.fold(n).history for n in numbers}
         self.stamps, self.rows = dict.fromkeys(numbers), dict.fromkeys(numbers, 0)
         for number, path in self.paths.items():
             if path.exists():  # of an interrupted run
@@ -254,16 +257,16 @@ class Follower(Keeper):
             news = [self._tell(number) for number in self.paths]
             if (finished := self._count_finished()) > self.finished:
                 self.finished, self.due = finished, True
-                path = self.folder / "experiment.json"
-                done = read_folds(self.folder).values()
+                done = self.run.read_finished().values()
                 minutes = round(sum(fold["minutes"] for fold in done), 1)
-                write_json(path, read_json(path) | {"minutes": minutes})
+                experiment = read_json(self.run.experiment)
+                write_json(self.run.experiment, experiment | {"minutes": minutes})
                 news.append(True)
             if any(news) and (self.due or self._is_late()):
                 self.due = not self._save()
 
     def _count_finished(self):
-        return sum(path.with_name(DONE).exists() for path in self.paths.values())
+        return sum(self.run.fold(number).done.exists() for number in self.paths)
 
     def _tell(self, number):
         path = self.paths[number]

@@ -8,36 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetseg import workspace
-from unetseg.workspace import read_json, refuse_any, sha256, write_file, write_json
+from unetseg._base import refuse_any, sha256, write_file, write_json
+from unetseg.run import drive
+from unetseg.run.drive import origin
+from unetseg.run.layout import Batch, Run, read_json
 
-NOTE = "source.json"
 _NO_ROWS = pd.DataFrame(columns=["case"])
 MOST_BYTES = 200  # of a name; file systems allow 255, and what is temporary is named longer
-
-
-def origin(path):
-    """Say where the user keeps a file or folder, so that it is known again in another session.
-
-    Parameters
-    ----------
-    path : str or Path
-        Also a copy on the local disk of Colab, as `unetseg.workspace.prepare` makes them.
-
-    Returns
-    -------
-    str
-        Relative to the project (in Colab: to ``MyDrive/unetseg``) if it lies there, else
-        absolute; without links, ``..`` and the like.
-    """
-    path = Path(path).resolve()
-    copies = (workspace.LOCAL / "data").resolve()
-    if workspace.in_colab() and path.is_relative_to(copies):
-        original = Path(path.anchor) / path.relative_to(copies)
-        path = original.resolve() if original.exists() else path
-    base = workspace.base_dir().resolve()
-    path = path.relative_to(base) if path.is_relative_to(base) else path
-    return unicodedata.normalize("NFC", path.as_posix())
 
 
 def choose_folder(results_dir, source, scans):
@@ -62,7 +39,7 @@ def choose_folder(results_dir, source, scans):
     Path
         Gets ``source.json``, the note of `origin`.
     """
-    root, place = Path(results_dir) / "new_scans", origin(source)
+    root, place = Run(results_dir).new_scans, origin(source)
     there = sorted(path for path in root.glob("*") if path.is_dir())
     noted = [folder for folder in there if _read_note(folder) == place]
     if noted:
@@ -72,7 +49,7 @@ def choose_folder(results_dir, source, scans):
         folder = taken.get(_fold(name), root / name)
         if _is_free(folder) or _belongs(folder, Path(source), scans):
             break
-    write_json(folder / NOTE, {"source": place})
+    write_json(Batch(folder).source, {"source": place})
     if folder.name != Path(place).name:
         print(f"Scans of another folder have that name: those of {place} go to {folder.name}.")
     return folder
@@ -98,7 +75,7 @@ def _is_free(folder):
 
 def _read_note(folder):
     with contextlib.suppress(FileNotFoundError, ValueError):  # Drive may have lost its content
-        return read_json(folder / NOTE)["source"]
+        return read_json(Batch(folder).source)["source"]
     return None
 
 
@@ -106,7 +83,7 @@ def _belongs(folder, source, scans):
     if _other_source(folder, source):
         return False
     noted = _read_note(folder)
-    if noted and (workspace.base_dir() / noted).exists():
+    if noted and (drive.base_dir() / noted).exists():
         return True  # by another spelling
     same = [_is_same(folder, scan) for scan in scans]
     return True in same and False not in same
@@ -115,7 +92,7 @@ def _belongs(folder, source, scans):
 def _is_same(folder, scan):
     # Whether what is predicted there under the id of a scan is of that scan; None for nothing.
     with contextlib.suppress(OSError, ValueError):
-        marker = read_json(folder / "done" / f"{scan.id}.json", "prediction")
+        marker = read_json(Batch(folder).note(scan.id), "prediction")
         if marker.get("source") == origin(scan.files[0]):
             return True
         return marker["about"].get("scan") == [sha256(file) for file in scan.files]
@@ -140,18 +117,18 @@ def claim(results_dir, source, cases):
         If the experiment was trained on another folder, which is still there, or on cases of
         which none is here.
     """
-    results_dir, source = Path(results_dir), Path(source)
-    if (results_dir / "experiment.json").exists():
+    run, source = Run(results_dir), Path(source)
+    if run.experiment.exists():
         advice = "Choose another EXPERIMENT for these scans."
-        if other := _other_source(results_dir, source):
+        if other := _other_source(run.folder, source):
             problem = f"this experiment was trained on {other}, not on {origin(source)}"
-            raise ValueError(f"{results_dir}: {problem}. {advice}")
-        trained = _read_rows(results_dir / "cases.csv")
+            raise ValueError(f"{run.folder}: {problem}. {advice}")
+        trained = _read_rows(run.cases)
         ids = [case.id for case in cases]
         if trained is not None and len(trained) and not trained["case"].isin(ids).any():
             problem = f"this experiment was trained on other cases than are in {origin(source)}"
-            raise ValueError(f"{results_dir}: {problem}. {advice}")
-    write_json(results_dir / NOTE, {"source": origin(source)})
+            raise ValueError(f"{run.folder}: {problem}. {advice}")
+    write_json(run.source, {"source": origin(source)})
 
 
 def refuse_other_source(results_dir, source):
@@ -169,7 +146,7 @@ def refuse_other_source(results_dir, source):
     ValueError
         If nothing is trained yet, and the folder that was noted is still there and another one.
     """
-    trained = (Path(results_dir) / "experiment.json").exists()
+    trained = Run(results_dir).experiment.exists()
     other = _other_source(Path(results_dir), Path(source))
     if other and not trained:
         problem = f"preprocessor.json was made for {other}, not for {origin(source)}"
@@ -182,7 +159,7 @@ def _other_source(folder, source):
     noted = _read_note(folder)
     if noted is None or noted == origin(source):
         return None
-    there = workspace.base_dir() / noted
+    there = drive.base_dir() / noted
     if not there.exists() or (source.exists() and os.path.samefile(there, source)):
         return None  # it has moved, or is another spelling
     return noted

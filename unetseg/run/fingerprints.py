@@ -1,17 +1,12 @@
 """What files hold, by SHA-256: a file is read once, as long as its size and time stay."""
 
-import hashlib
 import re
 from pathlib import Path
 
+from unetseg._base import sha256
+
 _known = {}  # absolute path: (bytes, mtime_ns, sha256)
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def sha256(path):
-    """SHA-256 of a file's content, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamp_of(path):

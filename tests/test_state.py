@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from unetseg import checkpoint, workspace
+from unetseg.run import layout, state
 
 # numpy's complaint about the variables of TensorFlow, which Keras hands to it
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -41,22 +41,22 @@ def path(tmp_path):
 
 @pytest.fixture
 def saved(path):
-    return checkpoint.save_weights(trained(), path)
+    return state.save_weights(trained(), path)
 
 
 def test_weights_come_back_with_the_same_outputs(path):
     model = trained()
-    digest = checkpoint.save_weights(model, path)
+    digest = state.save_weights(model, path)
     other = build()
     assert not np.allclose(other(X), model(X))
-    checkpoint.load_weights(other, path, digest)
+    state.load_weights(other, path, digest)
     np.testing.assert_array_equal(other(X), model(X))
 
 
 def test_the_state_of_random_layers_is_no_weight(path):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dropout(0.5)(keras.layers.Dense(2)(inputs)))
-    checkpoint.load_weights(model, path, checkpoint.save_weights(model, path))
+    state.load_weights(model, path, state.save_weights(model, path))
 
 
 def test_the_digest_is_the_sha256_of_the_file(path, saved):
@@ -65,16 +65,16 @@ def test_the_digest_is_the_sha256_of_the_file(path, saved):
 
 def test_a_model_that_was_never_compiled_is_saved_too(path):
     model = build()
-    digest = checkpoint.save_weights(model, path)
+    digest = state.save_weights(model, path)
     other = build()
-    checkpoint.load_weights(other, path, digest)
+    state.load_weights(other, path, digest)
     np.testing.assert_array_equal(other(X), model(X))
 
 
 def test_the_file_holds_the_weights_alone_and_the_optimizer_lives_on(path):
     model = trained()
     optimizer = model.optimizer
-    checkpoint.save_weights(model, path)
+    state.save_weights(model, path)
     assert model.optimizer is optimizer
     arrays = []
     with h5py.File(path) as file:
@@ -96,20 +96,20 @@ def test_a_failed_save_leaves_the_old_file_as_it_was(path, saved, monkeypatch):
     optimizer = model.optimizer
     monkeypatch.setattr(keras.Model, "save_weights", half)
     with pytest.raises(OSError, match="no space left"):
-        checkpoint.save_weights(model, path)
+        state.save_weights(model, path)
     assert path.read_bytes() == before
     assert model.optimizer is optimizer
 
 
 def test_saving_again_replaces_the_file_and_leaves_no_other(path, saved):
-    again = checkpoint.save_weights(trained(seed=1), path)
+    again = state.save_weights(trained(seed=1), path)
     assert again != saved
     assert os.listdir(path.parent) == ["model.weights.h5"]
 
 
 def test_a_file_that_is_not_there_is_named(path):
     with pytest.raises(FileNotFoundError, match=r"model\.weights\.h5: no such file"):
-        checkpoint.load_weights(build(), path)
+        state.load_weights(build(), path)
 
 
 def flip(data):
@@ -120,7 +120,7 @@ def flip(data):
 def test_a_spoilt_file_is_told_by_its_digest(path, saved, spoil):
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ValueError, match=r"model\.weights\.h5: damaged"):
-        checkpoint.load_weights(build(), path, saved)
+        state.load_weights(build(), path, saved)
 
 
 @pytest.mark.parametrize("size", [0, 100, 0.5])
@@ -128,14 +128,14 @@ def test_a_truncated_file_is_refused_by_name_without_a_digest_too(path, saved, s
     data = path.read_bytes()
     path.write_bytes(data[: size if isinstance(size, int) else int(size * len(data))])
     with pytest.raises(ValueError, match=r"model\.weights\.h5: does not fit"):
-        checkpoint.load_weights(build(), path)
+        state.load_weights(build(), path)
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")  # Keras 3.15
 @pytest.mark.parametrize("other", [{"width": 5}, {"depth": 2}, {"normalised": False}])
 def test_weights_of_another_architecture_are_refused_by_name(path, saved, other):
     with pytest.raises(ValueError, match=r"model\.weights\.h5: does not fit the model"):
-        checkpoint.load_weights(build(**other), path, saved)
+        state.load_weights(build(**other), path, saved)
 
 
 def link(file, name, array):
@@ -178,7 +178,7 @@ def test_weights_that_lead_to_other_files_or_fill_the_memory_are_never_read(
     model = build()
     monkeypatch.setattr(type(model), "load_weights", lambda *_: pytest.fail("they were read"))
     with pytest.raises(ValueError, match=r"model\.weights\.h5: does not fit"):
-        checkpoint.load_weights(model, path)
+        state.load_weights(model, path)
 
 
 SETTINGS = {"epochs": 15, "model": {"filters": 16, "patch": (8, 16, 8)}, "labels": {1: "a"}}
@@ -188,7 +188,7 @@ RUN = {"precision": "float32"}
 @pytest.fixture
 def experiment(tmp_path):
     path = tmp_path / "settings.json"  # of a name that has no schema
-    checkpoint.record_settings(path, SETTINGS, RUN)
+    state.record_settings(path, SETTINGS, RUN)
     return path
 
 
@@ -207,7 +207,7 @@ def test_settings_are_written_down_beside_the_run(experiment):
 def test_the_same_settings_are_accepted_and_the_file_is_kept(experiment, patch):
     before = experiment.read_bytes()
     again = {**SETTINGS, "model": {"patch": patch, "filters": 16}}
-    checkpoint.record_settings(experiment, again, {"precision": "mixed_bfloat16"})
+    state.record_settings(experiment, again, {"precision": "mixed_bfloat16"})
     assert experiment.read_bytes() == before
 
 
@@ -227,7 +227,7 @@ def test_the_same_settings_are_accepted_and_the_file_is_kept(experiment, patch):
 def test_other_settings_are_refused_with_what_differs_and_nothing_else(experiment, change, line):
     before = experiment.read_bytes()
     with pytest.raises(ValueError) as error:
-        checkpoint.record_settings(experiment, SETTINGS | change, RUN)
+        state.record_settings(experiment, SETTINGS | change, RUN)
     listed = [row.strip() for row in str(error.value).splitlines()[1:-1]]
     assert listed == [line]
     assert str(experiment) in str(error.value)
@@ -237,7 +237,7 @@ def test_other_settings_are_refused_with_what_differs_and_nothing_else(experimen
 def test_a_setting_that_is_gone_is_listed(experiment):
     fewer = {key: value for key, value in SETTINGS.items() if key != "epochs"}
     with pytest.raises(ValueError, match="epochs: 15 there, None now"):
-        checkpoint.record_settings(experiment, fewer, RUN)
+        state.record_settings(experiment, fewer, RUN)
 
 
 def net(seed=0):
@@ -267,7 +267,7 @@ ABOUT = {"seed": 7, "train": ["a"]}
 
 def save(model, folder, epochs):
     history = [{"epoch": k, "loss": 1 / 3 + k} for k in range(epochs)]
-    checkpoint.save_state(model, folder, {**ABOUT, "history": history, "minutes": 1.5})
+    state.save_state(model, folder, {**ABOUT, "history": history, "minutes": 1.5})
 
 
 def test_a_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
@@ -276,9 +276,9 @@ def test_a_training_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
     save(whole, tmp_path, 1)
     step(whole, 4)
     resumed = net(seed=1)
-    state = checkpoint.load_state(resumed, tmp_path, ABOUT)
-    assert state["history"] == [{"epoch": 0, "loss": 1 / 3}]
-    assert state["minutes"] == 1.5
+    found = state.load_state(resumed, tmp_path, ABOUT)
+    assert found["history"] == [{"epoch": 0, "loss": 1 / 3}]
+    assert found["minutes"] == 1.5
     step(resumed, 4)  # dropout, learning rate, momenta and averages included
     for array, expected in zip(values(resumed), values(whole), strict=True):
         np.testing.assert_array_equal(array, expected)
@@ -290,8 +290,8 @@ def test_two_states_take_turns_and_the_later_one_is_loaded(tmp_path):
         step(model)
         save(model, tmp_path, epochs)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.state", "1.state"]
-    state = checkpoint.load_state(other := net(seed=1), tmp_path, ABOUT)
-    assert len(state["history"]) == 5
+    found = state.load_state(other := net(seed=1), tmp_path, ABOUT)
+    assert len(found["history"]) == 5
     for array, expected in zip(values(other), values(model), strict=True):
         np.testing.assert_array_equal(array, expected)
 
@@ -316,8 +316,8 @@ def test_of_a_damaged_state_is_warned_and_the_one_before_is_loaded(damage, tmp_p
     path.write_bytes(damage(path.read_bytes()))
     other = net(seed=1)
     with pytest.warns(UserWarning, match=r"0\.state: damaged"):
-        state = checkpoint.load_state(other, tmp_path, ABOUT)
-    assert len(state["history"]) == 1
+        found = state.load_state(other, tmp_path, ABOUT)
+    assert len(found["history"]) == 1
     for array, expected in zip(values(other), before, strict=True):
         np.testing.assert_array_equal(array, expected)
 
@@ -325,8 +325,8 @@ def test_of_a_damaged_state_is_warned_and_the_one_before_is_loaded(damage, tmp_p
 def test_without_a_state_a_training_begins(tmp_path):
     model = net()
     before = values(model)
-    state = checkpoint.load_state(model, tmp_path / "nowhere", ABOUT)
-    assert state == {**ABOUT, "history": [], "minutes": 0}
+    found = state.load_state(model, tmp_path / "nowhere", ABOUT)
+    assert found == {**ABOUT, "history": [], "minutes": 0}
     for array, expected in zip(values(model), before, strict=True):
         np.testing.assert_array_equal(array, expected)
 
@@ -334,8 +334,8 @@ def test_without_a_state_a_training_begins(tmp_path):
 def test_the_state_of_something_else_is_not_used(tmp_path):
     save(net(), tmp_path, 3)
     with pytest.warns(UserWarning, match="of a training with another train, so it begins anew"):
-        state = checkpoint.load_state(net(), tmp_path, ABOUT | {"train": ["b"]})
-    assert state["history"] == []
+        found = state.load_state(net(), tmp_path, ABOUT | {"train": ["b"]})
+    assert found["history"] == []
 
 
 def test_a_state_is_never_unpickled(tmp_path):
@@ -344,34 +344,34 @@ def test_a_state_is_never_unpickled(tmp_path):
     content = stream.getvalue()
     (tmp_path / "0.state").write_bytes(hashlib.sha256(content).digest() + content)
     with pytest.raises(ValueError, match="allow_pickle=False"):
-        checkpoint.load_state(net(), tmp_path, ABOUT)
+        state.load_state(net(), tmp_path, ABOUT)
 
 
 def test_the_state_and_the_history_are_written_after_each_epoch(tmp_path):
     model = net()
     about = {**ABOUT, "history": [], "minutes": 0.0}
-    callback = checkpoint.SaveState(tmp_path, about, time.monotonic())
+    callback = state.SaveState(tmp_path, about, time.monotonic())
     model.fit(X, np.ones((5, 2)), epochs=3, verbose=0, callbacks=[callback])
     rows = (tmp_path / "history.csv").read_text().splitlines()
     assert rows[0] == "epoch,loss"
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2"]
-    state = checkpoint.load_state(net(), tmp_path, ABOUT)
-    assert state["history"] == about["history"]
-    assert len(state["history"]) == 3
-    assert state["minutes"] > 0
+    found = state.load_state(net(), tmp_path, ABOUT)
+    assert found["history"] == about["history"]
+    assert len(found["history"]) == 3
+    assert found["minutes"] > 0
 
 
 def test_an_epoch_that_diverged_is_not_kept(tmp_path):
-    callback = checkpoint.SaveState(tmp_path, {**ABOUT, "history": [], "minutes": 0}, 0)
+    callback = state.SaveState(tmp_path, {**ABOUT, "history": [], "minutes": 0}, 0)
     callback.set_model(net())
     callback.on_epoch_end(0, {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_training_ends_after_the_epoch_in_which_its_run_has_ended(tmp_path):
-    callback = checkpoint.StopWithRun(tmp_path)
-    (tmp_path / workspace.LOCK).touch()
+    callback = state.StopWithRun(tmp_path)
+    (tmp_path / layout.LOCK).touch()
     callback.on_epoch_end(0)
-    (tmp_path / workspace.LOCK).unlink()
+    (tmp_path / layout.LOCK).unlink()
     with pytest.raises(RuntimeError, match=r"the run that this training is part of has ended"):
         callback.on_epoch_end(1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetseg.contents import read_text
-from unetseg.workspace import refuse_any
+from unetseg._base import refuse_any
+from unetseg.reading.contents import read_text
 
 SEPARATORS = (",", ";", "\t", "|")
 SHEETS = re.compile(r"\.(xlsx?|xlsm|ods|numbers)$", re.IGNORECASE)

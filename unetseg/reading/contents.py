@@ -2,12 +2,14 @@
 
 import gzip
 import html
+import json
 import re
 import zlib
 from pathlib import Path
 
+from unetseg.nifti import is_nifti
+
 HEAD = 4096  # bytes that are looked at
-NIFTI_HEAD = 544
 COPY_AGAIN = "Export or download it again"
 UNPACK = "Unpack it, and put what is in it in its place"
 CONVERT = "Convert it to .nii.gz"
@@ -164,6 +166,42 @@ def read_text(path, problem="no text"):
         raise ValueError(f"{path}: {problem} in UTF-8 ({error}). Save it as UTF-8.") from error
 
 
+def read_json(path, *, by_hand=True):
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Encoded as for `decode`.
+    by_hand : bool, default True
+        Whether people write it: then a name that stands twice is an error.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON; names the file and what it is.
+    """
+    text = read_text(path, "not valid JSON")
+    try:
+        hook = _refuse_twice if by_hand else None
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=hook)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Correct or remove it.") from error
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _refuse_twice(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return content
+
+
 def explain(path, error):
     """Say why a file could not be read as NIfTI, and what to do.
 
@@ -193,11 +231,6 @@ def explain(path, error):
             return f"{where} {known[0]}", known[1]
         return _explain_unknown(inside, size)
     return _explain_gzip(error) or (str(error) or repr(error), COPY_AGAIN)
-
-
-def is_nifti(head):
-    """Whether the first 544 bytes of a file are those of one file in NIfTI-1 or NIfTI-2."""
-    return head[4:7] == b"n+2" or head[344:347] == b"n+1"
 
 
 def _unpack_start(head):

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from unetseg import workspace
+from unetseg import _base
+from unetseg.run import layout
 
 RECIPE = {"epochs": 12, "steps": None, "warmup": 0.05, "augment": True, "precision": "auto"}
 PREPROCESSOR = {
@@ -71,7 +72,7 @@ def change(value, place, new):
 @pytest.mark.parametrize("name", FILES)
 def test_what_a_run_writes_is_read(name, tmp_path):
     (tmp_path / name).write_text(json.dumps(FILES[name]))
-    assert workspace.read_json(tmp_path / name) == FILES[name]
+    assert layout.read_json(tmp_path / name) == FILES[name]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_what_a_run_writes_is_read(name, tmp_path):
 def test_what_no_run_writes_is_refused_with_file_and_place(name, place, new, tmp_path):
     (tmp_path / name).write_text(json.dumps(change(FILES[name], place, new)))
     with pytest.raises(ValueError) as caught:
-        workspace.read_json(tmp_path / name)
+        layout.read_json(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: at $")
     assert len(str(caught.value)) < 700
     assert str(caught.value).endswith("Correct it, or fetch it again.")
@@ -162,14 +163,14 @@ def test_an_experiment_without_what_is_needed_is_refused(missing, tmp_path):
     path = tmp_path / "experiment.json"
     path.write_text(json.dumps({k: v for k, v in FILES[path.name].items() if k != missing}))
     with pytest.raises(ValueError, match=f"experiment.json: at .*{missing}"):
-        workspace.read_json(path)
+        layout.read_json(path)
 
 
 def test_the_arguments_of_another_builder_are_its_own(tmp_path):
     own = change(FILES["experiment.json"], "settings.builder", "mine.build")
     own["settings"]["model_args"] = {"width": 10**6}
     (tmp_path / "experiment.json").write_text(json.dumps(own))
-    assert workspace.read_json(tmp_path / "experiment.json") == own
+    assert layout.read_json(tmp_path / "experiment.json") == own
 
 
 @pytest.mark.parametrize(
@@ -179,28 +180,28 @@ def test_what_is_no_json_is_refused_by_name(text, tmp_path):
     path = tmp_path / "any.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"any\.json: not valid JSON"):
-        workspace.read_json(path)
+        layout.read_json(path)
 
 
 def test_bytes_that_are_no_text_are_refused_by_name(tmp_path):
     path = tmp_path / "any.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"any\.json: not valid JSON"):
-        workspace.read_json(path)
+        layout.read_json(path)
 
 
 def test_a_file_is_checked_as_what_it_is_said_to_be(tmp_path):
     path = tmp_path / "renamed.json"
     path.write_text("[]")
-    assert workspace.read_json(path) == []
+    assert layout.read_json(path) == []
     with pytest.raises(ValueError, match=r"renamed\.json: at \$"):
-        workspace.read_json(path, "preprocessor.json")
+        layout.read_json(path, "preprocessor.json")
 
 
 def test_what_was_predicted_is_read(tmp_path):
     path = tmp_path / "a b.json"
-    workspace.write_json(path, PREDICTION)
-    assert workspace.read_json(path, "prediction") == PREDICTION
+    _base.write_json(path, PREDICTION)
+    assert layout.read_json(path, "prediction") == PREDICTION
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,6 @@ def test_what_was_not_predicted_is_refused_with_file_and_place(place, new, tmp_p
     path = tmp_path / "a b.json"
     path.write_text(json.dumps(change(PREDICTION, place, new)))
     with pytest.raises(ValueError) as caught:
-        workspace.read_json(path, "prediction")
+        layout.read_json(path, "prediction")
     assert str(caught.value).startswith(f"{path}: at $")
     assert str(caught.value).endswith("Correct it, or fetch it again.")

@@ -1,0 +1,72 @@
+"""Two grids over one field of view: that of the scan and that of the network."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+
+class Place(NamedTuple):
+    """Where the voxels that the network saw lie on the native grid.
+
+    ``shape``: of the native grid. ``box``: three slices of it, which hold what was not cropped.
+    ``inner``: three slices of the network's grid, which hold the box without the padding. Both
+    cover the same field of view, edge to edge.
+    """
+
+    shape: tuple
+    box: tuple
+    inner: tuple
+
+    @property
+    def box_shape(self):
+        """Voxels of the box along each axis."""
+        return tuple(part.stop - part.start for part in self.box)
+
+    @property
+    def inner_shape(self):
+        """Voxels of the network's grid along each axis, the padding left out."""
+        return tuple(part.stop - part.start for part in self.inner)
+
+
+def zoom(array, shape):
+    """Resample to another number of voxels, edge to edge, linearly between voxel centres.
+
+    Parameters
+    ----------
+    array : (x, y, z) ndarray of float
+    shape : tuple of 3 int
+
+    Returns
+    -------
+    ndarray of that shape
+        The array itself if it has that shape.
+    """
+    if array.shape == tuple(shape):
+        return array
+    factors = np.array(shape) / array.shape
+    return ndimage.zoom(array, factors, order=1, mode="nearest", grid_mode=True)
+
+
+def zoom_labels(mask, shape, labels):
+    """Resample a mask: each voxel gets the label that has the largest share in it.
+
+    Parameters
+    ----------
+    mask : (x, y, z) ndarray of integers
+    shape : tuple of 3 int
+    labels : iterable of int
+        Values of the classes 1, 2 ...
+
+    Returns
+    -------
+    ndarray of uint8
+        Class numbers; 0 is the background.
+    """
+    classes = np.zeros(shape, np.uint8)
+    best = np.full(shape, 0.0, np.float32)
+    for k, value in enumerate((0, *labels)):
+        share = zoom((mask == value).astype(np.float32), shape)
+        classes[share > best] = k
+        best = np.maximum(best, share)
+    return classes

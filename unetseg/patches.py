@@ -1,0 +1,202 @@
+"""What a network is trained on: preprocessed cases on the local disk, and batches of patches."""
+
+import hashlib
+import json
+import math
+import tempfile
+import uuid
+from dataclasses import asdict, replace
+
+import keras
+import numpy as np
+
+from unetseg import __version__
+from unetseg._base import describe_bytes, explain_full
+from unetseg.augmentation import random_patch
+from unetseg.run.inputs import describe_inputs, list_hashes, refuse_changed_meanwhile
+from unetseg.run.machine import SPARE, TEMPORARY, free_bytes, require_room
+
+CENTRES = 1000  # foreground voxels kept per class, to centre patches on
+
+
+class CachedCases:
+    """Preprocessed cases on the local disk, opened by memory map each time one is asked for.
+
+    So memory does not grow with their number. An item is a tuple of ``x`` and ``y`` as
+    `Preprocessor.transform` returns them, and ``centres``, an (n, 3) int array of foreground
+    voxels, equally many of every class that the case holds.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    cases : sequence of Case
+        With masks.
+    folder : Path
+        What is there already of the same files and preprocessing is not computed again: names
+        hold a hash of both.
+
+    Raises
+    ------
+    ValueError
+        If a file is changed while it is read.
+    """
+
+    def __init__(self, preprocessor, cases, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths = []
+        for case in cases:
+            inputs = describe_inputs([case])
+            key = _hash_key(preprocessor, inputs)
+            paths = [folder / f"{case.id}.{key}.{part}.npy" for part in "xyc"]
+            if not all(path.exists() for path in paths):
+                x, y = preprocessor.transform(case)
+                refuse_changed_meanwhile(inputs, [case])
+                for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
+                    part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
+                    with explain_full(folder, "preprocessed cases", TEMPORARY):
+                        np.save(part, array)
+                    part.replace(path)
+            self.paths.append(paths)
+
+    def __len__(self):
+        """Return the number of cases."""
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        """Open a case."""
+        return tuple(np.load(path, mmap_mode="r") for path in self.paths[index])
+
+
+def _hash_key(preprocessor, inputs):
+    about = [__version__, asdict(preprocessor), list_hashes(inputs)]
+    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:16]
+
+
+def _choose_centres(y):
+    rng = np.random.default_rng(0)
+    places = [np.argwhere(y == value) for value in np.unique(y[y != 0])]
+    draws = [place[rng.integers(len(place), size=CENTRES)] for place in places]
+    return np.concatenate(draws) if draws else np.empty((0, 3), int)
+
+
+class Patches(keras.utils.PyDataset):
+    """Endless batches of random patches; their number and the seed alone decide what is in one.
+
+    Parameters
+    ----------
+    cases : sequence of (x, y) or (x, y, centres)
+        Preprocessed cases, as for `random_patch`; such as `CachedCases`.
+    sampling : unetseg.augmentation.Sampling
+    batch_size : int
+    seed : int
+    foreground : float, default 0
+        In [0, 1]: of any number of patches in a row this share, rounded, is centred on the
+        foreground.
+    augment : bool, default True
+        As for `random_patch`.
+    start : int, default 0
+        Number of batches to leave out, which an interrupted training has had.
+    repeat_after : int, optional
+        Number of batches after which the same ones come again.
+    """
+
+    num_batches = None
+
+    def __init__(
+        self,
+        cases,
+        sampling,
+        batch_size,
+        seed,
+        *,
+        foreground=0.0,
+        augment=True,
+        start=0,
+        repeat_after=None,
+    ):
+        super().__init__()
+        self.cases, self.sampling, self.batch_size, self.seed = cases, sampling, batch_size, seed
+        self.foreground, self.augment = foreground, augment
+        self.start, self.repeat_after = start, repeat_after
+
+    def __getitem__(self, index):
+        """Batch ``index``: x (batch, ..., channel) float32 and y (batch, ..., 1) uint8.
+
+        Every case comes once before any comes again.
+        """
+        index += self.start
+        index = index % self.repeat_after if self.repeat_after else index
+        rng = np.random.default_rng([self.seed, index])
+        sides = [n for n in self.sampling.patch if n > 1]
+        batch_x, batch_y = [], []
+        for place in range(index * self.batch_size, (index + 1) * self.batch_size):
+            x, y = self._cut(place, rng)
+            batch_x.append(x.reshape(*sides, -1))
+            batch_y.append(y.reshape(*sides, 1))
+        return np.stack(batch_x), np.stack(batch_y)
+
+    def _cut(self, place, rng):
+        turn, position = divmod(place, len(self.cases))
+        order = np.random.default_rng([self.seed, turn, 1]).permutation(len(self.cases))
+        x, y, *centres = self.cases[order[position]]
+        # The share is kept exactly, from one patch to the next.
+        centred = int((place + 1) * self.foreground) > int(place * self.foreground)
+        settings = {"foreground": float(centred), "augment": self.augment}
+        centres = centres[0] if centres else None
+        return random_patch(x, y, self.sampling, rng, centres=centres, **settings)
+
+
+def cache_bytes(table, spacing_mm, patch, channels):
+    """Foretell what preprocessed cases take on the disk.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `unetseg.cases.check_cases` returns it.
+    spacing_mm : tuple of 3 float
+        Of the network's grid.
+    patch : tuple of 3 int
+        No case is smaller.
+    channels : int
+
+    Returns
+    -------
+    int
+        Bytes, at most: what is cropped is counted too. Per voxel a float32 for each channel and
+        a byte for the class.
+    """
+    voxels = 0
+    for shape, spacing in zip(table["shape"], table["spacing_mm"], strict=True):
+        sides = [round(n * own / mm) for n, own, mm in zip(shape, spacing, spacing_mm, strict=True)]
+        voxels += math.prod(max(side, least) for side, least in zip(sides, patch, strict=True))
+    return voxels * (4 * channels + 1)
+
+
+def require_cache(cases, table, preprocessor):
+    """Stop before a training whose preprocessed cases find no room in the temporary folder.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        Read only if it is not sure from their shapes that they find room.
+    table : pandas.DataFrame
+        What `unetseg.cases.check_cases` says of them.
+    preprocessor : Preprocessor
+        Fitted.
+
+    Raises
+    ------
+    OSError
+        As `require_room`.
+    """
+    place, channels = tempfile.gettempdir(), preprocessor.channels
+    most = cache_bytes(table, preprocessor.spacing_mm, preprocessor.patch, channels)
+    if most * SPARE <= free_bytes(place):
+        return
+    need = 0
+    for case in cases:  # how much of each is cropped only its voxels tell
+        x, _ = preprocessor.transform(replace(case, mask=None))
+        need += x.nbytes + x.nbytes // (4 * channels)
+        purpose = f"preprocessed cases (of {len(table)} at most {describe_bytes(most)})"
+        require_room(place, need, purpose, TEMPORARY)

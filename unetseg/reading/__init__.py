@@ -1,0 +1,1 @@
+"""What users bring: files, tables, descriptions and patients, read and told apart."""

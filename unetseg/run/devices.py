@@ -1,0 +1,75 @@
+"""What Keras computes on: processor or GPUs, and in which precision."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import keras
+
+from unetseg.run.machine import describe_hardware
+
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+
+
+def computes_on_gpu():
+    """Whether Keras' backend has a GPU to compute on; a driver alone does not mean that."""
+    return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+
+
+def list_gpus():
+    """List the GPUs that one training can share, by their names in TensorFlow."""
+    return keras.distribution.list_devices("gpu") if keras.backend.backend() == "tensorflow" else []
+
+
+def share_gpus(batch_size):
+    """Make the context in which a network is built and compiled to train on several GPUs.
+
+    Each GPU has a copy of the network and takes an equal part of every batch. The only place
+    that knows of TensorFlow.
+
+    Parameters
+    ----------
+    batch_size : int
+        Of all GPUs together. As many are used as can share it evenly.
+
+    Returns
+    -------
+    context manager
+        One that does nothing if that is less than two, or without TensorFlow.
+    """
+    gpus = list_gpus()
+    count = max((n for n in range(2, len(gpus) + 1) if batch_size % n == 0), default=1)
+    if count == 1:
+        return contextlib.nullcontext()
+    import tensorflow as tf  # here, as Keras may run without it
+
+    return tf.distribute.MirroredStrategy(gpus[:count]).scope()
+
+
+def choose_precision(precision="auto", *, bfloat16=True):
+    """Name the Keras dtype policy that is fast on this hardware.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "mixed_bfloat16", "mixed_float16"}
+        Anything but ``auto`` is returned as it is.
+    bfloat16 : bool, default True
+        Whether the network bears it: `unetseg.model.bears_bfloat16`.
+
+    Returns
+    -------
+    str
+        float16 on a GPU of compute capability 7 or higher, bfloat16 on a processor with
+        AVX512-BF16 or AMX, else float32.
+    """
+    if precision != "auto":
+        return precision
+    if computes_on_gpu():
+        return "mixed_float16" if (describe_hardware()["gpu_capability"] or 0) >= 7 else "float32"
+    fast = bfloat16 and _computes_in_bfloat16()
+    return "mixed_bfloat16" if fast else "float32"
+
+
+def _computes_in_bfloat16():
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", cpu.read_text()))

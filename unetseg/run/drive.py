@@ -1,0 +1,257 @@
+"""Google Drive and the local disk of Colab: what is copied between them, each file whole."""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import unicodedata
+from pathlib import Path
+
+from unetseg._base import write_file, write_json
+from unetseg.run import fingerprints
+from unetseg.run.layout import DONE, LOCK, read_json
+from unetseg.run.machine import require_room_for_copies
+
+DRIVE = Path("/content/drive/MyDrive")
+LOCAL = Path("/content")
+PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5|\.part-.*")  # never copied
+
+
+def in_colab():
+    """Whether this is a Google Colab runtime."""
+    return "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules
+
+
+def project_dir():
+    """Folder that holds the package, and in a checkout the notebooks beside it."""
+    return Path(__file__).resolve().parents[2]
+
+
+def base_dir():
+    """Folder at which relative paths of the settings start."""
+    return DRIVE / "unetseg" if in_colab() else project_dir()
+
+
+def origin(path):
+    """Say where the user keeps a file or folder, so that it is known again in another session.
+
+    Parameters
+    ----------
+    path : str or Path
+        Also a copy on the local disk of Colab, as `unetseg.workspace.prepare` makes them.
+
+    Returns
+    -------
+    str
+        Relative to the project (in Colab: to ``MyDrive/unetseg``) if it lies there, else
+        absolute; without links, ``..`` and the like.
+    """
+    path = Path(path).resolve()
+    copies = (LOCAL / "data").resolve()
+    if in_colab() and path.is_relative_to(copies):
+        original = Path(path.anchor) / path.relative_to(copies)
+        path = original.resolve() if original.exists() else path
+    base = base_dir().resolve()
+    path = path.relative_to(base) if path.is_relative_to(base) else path
+    return unicodedata.normalize("NFC", path.as_posix())
+
+
+def fetch_data(folder, local):
+    """Copy a data set to the local disk, as far as it is not there; what is gone there goes here.
+
+    Parameters
+    ----------
+    folder : Path
+        On Drive; if it is away, what was copied before is used, and that is said.
+    local : Path
+
+    Raises
+    ------
+    OSError
+        If there is no room, or as `copy_new`.
+    """
+    if folder.is_dir():
+        require_room_for_copies(folder, local)
+        copy_new(folder, local)
+        _remove_gone(folder, local)
+    elif local.is_dir():
+        print(f"{folder}: not there now. What was copied from it before is used: {local}.")
+
+
+def _remove_gone(folder, local):
+    """Remove from a local copy what is not on Drive any more, and say so.
+
+    Only what was copied from there, and is as it was copied, is removed. A folder that is there,
+    but without a single file, is more likely a Drive that does not answer than one that was
+    emptied: what was copied from it stays.
+    """
+    removed, doubted, foreign = [], [], []
+    nothing = not any(path.is_file() for path in folder.rglob("*"))
+    with _kept_fingerprints():
+        for copy in sorted(path for path in local.rglob("*") if path.is_file()):
+            name = copy.relative_to(local)
+            original = folder / name
+            if PASSING.fullmatch(copy.name) or _is_there(original):
+                continue
+            if nothing or _lists_nothing(original.parent):
+                doubted.append(str(name))
+            elif _is_as_copied(original, copy):
+                copy.unlink()
+                fingerprints.forget(copy)
+                fingerprints.forget(original)
+                removed.append(str(name))
+            else:
+                foreign.append(str(name))
+    for names, found in (
+        (removed, f"not on Drive any more, so gone from the copy in {local}"),
+        (doubted, f"not listed in a folder without any file: does Drive answer? Kept in {local}"),
+        (foreign, f"not on Drive, and not as copied from there; kept in {local}"),
+    ):
+        if names:
+            print(f"{folder}: {len(names)} files are {found}: {', '.join(names)}.")
+
+
+def _is_there(path):
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True  # an error of any other kind says nothing about the file, so it is raised
+
+
+def _is_as_copied(original, copy):
+    digest = fingerprints.find_last(original)
+    return digest is not None and digest == fingerprints.find_known(copy)
+
+
+def _lists_nothing(folder):
+    return folder.is_dir() and not os.listdir(folder)
+
+
+@contextlib.contextmanager
+def _kept_fingerprints():
+    """Know in this process what others on this virtual machine have read, and tell them."""
+    path = LOCAL / "fingerprints.json"
+    if not in_colab():
+        yield
+        return
+    if path.is_file():
+        with contextlib.suppress(OSError, ValueError):  # without it files are read once more
+            fingerprints.learn(read_json(path))
+    before = fingerprints.list_known()
+    try:
+        yield
+    finally:
+        if fingerprints.list_known() != before:
+            with contextlib.suppress(OSError):
+                write_json(path, fingerprints.list_known())
+
+
+def copy_new(source, target, patterns=("**/*",), *, overwrite=True):
+    """Copy every file that is new or changed, each one whole or not at all.
+
+    A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
+    markers ``done.json`` come last, and only if no copy failed. Nothing is deleted in `target`.
+    What is known to be the same on both sides is not read again: see
+    `unetseg.fingerprints.fingerprint`, also for what that cannot tell.
+
+    Parameters
+    ----------
+    source, target : Path
+    patterns : sequence of str, default ("**/*",)
+        Which files, relative to `source`.
+    overwrite : bool, default True
+        Whether to replace files of `target` that differ.
+
+    Returns
+    -------
+    int
+        How many files were copied.
+
+    Raises
+    ------
+    OSError
+        If a copy fails or does not hold what was written to it: after all others were tried;
+        names the files.
+    """
+    source, target = Path(source), Path(target)
+    copied, failed = 0, {}
+    with _kept_fingerprints():
+        for path in _list_files(source, patterns):
+            name = path.relative_to(source)
+            if not _is_wanted(path, target / name, failed):
+                continue
+            try:
+                copied += _copy(path, target / name, overwrite)
+            except OSError as error:
+                if path.exists():  # else it was removed meanwhile
+                    failed[name] = error
+    if failed:
+        names, first = ", ".join(map(str, failed)), next(iter(failed.values()))
+        raise OSError(f"{target}: {len(failed)} files are not there yet: {names} ({first}).")
+    return copied
+
+
+def _list_files(source, patterns):
+    # Twice, so that of a fold which ends meanwhile the marker does not come without the rest.
+    first = {path for pattern in patterns for path in source.glob(pattern)}
+    found = {path for pattern in patterns for path in source.glob(pattern)}
+    files = []
+    for path in found:
+        late = path.name == DONE and path not in first
+        if path.is_file() and not late and not PASSING.fullmatch(path.name):
+            files.append(path)
+    return sorted(files, key=lambda path: (path.name == DONE, path))
+
+
+def _is_wanted(path, copy, failed):
+    if path.name == DONE:
+        return not failed
+    finished = copy.with_name(DONE).is_file()
+    return not (finished and path.suffix == ".state")  # of a finished fold no state is wanted
+
+
+def _copy(path, copy, overwrite):
+    if copy.is_file() and (not overwrite or _hold_the_same(path, copy)):
+        return False
+    if overwrite:
+        copy.with_name(DONE).unlink(missing_ok=True)
+    stamp = fingerprints.stamp_of(path)
+    data = path.read_bytes()
+    write_file(copy, data)
+    digest = hashlib.sha256(data).hexdigest()
+    fingerprints.remember(path, digest, stamp)
+    fingerprints.remember(copy, digest)
+    return True
+
+
+def _hold_the_same(path, copy):
+    if path.stat().st_size != copy.stat().st_size:
+        return False
+    one, other = fingerprints.fingerprint(path), fingerprints.fingerprint(copy)
+    return one["sha256"] == other["sha256"]
+
+
+def back_up(source, target):
+    """Copy results to Drive; if that fails, say what is not safe yet instead of stopping.
+
+    Parameters
+    ----------
+    source, target : Path
+        As for `copy_new`. What failed is tried again by the next call.
+
+    Returns
+    -------
+    bool
+        Whether all files are there.
+    """
+    try:
+        copy_new(source, target)
+        left = [p for p in Path(target).glob("*/?.state") if p.with_name(DONE).is_file()]
+        for path in (*left, *Path(target).rglob("*.part")):  # nothing is under way any more
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"NOT SAFE ON DRIVE YET: {error} All of it is on the local disk, in {source}.")
+        return False
+    return True

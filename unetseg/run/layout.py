@@ -1,0 +1,221 @@
+"""Where each file of an experiment lies: the only place that spells their names."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from unetseg.reading import contents
+
+DONE = "done.json"  # in the folder of a fold: it is finished
+LOCK = "running.json"  # in any folder: somebody works in it
+
+
+def _named(name):
+    return property(lambda place: place.folder / name, doc=name)
+
+
+@dataclass(frozen=True, order=True)
+class Fold:
+    """The files of one fold.
+
+    Parameters
+    ----------
+    folder : Path
+        ``fold_<number>`` of an experiment.
+    """
+
+    folder: Path
+
+    weights = _named("model.weights.h5")
+    history = _named("history.csv")
+    calibration = _named("calibration.csv")
+    done = _named(DONE)
+    lock = _named(LOCK)
+
+    @property
+    def number(self):
+        """Its number, from 0."""
+        return int(self.folder.name.removeprefix("fold_"))
+
+    def state(self, turn):
+        """File of the state of a training, of which there are two by turns: 0 and 1."""
+        return self.folder / f"{turn}.state"
+
+    def list_states(self):
+        """States of a training that are there, with what is left of their writing."""
+        return sorted(self.folder.glob("?.state*"))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The files that come of one folder of new scans.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    folder: Path
+
+    source = _named("source.json")
+    predictions = _named("predictions.csv")
+    look_at = _named("look_at.csv")
+    montage = _named("montage.png")
+    labels = _named("labels")
+    notes = _named("done")
+
+    def label(self, case_id):
+        """Labels of a scan."""
+        return self.labels / _mask_name(case_id)
+
+    def map(self, kind, case_id):
+        """Map of a scan, such as of its ``uncertainty``."""
+        return self.folder / kind / _mask_name(case_id)
+
+    def note(self, case_id):
+        """Note of what was predicted of a scan, and how."""
+        return self.notes / f"{case_id}.json"
+
+    def draft(self, case_id):
+        """Labels of a scan before its note is there; never copied to Drive."""
+        return self.notes / f".part-{_mask_name(case_id)}"
+
+    def view(self, case_id):
+        """Page on which a scan can be looked through."""
+        return self.folder / f"{case_id}.html"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one experiment, whether they are there or not.
+
+    Parameters
+    ----------
+    folder : Path
+        ``results/<experiment>``.
+    """
+
+    folder: Path
+
+    experiment = _named("experiment.json")
+    preprocessor = _named("preprocessor.json")
+    splits = _named("splits.json")
+    source = _named("source.json")
+    fitted_on = _named("fitted_on.json")
+    cases = _named("cases.csv")
+    leaks = _named("leaks.csv")
+    scores = _named("scores.csv")
+    summary = _named("summary.csv")
+    report = _named("report.html")
+    card = _named("MODEL_CARD.md")
+    hashes = _named("hashes.json")
+    figures = _named("figures")
+    predictions = _named("predictions")
+    masks = _named("masks")
+    new_scans = _named("new_scans")
+    lock = _named(LOCK)
+
+    def __post_init__(self):
+        """Accept text."""
+        object.__setattr__(self, "folder", Path(self.folder))
+
+    @property
+    def packed(self):
+        """The file in which the models are passed on."""
+        return self.folder / f"{self.folder.name}.tar"
+
+    def figure(self, name):
+        """Picture of a figure."""
+        return self.figures / f"{name}.png"
+
+    def prediction(self, case_id):
+        """Prediction of a case by the fold that did not see it."""
+        return self.predictions / _mask_name(case_id)
+
+    def mask(self, case_id):
+        """Copy of the mask of a case."""
+        return self.masks / _mask_name(case_id)
+
+    def fold(self, number):
+        """Files of a fold."""
+        return Fold(self.folder / f"fold_{number}")
+
+    def batch(self, name):
+        """Files of a folder of new scans."""
+        return Batch(self.new_scans / name)
+
+    def list_finished(self):
+        """Folds that have their ``done.json``, in the order of their numbers."""
+        folds = [Fold(path.parent) for path in self.folder.glob(f"fold_*/{DONE}")]
+        return sorted(folds, key=lambda fold: fold.number)
+
+    def read_finished(self, numbers=None):
+        """Read what the finished folds say of themselves.
+
+        Parameters
+        ----------
+        numbers : iterable of int, optional
+            By default every fold that is finished.
+
+        Returns
+        -------
+        dict of Fold to dict
+            The ``done.json`` of each, in the order of their numbers.
+
+        Raises
+        ------
+        FileNotFoundError
+            If no fold is finished, or one that was asked for is not.
+        ValueError
+            If a ``done.json`` is damaged.
+        """
+        folds = self.list_finished()
+        if numbers is not None:
+            folds = [self.fold(number) for number in numbers]
+        missing = [fold.folder.name for fold in folds if not fold.done.is_file()]
+        if missing or not folds:
+            which = f"{', '.join(missing)} is not a" if missing else "no"
+            advice = "Run 02_train_kfold first."
+            raise FileNotFoundError(f"{self.folder}: {which} finished fold. {advice}")
+        return {fold: read_json(fold.done) for fold in folds}
+
+
+def _mask_name(case_id):
+    return f"{case_id}.nii.gz"
+
+
+def read_json(path, kind=None):
+    """Read a JSON file, and check what is in it if it is one that a run leaves.
+
+    Parameters
+    ----------
+    path : str or Path
+    kind : str, optional
+        Which file it is, such as ``"splits.json"``; by default its own name. ``schemas.json``
+        beside this module tells the types and ranges of each.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, or holds something else than such a file does; says where.
+    """
+    import jsonschema  # here, as it takes a tenth of a second
+
+    path = Path(path)
+    schemas, name = _load_schemas(), kind or path.name
+    known = name in schemas["$defs"]
+    value = contents.read_json(path, by_hand=not known)
+    if known:
+        validator = jsonschema.Draft202012Validator({**schemas, "$ref": f"#/$defs/{name}"})
+        if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
+            finding = f"at {error.json_path}: {error.message[:300]}"
+            raise ValueError(f"{path}: {finding}. Correct it, or fetch it again.")
+    return value
+
+
+@functools.cache
+def _load_schemas():
+    return json.loads(Path(__file__).with_name("schemas.json").read_text(encoding="utf-8"))
