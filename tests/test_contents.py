@@ -12,7 +12,7 @@ import SimpleITK
 
 from unetseg import nifti
 from unetseg.reading import contents
-from unetseg.workspace import read_json
+from unetseg.run.layout import read_json
 
 SCAN = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
 

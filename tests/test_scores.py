@@ -19,7 +19,8 @@ from unetseg.scores import (
     score_predictions,
     summarise,
 )
-from unetseg.workspace import read_json, write_json
+from unetseg._base import write_json
+from unetseg.run.layout import read_json
 
 LABELS = {1: "front", 4: "back"}
 SHAPE = (6, 5, 4)

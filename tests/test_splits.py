@@ -17,7 +17,7 @@ from unetseg.splits import (
     refuse_leaks,
     settle_folds,
 )
-from unetseg.workspace import write_json
+from unetseg._base import write_json
 
 
 def plain_cases(ids, group_of=lambda case_id: None):

@@ -3,12 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, io_orientation
 
 from unetseg import nifti
 from unetseg._base import refuse_any
@@ -21,23 +20,24 @@ from unetseg.reading.description import (
     read_label_names,  # noqa: F401  users call it as cases.read_label_names
     refuse_special_labels,
 )
+from unetseg.reading.folders import (
+    IMAGES,
+    LAYOUTS,
+    MASKS,
+    find_first,
+    find_listed_pairs,
+    find_named_pairs,
+    join_channels,
+    list_files,
+)
 from unetseg.reading.patients import find_groups
 from unetseg.reading.tables import read_table
 from unetseg.run.layout import Run
 
-SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-NOT_READ = re.compile(r"\.(hdr|img|mg[hz]|mh[ad]|nrrd|dcm|nii\.(zip|bz2))(\.gz)?$", re.IGNORECASE)
-ARCHIVE = re.compile(r"\.(zip|7z|rar|tar|tgz|tar\.\w+)$", re.IGNORECASE)
-UNFINISHED = re.compile(r"\.nii(\.gz)?\.(crdownload|download|partial)$", re.IGNORECASE)
-CHANNEL = re.compile(r"_\d{4}$")
-COPY = re.compile(r" ?\(\d+\)$")  # as Drive and browsers name a second download
-OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 HUGE = 1e18  # the square still fits float32
 MAX_LABELS = 255  # a byte tells them and the background apart
 COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels"]
 COLUMNS += [*intensities.COLUMNS, "labels", "volume_ml", "problem"]
-IMAGES, MASKS = BOTH = ("imagesTr", "images"), ("labelsTr", "labels")
-LAYOUTS = "imagesTr and labelsTr, or images and labels, with .nii or .nii.gz files of one name"
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ def find_cases(folder, *, group_by=None):
 
 def _find_pairs(folder, group_by):
     problems = []
-    pairs = _listed_pairs(folder, problems) or _named_pairs(folder, problems)
-    problems += [words for words in [describe_format(read_description(folder))] if words]
+    pairs = find_listed_pairs(folder, problems) or find_named_pairs(folder, problems)
+    if other_format := describe_format(read_description(folder)):
+        problems.append(other_format)
     problems += _contradicted_channels(pairs, read_channel_names(folder))
     groups = find_groups(folder, group_by, [*pairs], problems)
     _refuse_listed(folder, problems)
@@ -163,18 +164,22 @@ def find_scans(folder, channels=1):
     folder, problems = Path(folder), []
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the scans.")
-    places = (folder / name for name in ("imagesTs", *IMAGES, ""))
-    scans = next((found for place in places if (found := _files(place, problems))), {})
+    places = [folder / name for name in ("imagesTs", *IMAGES, "")]
+    scans = find_first(places, problems)
     _refuse_listed(folder, problems)
     if not scans:
         raise FileNotFoundError(f"{folder}: no scan found. Expected .nii or .nii.gz files.")
-    places = (folder / name for name in ("labelsTs", *MASKS))
-    masks = next((found for place in places if (found := _files(place, []))), {})
-    joined = scans if set(scans) & set(masks) else _join_channels(scans)
-    whole = [isinstance(files, tuple) and len(files) == channels for files in joined.values()]
-    if any(whole) if channels > 1 else all(whole):  # then check_cases names what lacks a channel
+    masks = find_first([folder / name for name in ("labelsTs", *MASKS)], [])
+    joined = join_channels(scans) if scans.keys().isdisjoint(masks) else scans
+    if _have_channels(joined, channels):
         scans = joined
     return [Case(case_id, scans[case_id], masks.get(case_id)) for case_id in sorted(scans)]
+
+
+def _have_channels(scans, channels):
+    # Of several channels one whole scan is enough: check_cases names what lacks one.
+    whole = [isinstance(files, tuple) and len(files) == channels for files in scans.values()]
+    return any(whole) if channels > 1 else all(whole)
 
 
 def find_scored(folder, results_dir):
@@ -201,13 +206,13 @@ def find_scored(folder, results_dir):
     folder, run = Path(folder), Run(results_dir)
     table = read_table(run.cases, ("case", "group"))
     groups = dict(zip(table["case"], table["group"], strict=True))
-    if _listed_pairs(folder, []) or any(_files(folder / name, []) for name in IMAGES):
+    if find_listed_pairs(folder, []) or find_first([folder / name for name in IMAGES], []):
         return _find_pairs(folder, groups.get)
     masks, problems = {}, []
     for path in (run.masks, *(folder / name for name in reversed(MASKS))):
-        masks |= _files(path, problems)
+        masks.update(list_files(path, problems))
     _refuse_listed(folder, problems)
-    missing = sorted(set(groups) - set(masks))
+    missing = [case_id for case_id in sorted(groups) if case_id not in masks]
     advice = f"Point DATA to the data set, or copy its masks to {run.masks}."
     refuse_any(missing, f"{folder}: no mask for", "cases", advice, FileNotFoundError)
     return [Case(i, None, masks[i], groups[i] or None) for i in sorted(groups)]
@@ -242,7 +247,7 @@ def read_labels(cases):
     return found
 
 
-def check_cases(cases, *, labels=None, need_masks=True, channels=()):
+def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None):
     """Read every file and list what is wrong.
 
     Parameters
@@ -255,6 +260,10 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=()):
         Whether a case without a mask is a problem.
     channels : sequence of str, optional
         Names of the channels that are declared; another number of them is a problem.
+    visit : callable, optional
+        Called as ``visit(case, image, affine, mask)`` with what was read of every case whose scan
+        is readable (``mask`` is None if it is not, or not there): for whoever else needs to see
+        the voxels, so that no file is read twice.
 
     Returns
     -------
@@ -270,7 +279,72 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=()):
     --------
     refuse_problems : turns the problems into one error.
     """
-    table = pd.DataFrame([_check_case(c, labels, need_masks) for c in cases], columns=COLUMNS)
+    rows = []
+    for case in cases:
+        row, scan, mask = _check_case(case, labels, need_masks)
+        rows.append(row)
+        if visit and scan:
+            visit(case, *scan, mask)
+    return _compare_rows(pd.DataFrame(rows, columns=COLUMNS), channels)
+
+
+def check_scan(scan):
+    """Read a scan that is to be segmented, and list what is wrong with it.
+
+    Parameters
+    ----------
+    scan : Case
+        Its mask is not looked at.
+
+    Returns
+    -------
+    row : dict
+        As of `check_cases`.
+    image : (x, y, z) or (x, y, z, channel) ndarray of float32, or None
+    affine : (4, 4) ndarray, or None
+        None if it cannot be read.
+    """
+    row, loaded, _ = _check_case(Case(scan.id, scan.image), None, False)
+    image, affine = loaded or (None, None)
+    return row, image, affine
+
+
+def check_headers(scans, channels=()):
+    """List what the headers of scans tell, without reading their voxels.
+
+    Parameters
+    ----------
+    scans : sequence of Case
+    channels : sequence of str, optional
+        As for `check_cases`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As of `check_cases`, with the columns ``case``, ``shape``, ``spacing_mm``,
+        ``orientation``, ``channels`` and ``problem``.
+    """
+    rows = [_check_header(scan) for scan in scans]
+    columns = ["case", "shape", "spacing_mm", "orientation", "channels", "problem"]
+    return _compare_rows(pd.DataFrame(rows, columns=columns), channels)
+
+
+def _check_header(scan):
+    problems = []
+    headers = [_attempt(problems, nifti.read, path, voxels=False) for path in scan.files]
+    row = {"case": scan.id}
+    if not problems:
+        shape, affine = headers[0].get_data_shape(), nifti.affine_mm(headers[0])
+        order = np.argsort(io_orientation(affine)[:, 0])  # storage axes along x, y, z
+        row["shape"] = tuple(np.array((*shape[:3], 1)[:3])[order].tolist())
+        row["spacing_mm"] = tuple(significant(voxel_sizes(affine)[order]).tolist())
+        row["orientation"] = "".join(aff2axcodes(headers[0].get_best_affine()))
+        row["channels"] = max(len(headers), *shape[3:], 1)
+    return row | {"problem": _join(problems)}
+
+
+def _compare_rows(table, channels):
+    # Adds to the problems of each case those that only all together tell.
     repeated = table["case"].duplicated(keep=False)
     table.loc[repeated, "problem"] += "this id stands for more than one case; rename one. "
     for usual in table["channels"].mode().head(1):
@@ -310,19 +384,28 @@ def _refuse_listed(folder, problems):
 
 
 def _check_case(case, labels, need_masks):
-    row, problems = {"case": case.id, "group": case.group}, []
+    # Its row, and what was loaded of it: the scan as a pair with its affine, and the mask.
+    row, problems, mask = {"case": case.id, "group": case.group}, [], None
     header = _attempt(problems, nifti.read, case.files[0], voxels=False)
     scan = _attempt(problems, nifti.load_image, case.image)
     if scan:
         row["orientation"] = "".join(aff2axcodes(header.get_best_affine()))
-        row |= _check_scan(problems, case.files, *scan)
-    for path in case.files[1:] if not scan else ():
-        _attempt(problems, nifti.load_image, path)
-    if case.mask is None and need_masks:
+        row.update(_check_voxels(problems, case.files, *scan))
+    else:
+        for path in case.files[1:]:
+            _attempt(problems, nifti.load_image, path)
+    if case.mask:
+        mask = _attempt(problems, nifti.load_mask, case.mask)
+    elif need_masks:
         problems.append(f"no mask for {case.files[0].name}; add it, or take the scan out.")
-    elif case.mask and (mask := _attempt(problems, nifti.load_mask, case.mask)):
-        row |= _check_mask(problems, case.mask.name, *mask, labels, scan)
-    return row | {"problem": "".join(f"{problem} " for problem in dict.fromkeys(problems))}
+    if mask:
+        row.update(_check_mask(problems, case.mask.name, *mask, labels, scan))
+    row["problem"] = _join(problems)
+    return row, scan, mask and mask[0]
+
+
+def _join(problems):
+    return "".join(f"{problem} " for problem in dict.fromkeys(problems))
 
 
 def _attempt(problems, load, *args, **kwargs):
@@ -332,7 +415,7 @@ def _attempt(problems, load, *args, **kwargs):
         return problems.append(str(error))
 
 
-def _check_scan(problems, files, image, affine):
+def _check_voxels(problems, files, image, affine):
     channels = np.moveaxis(image.reshape(*image.shape[:3], -1), 3, 0)
     for k, channel in enumerate(channels):
         name, low, high = files[k % len(files)].name, channel.min(), channel.max()
@@ -347,21 +430,33 @@ def _check_scan(problems, files, image, affine):
 
 def _check_mask(problems, name, mask, affine, labels, scan):
     present = tuple(value for value in _values(mask) if value)
-    odd = [str(v) for v in present if (v not in labels if labels else v < 0)]
-    if not present:
-        problems.append(f"{name} is empty: it labels no voxel. Draw it, or take the case out.")
-    elif len(present) > MAX_LABELS:
-        problems.append(f"{name} holds {len(present)} labels, {MAX_LABELS} at most. Is it a scan?")
-    elif odd:
-        known = f"declared: {sorted(labels)}" if labels else "allowed: values of zero or more"
-        problems.append(f"{name} holds label {', '.join(odd)}; {known}. Correct or declare it.")
+    problems += _find_label_problems(name, present, labels)
     if scan:
-        if mismatch := nifti.describe_grid_mismatch(scan[0].shape, scan[1], mask.shape, affine):
+        image, scan_affine = scan
+        mismatch = nifti.describe_grid_mismatch(image.shape, scan_affine, mask.shape, affine)
+        if mismatch:
             problems.append(f"{name}: its {mismatch} of the scan; resample it to the scan's grid.")
-        elif np.array_equal(np.squeeze(scan[0]), np.squeeze(mask).astype(np.float32)):
+        elif np.array_equal(np.squeeze(image), np.squeeze(mask).astype(np.float32)):
             problems.append(f"{name} holds the values of the scan; put the mask there.")
     volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
     return {"labels": present, "volume_ml": significant(volume)}
+
+
+def _find_label_problems(name, present, labels):
+    if not present:
+        return [f"{name} is empty: it labels no voxel. Draw it, or take the case out."]
+    if len(present) > MAX_LABELS:
+        return [f"{name} holds {len(present)} labels, {MAX_LABELS} at most. Is it a scan?"]
+    if labels:
+        odd = [value for value in present if value not in labels]
+        known = f"declared: {sorted(labels)}"
+    else:
+        odd = [value for value in present if value < 0]
+        known = "allowed: values of zero or more"
+    if not odd:
+        return []
+    listed = ", ".join(map(str, odd))
+    return [f"{name} holds label {listed}; {known}. Correct or declare it."]
 
 
 def _values(mask):
@@ -369,78 +464,3 @@ def _values(mask):
     if int(mask.max()) - low >= 2**16:
         return np.unique(mask).tolist()
     return (np.flatnonzero(np.bincount(mask.ravel(order="K") - low)) + low).tolist()  # no sorting
-
-
-def _id(path):
-    return normalize("NFC", SUFFIX.sub("", path.name))  # a Mac may spell letters in another way
-
-
-def _by_id(pairs, problems):
-    found, first = {}, {}
-    for path, value in sorted(pairs, key=lambda pair: (len(pair[0].name), pair[0])):
-        key = _id(path).casefold()
-        if twin := first.get(key) or first.get(COPY.sub("", key)):
-            problems.append(f"{path}: of the same id as {twin.name}; rename or remove one")
-        found[_id(path)], first[key] = value, path
-    return found
-
-
-def _files(folder, problems):
-    paths = sorted(folder.glob("[!.]*"))
-    scans = [path for path in paths if SUFFIX.search(path.name)]
-    for path in paths:
-        if NOT_READ.search(path.name):
-            problems.append(f"{path}: convert it to .nii.gz{_find_half(path)}")
-        elif UNFINISHED.search(path.name):
-            problems.append(f"{path}: its download never ended; download it again")
-        elif ARCHIVE.search(path.name) and not scans:
-            problems.append(f"{path}: an archive; unpack it here")
-    return _by_id([(path, path) for path in scans], problems)
-
-
-def _find_half(path):
-    name = re.sub(r"\.hdr(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-    halves = [path.with_name(name + end) for end in (".img", ".img.gz", ".IMG", ".IMG.GZ")]
-    if name == path.name or any(half.exists() for half in halves):
-        return ""
-    return f"; it is a header alone: copy its {name}.img to it before"
-
-
-def _listed_pairs(folder, problems):
-    pairs = []
-    for entry in read_description(folder).get("training", []):
-        names = [isinstance(entry, dict) and entry.get(key) for key in ("image", "label")]
-        if all(isinstance(name, str) and not OUTSIDE.search(name) for name in names):
-            pairs.append([_locate(folder / name) for name in names])
-        else:
-            problems.append(f"dataset.json: {entry} is no pair of files in the folder; correct it")
-    missing = [image for image, _ in pairs if not image.exists()]
-    if len(missing) == len(pairs):
-        return {}  # nnU-Net lists the scans without their channel numbers
-    problems += [f"{i}: listed in dataset.json, not there; copy it or correct it" for i in missing]
-    found = [(image, (image, mask if mask.exists() else None)) for image, mask in pairs]
-    return _by_id(found, problems)
-
-
-def _locate(path):
-    twins = [] if path.exists() or path.name.isascii() else path.parent.glob("*")
-    return next((p for p in twins if normalize("NFC", p.name) == normalize("NFC", path.name)), path)
-
-
-def _named_pairs(folder, problems):
-    scans, masks = (_files(folder / a, problems) or _files(folder / b, problems) for a, b in BOTH)
-    if not set(scans) & set(masks):
-        scans = _join_channels(scans)
-    orphans, alone = sorted(set(masks) - set(scans)), sorted(set(scans) - set(masks))
-    problems += [f"{masks[i]}: no scan is named {i}; rename or remove one" for i in orphans]
-    problems += [f"{i}: this scan has no mask; rename or remove one" for i in alone if orphans]
-    return {name: (scan, masks.get(name)) for name, scan in scans.items()}
-
-
-def _join_channels(scans):
-    # If all are numbered 0000, 0001 ... without a gap: tuples of files, else as they are.
-    lower = [re.sub(r"\d{4}$", lambda k: f"{max(1, int(k[0])) - 1:04d}", i) for i in scans]
-    if not (scans and all(CHANNEL.search(i) and i in scans for i in lower)):
-        return scans
-    channels = pd.Series(scans).sort_index().groupby(lambda name: CHANNEL.sub("", name))
-    return channels.agg(tuple).to_dict()

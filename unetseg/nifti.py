@@ -170,9 +170,13 @@ def _read_image(stream, header):
         raise ValueError(_describe_truncated(stream, len(raw), size))
     if len(raw) > size:
         raise ValueError(f"it holds {len(raw)} bytes or more, not the {size} of its header")
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     # Extensions are passed over: nothing here looks at them, and they may name the patient.
+    kind = _image_type(header)
     return kind(header.data_from_fileobj(io.BytesIO(raw)), header.get_best_affine(), header)
+
+
+def _image_type(header):
+    return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
 
 
 def affine_mm(header):
@@ -413,20 +417,21 @@ def save_map(path, array, like):
 
 
 def _write_like(path, array, like, dtype):
-    scan = read(like)
-    shape = to_canonical(np.empty(spatial_shape(scan), bool), scan.affine)[0].shape
+    header = read(like, voxels=False)
+    affine, stored_shape = header.get_best_affine(), header.get_data_shape()
+    on_disk = np.empty((*stored_shape[:3], 1)[:3], bool)
+    shape = to_canonical(on_disk, affine)[0].shape
     if array.shape[:3] != shape or array.ndim > 3 + (dtype != "smallest"):
         problem = f"shape {array.shape} is not the RAS+ shape {shape} of {like}"
         raise ValueError(f"{path}: {problem}. Pass the array in RAS+ on the scan's own grid.")
-    header = scan.header.copy()
-    # Free text may name the patient.
-    for field in {"descrip", "aux_file", "intent_name", "db_name"} & set(header):
-        header[field] = b""
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        if field in header:  # free text may name the patient
+            header[field] = b""
     header["cal_min"] = header["cal_max"] = header["intent_code"] = 0
-    stored = from_canonical(array, scan.affine)
+    stored = from_canonical(array, affine)
     if array.ndim == 3:
-        stored = stored.reshape(scan.shape[:3])  # of two numbers for a 2-D file
-    write(path, type(scan)(stored, scan.affine, header, dtype=dtype))
+        stored = stored.reshape(stored_shape[:3])  # of two numbers for a 2-D file
+    write(path, _image_type(header)(stored, affine, header, dtype=dtype))
 
 
 def write(path, image):

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,12 @@ from sklearn.model_selection import KFold
 from unetseg import nifti
 from unetseg._base import refuse_any, require
 from unetseg.digits import significant
-from unetseg.run.layout import read_json
+from unetseg.reading.tables import read_results
+from unetseg.run.inputs import Trained, list_used
+from unetseg.run.layout import Run, read_json
 
 COLUMNS = ["kind", "case", "other", "fold", "detail"]
+PATIENT = "one patient"
 DUPLICATE = 0.99  # correlation of two scans above which they count as the same
 ATTEMPTS = 20  # at spreading rare labels
 SAMPLED = 32_768  # voxels a scan; the standard error of a correlation of 0.99 is then 0.0001
@@ -52,7 +56,7 @@ def make_folds(cases, n_splits=5, seed=12345, *, labels_of=None):
     --------
     count_labels : tells what could not be had.
     """
-    patient = {case.id: case.group or case.id for case in cases}
+    patient = _patients(cases)
     labels = _labels_of_patients(patient, labels_of or {})
     kept = _find_only_patients(labels)
     patients = np.array(sorted(set(patient.values()) - set(kept)))
@@ -288,7 +292,38 @@ def _refuse_unlearnt(train, subject, labels_of):
     refuse_any(lines, subject, "labels are in no case of its train part", advice)
 
 
-def find_leaks(cases, folds=None):
+class ScanSample(NamedTuple):
+    """What of a scan tells whether another one is the same: some kilobytes.
+
+    ``digest``: of its voxels in RAS+. ``grid``: shape and spacing. ``values``: some of its voxels,
+    of mean 0 and length 1.
+    """
+
+    digest: str
+    grid: tuple
+    values: np.ndarray
+
+
+def sample_scan(image, affine):
+    """Take of a scan what `find_leaks` compares.
+
+    Parameters
+    ----------
+    image : (x, y, z) or (x, y, z, channel) ndarray of float32
+        In RAS+.
+    affine : (4, 4) ndarray
+
+    Returns
+    -------
+    ScanSample
+    """
+    digest = hashlib.sha256(f"{image.shape}".encode())
+    digest.update(np.ascontiguousarray(image))
+    grid = (image.shape, tuple(significant(voxel_sizes(affine), 3)))
+    return ScanSample(digest.hexdigest(), grid, _sample(image))
+
+
+def find_leaks(cases, folds=None, *, samples=None):
     """Find what would let a network see in training what it is scored on.
 
     Parameters
@@ -298,6 +333,8 @@ def find_leaks(cases, folds=None):
     folds : list of dict, optional
         As in ``splits.json``. By default pairs of cases are reported that some split could part:
         those that are not known to be of one patient.
+    samples : dict of str to ScanSample, optional
+        By case id, if the scans were read before; else they are read.
 
     Returns
     -------
@@ -317,41 +354,92 @@ def find_leaks(cases, folds=None):
     Correlations are taken over 32,768 voxels drawn at random, the same of every scan of a shape,
     or over all of smaller scans.
     """
-    patient = {case.id: case.group or case.id for case in cases}
-    rows = [
-        ("one patient", *pair, fold, f"patient {patient[pair[0]]}")
-        for fold, parts in enumerate(folds or [])
-        for pair in _one_per_patient(parts, patient)
-    ]
-    for kind, one, other, detail in _same_scans(cases):
+    if samples is None:
+        samples = {case.id: sample_scan(*nifti.load_image(case.image)) for case in cases}
+    patient = _patients(cases)
+    rows = _find_parted_patients(patient, folds or [])
+    for kind, one, other, detail in _find_same_scans(samples):
         if folds is None and patient[one] != patient[other]:
             rows.append((kind, one, other, None, detail))
         for fold, parts in enumerate(folds or []):
-            for pair in ((one, other), (other, one)):
-                if pair[0] in parts["val"] and pair[1] in parts["train"]:
-                    rows.append((kind, *pair, fold, detail))
+            for case_id, seen in ((one, other), (other, one)):
+                if case_id in parts["val"] and seen in parts["train"]:
+                    rows.append((kind, case_id, seen, fold, detail))
+    return _tabulate(rows)
+
+
+def recall_leaks(results_dir, cases, folds):
+    """Tell the leaks of a finished experiment without reading scans that have not changed.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+    cases : sequence of Case
+        Some perhaps without scans: then what ``leaks.csv`` tells is all that is known.
+    folds : list of dict
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `find_leaks`.
+    """
+    run, trained = Run(results_dir), Trained(results_dir)
+    there = all(case.image for case in cases)
+    if there and not (run.leaks.exists() and _are_as_trained(trained, cases, folds)):
+        return find_leaks(cases, folds)
+    noted = read_results(run.leaks)
+    if not there:
+        return noted
+    scans = noted[noted["kind"] != PATIENT]
+    rows = _find_parted_patients(_patients(cases), folds)
+    return _tabulate([*rows, *scans[COLUMNS].itertuples(index=False, name=None)])
+
+
+def _are_as_trained(trained, cases, folds):
+    for number, parts in enumerate(folds):
+        done = trained.folds.get(number)
+        if done is None or any(sorted(done[k]) != sorted(parts[k]) for k in ("train", "val")):
+            return False
+    used = list_used(folds)
+    return all(trained.knows_scan(case) for case in cases if case.id in used)
+
+
+def _patients(cases):
+    return {case.id: case.group or case.id for case in cases}
+
+
+def _tabulate(rows):
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"fold": "Int64"})
     return table.drop_duplicates(["kind", "case", "other"], ignore_index=True)
 
 
-def _same_scans(cases):
-    contents, samples = {}, {}
-    for case in cases:
-        image, affine = nifti.load_image(case.image)
-        digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
-        contents.setdefault(digest, []).append(case.id)
-        grid = (image.shape, tuple(significant(voxel_sizes(affine), 3)))
-        samples.setdefault(grid, {})[case.id] = _sample(image)
-    identical = {pair for ids in contents.values() for pair in itertools.combinations(ids, 2)}
-    found = [("identical scan", *pair, "the same voxel values") for pair in sorted(identical)]
-    for sampled in samples.values():
-        ids, matrix = list(sampled), np.stack(list(sampled.values()))
+def _find_parted_patients(patient, folds):
+    # The first case of each patient who stands in both parts of a fold.
+    rows = []
+    for fold, parts in enumerate(folds):
+        trained = {patient[i]: i for i in reversed(parts["train"]) if i in patient}
+        validated = {patient[i]: i for i in reversed(parts["val"]) if i in patient}
+        for who in sorted(validated):
+            if who in trained:
+                rows.append((PATIENT, validated[who], trained[who], fold, f"patient {who}"))
+    return rows
+
+
+def _find_same_scans(samples):
+    by_digest, by_grid = {}, {}
+    for case_id, sample in samples.items():
+        by_digest.setdefault(sample.digest, []).append(case_id)
+        by_grid.setdefault(sample.grid, []).append(case_id)
+    identical = {pair for ids in by_digest.values() for pair in itertools.combinations(ids, 2)}
+    pairs = [("identical scan", *pair, "the same voxel values") for pair in sorted(identical)]
+    for ids in by_grid.values():
+        matrix = np.stack([samples[case_id].values for case_id in ids])
         correlation = np.triu(matrix @ matrix.T, 1)
         for a, b in np.argwhere(np.abs(correlation) > DUPLICATE):
             if (ids[a], ids[b]) not in identical:
                 detail = f"correlation {correlation[a, b]:.4f}"
-                found.append(("near-duplicate scan", ids[a], ids[b], detail))
-    return found
+                pairs.append(("near-duplicate scan", ids[a], ids[b], detail))
+    return pairs
 
 
 def refuse_leaks(leaks):
@@ -375,12 +463,6 @@ def refuse_leaks(leaks):
         advice += "ALLOW_LEAKS (allow_leaks=True) trains all the same, and the scores say so."
         problem = "leaks: of these cases one would be validated and the other trained on"
         raise ValueError(f"{len(leaks)} {problem}:\n{lines}{more}\n{advice}")
-
-
-def _one_per_patient(parts, patient):
-    first = {patient[i]: i for i in reversed(parts["train"]) if i in patient}
-    val = {patient[i]: i for i in reversed(parts["val"]) if i in patient}
-    return [(val[one], first[one]) for one in sorted(set(val) & set(first))]
 
 
 def _sample(image):
