@@ -241,3 +241,17 @@ def test_what_was_not_predicted_is_refused_with_file_and_place(place, new, tmp_p
         layout.read_json(path, "prediction")
     assert str(caught.value).startswith(f"{path}: at $")
     assert str(caught.value).endswith("Correct it, or fetch it again.")
+
+
+def test_finished_folds_are_read_in_the_order_of_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "read_json", lambda path: json.loads(path.read_text()))
+    run = layout.Run(tmp_path)
+    for number in (10, 9, 2):
+        run.fold(number).folder.mkdir()
+        run.fold(number).done.write_text(f"{number}")
+    run.fold(3).folder.mkdir()
+    run.fold(3).history.write_text("not finished")
+    assert [*run.read_finished().items()] == [(run.fold(n), n) for n in (2, 9, 10)]
+    assert [*run.read_finished([10, 2]).values()] == [10, 2]
+    with pytest.raises(FileNotFoundError, match=r"fold_3, fold_4 is not a finished fold\. Run 02"):
+        run.read_finished([2, 3, 4])

@@ -19,7 +19,11 @@ UNDERSTOOD = [
         (16, 16, 8),
         [[16, 16, 8], (16, 16, 8.0), ' "16, 16, 8" ', "16*16*8"],
     ),
-    ("PATCH", None, ["auto", "AUTO", " Auto ", "", "'auto'"]),
+    ("PATCH", None, ["auto", "AUTO", " Auto ", "", "'auto'", None, "None"]),
+    ("PLANES", None, ["auto", None]),
+    ("DIMENSIONS", None, ["auto", None]),
+    ("MIRROR_AXES", None, ["auto", "Auto"]),
+    ("KERNELS", None, ["auto", None]),
     ("SPACING_MM", (1.5, 1.5, 3.0), ["1.5 1.5 3", "[1.5, 1.5, 3]", "1,5; 1,5; 3", "1,5 1,5 3"]),
     ("SPACING_MM", (1.5, 1.5, 3.0), ["1,5, 1,5, 3", "1.5x1.5x3", [1.5, 1.5, 3], "1.5,1.5, 3.0"]),
     ("SPACING_MM", (0.05, 0.05, 0.0004), [".05 .05 4e-4", "0.05,0.05,0.0004"]),
@@ -32,7 +36,7 @@ UNDERSTOOD = [
     ("NORMALISATION", "zscore", ["zscore", "Z-score", "z score"]),
     ("NORMALISATION", "none", ["none", "None", None]),
     ("STEPS", 100, ["100", 100, 100.0, "1e2", "1E2", " 100 "]),
-    ("STEPS", None, ["auto"]),
+    ("STEPS", None, ["auto", None]),
     ("NEIGHBOURS", 0, ["0", 0]),
     ("FOLDS", 5, ["5", 5, "5.0"]),
     ("DROPOUT", 0.25, ["0.25", "0,25", 0.25, ".25"]),
@@ -70,7 +74,7 @@ REFUSED = [
     ("PLANES", ["none", "[]", "0 1 2"]),
     ("DIMENSIONS", ["4", "2.5", "both", 1]),
     ("NORMALISATION", ["min-max", "1"]),
-    ("STEPS", ["many", "1,000", "1.000", "1.5", 0, "-3", None, "none", True, "1e400"]),
+    ("STEPS", ["many", "1,000", "1.000", "1.5", 0, "-3", "none", True, "1e400"]),
     ("BATCH_SIZE", [0, "two"]),
     ("DEPTH", ["0", "deep"]),
     ("NEIGHBOURS", [-1, "none"]),
@@ -121,9 +125,9 @@ def test_every_setting_of_a_notebook_is_known_and_read_before_anything_else(path
     typed = parameters(path)
     assert {*settings.read_all(typed)} == {*typed}
     cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    [number] = [n for n, source in enumerate(cells) if "settings.read_all(globals())" in source]
+    [number] = [n for n, source in enumerate(cells) if "settings.update(globals())" in source]
     assert number == 2  # after the set-up and the settings
-    assert cells[2].index("settings.read_all(") < cells[2].index("workspace.prepare(")
+    assert cells[2].index("settings.update(") < cells[2].index("workspace.prepare(")
 
 
 def test_no_setting_is_known_that_no_notebook_has():
@@ -140,6 +144,16 @@ def test_other_names_are_passed_over_but_not_one_that_is_nearly_a_setting():
     ):
         with pytest.raises(ValueError, match=f"{wrong}: no such setting. Did you mean {right}"):
             settings.read_all(typed | {wrong: 1})
+
+
+def test_what_was_typed_is_replaced_in_place_or_not_at_all():
+    typed = {"EPOCHS": "5", "PATCH": "16x16x8", "other": "5"}
+    settings.update(typed)
+    assert typed == {"EPOCHS": 5, "PATCH": (16, 16, 8), "other": "5"}
+    wrong = {"EPOCHS": "5", "FOLDS": "one"}
+    with pytest.raises(ValueError, match="FOLDS must be a whole number"):
+        settings.update(wrong)
+    assert wrong == {"EPOCHS": "5", "FOLDS": "one"}
 
 
 @pytest.mark.parametrize(

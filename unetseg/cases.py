@@ -72,6 +72,55 @@ class Case:
         return self.image if isinstance(self.image, tuple) else (self.image,)
 
 
+@dataclass(frozen=True)
+class View:
+    """A scan with its masks, opened once to be looked at; unpacks as a row of `plots.show_cases`.
+
+    Parameters
+    ----------
+    id, title : str
+    image : (x, y, z) or (x, y, z, channel) ndarray of float32
+        In RAS+.
+    affine : (4, 4) ndarray
+        From indices to mm.
+    spacing_mm : tuple of 3 float
+    masks : tuple of (x, y, z) ndarray of integers
+    """
+
+    id: str
+    title: str
+    image: np.ndarray
+    affine: np.ndarray
+    spacing_mm: tuple
+    masks: tuple
+
+    def __iter__(self):
+        """Give title, image and masks."""
+        return iter((self.title, self.image, self.masks))
+
+
+def view(case, *masks, title=None):
+    """Open a scan and its masks to look at them.
+
+    Parameters
+    ----------
+    case : Case
+        With a scan.
+    *masks : str, Path or (x, y, z) ndarray of integers
+        Files, or arrays in RAS+.
+    title : str, optional
+        By default the id.
+
+    Returns
+    -------
+    View
+    """
+    image, affine = nifti.load_image(case.image)
+    opened = [m if isinstance(m, np.ndarray) else nifti.load_mask(m)[0] for m in masks]
+    spacing = tuple(voxel_sizes(affine).tolist())
+    return View(case.id, title or case.id, image, affine, spacing, tuple(opened))
+
+
 def find_cases(folder, *, group_by=None):
     r"""Find the cases of a data set.
 

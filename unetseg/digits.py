@@ -7,6 +7,7 @@ suits both.
 import re
 
 import numpy as np
+import pandas as pd
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 SMALL = 1e-5  # below, zeros behind the point would have to be counted
@@ -71,6 +72,12 @@ def short(number, digits=3):
 def show(number):
     """Show a number in four digits that count; for ``pandas.options.display.float_format``."""
     return short(number, 4)
+
+
+def show_tables():
+    """Let pandas show tables with the digits that count, however small, and words to their end."""
+    pd.set_option("display.float_format", show)
+    pd.set_option("display.max_colwidth", None)
 
 
 def read_numbers(text):

@@ -12,6 +12,7 @@ PLAIN = r"[\w.-]*\w[\w.-]*"  # a name that is a folder's everywhere
 QUOTES = ("''", '""', "``", "\u2018\u2019", "\u201c\u201d")
 TRUE, FALSE = ("true", "yes", "on", "1", "1.0"), ("false", "no", "off", "0", "0.0", "none", "")
 AUTO = ("", "auto", "automatic", "default")
+NONE = "None"  # as Python writes what is left open
 AXES = {"x": 0, "y": 1, "z": 2}
 
 
@@ -72,6 +73,7 @@ class Choice:
     words: tuple
     examples: tuple
     auto: bool = True
+    knows_none: bool = True
 
     def read(self, text):
         """Forgive case and hyphens."""
@@ -167,6 +169,11 @@ class Axes:
     most: int = 3
     auto: bool = True
 
+    @property
+    def knows_none(self):
+        """Whether none at all is an answer."""
+        return self.least == 0
+
     def read(self, text):
         """Understand [0, 1], 0 1, x y and none."""
         word = text.casefold()
@@ -210,21 +217,21 @@ SETTINGS = {
     "COMPARE_WITH": Text(("first_run",)),
     "LOOK_AT": Text(("sub-01_ses-1",)),
     "DIMENSIONS": Dimensions(),
-    "SPACING_MM": Triple(("[1, 1, 1.5]", "auto")),
-    "PATCH": Triple(("[64, 64, 48]", "auto"), whole=True),
+    "SPACING_MM": Triple(("[1, 1, 1.5]", NONE)),
+    "PATCH": Triple(("[64, 64, 48]", NONE), whole=True),
     "NORMALISATION": Choice(("zscore", "percentile", "none"), ("zscore", "auto")),
     "MIRROR_AXES": Axes(("[0]", "[0, 1]", "none", "auto")),
-    "NEIGHBOURS": Number(("2", "auto"), least=0, auto=True),
-    "PLANES": Axes(("[2]", "[0, 2]", "auto"), least=1, most=2),
+    "NEIGHBOURS": Number(("2", NONE), least=0, auto=True),
+    "PLANES": Axes(("[2]", "[0, 2]", NONE), least=1, most=2),
     "FOLDS": Number(("5",), least=2),
     "SEED": Number(("12345",), least=0, most=2**32 - 1),
     "EPOCHS": Number(("12",)),
-    "STEPS": Number(("250", "auto"), auto=True),
-    "BATCH_SIZE": Number(("2", "auto"), auto=True),
+    "STEPS": Number(("250", NONE), auto=True),
+    "BATCH_SIZE": Number(("2", NONE), auto=True),
     "FILTERS": Number(("16",)),
-    "DEPTH": Number(("3", "auto"), auto=True),
-    "STRIDES": Sizes(("[[2, 2, 1], [2, 2, 2]]", "auto")),
-    "KERNELS": Sizes(("[[3, 3, 1], [3, 3, 3], [3, 3, 3]]", "auto")),
+    "DEPTH": Number(("3", NONE), auto=True),
+    "STRIDES": Sizes(("[[2, 2, 1], [2, 2, 2]]", NONE)),
+    "KERNELS": Sizes(("[[3, 3, 1], [3, 3, 3], [3, 3, 3]]", NONE)),
     "DROPOUT": Number(("0.1",), least=0, below=1, whole=False),
     "N_JOBS": Jobs(),
     "RETRAIN": Flag(),
@@ -248,7 +255,8 @@ def read(name, value):
     Returns
     -------
     object
-        What is meant: text, a bool, a number, a tuple or a list; None for ``auto``.
+        What is meant: text, a bool, a number, a tuple or a list; None for what is left to be
+        chosen: ``auto``, or None where that cannot mean "not at all".
 
     Raises
     ------
@@ -256,7 +264,7 @@ def read(name, value):
         If it is not understood; names the setting, what is allowed and an example.
     """
     kind, text = SETTINGS[name], _strip(value, SETTINGS[name])
-    if getattr(kind, "auto", False) and text.casefold() in AUTO:
+    if getattr(kind, "auto", False) and _is_left_open(kind, text):
         return None
     try:
         if isinstance(value, bool) and not isinstance(kind, Flag | Text):
@@ -290,6 +298,22 @@ def read_all(typed):
         if near and name not in SETTINGS:
             raise ValueError(f"{name}: no such setting. Did you mean {near[0]}?")
     return {name: read(name, typed[name]) for name in SETTINGS if name in typed}
+
+
+def update(typed):
+    """Put in the place of every setting that was typed what is meant.
+
+    Parameters
+    ----------
+    typed : dict of str to object
+        ``globals()`` of a notebook; changed in place.
+
+    Raises
+    ------
+    ValueError
+        As `read_all`; nothing is changed then.
+    """
+    typed.update(read_all(typed))
 
 
 def name_experiment(experiment, data):
@@ -347,9 +371,15 @@ def find_name(setting, value, names, what):
     return value
 
 
+def _is_left_open(kind, text):
+    if text == NONE:
+        return not getattr(kind, "knows_none", False)
+    return text.casefold() in AUTO
+
+
 def _strip(value, kind):
-    if value is None:
-        return "" if isinstance(kind, Text | Groups | Flag) else "none"
+    if value is None and isinstance(kind, Text | Groups | Flag):
+        return ""
     text = str(value).strip()
     while len(text) > 1 and text[0] + text[-1] in QUOTES:
         text = text[1:-1].strip()

@@ -1,31 +1,291 @@
 """Colab or laptop: where the scans and the results of an experiment are, and kept."""
 
+import functools
 import importlib.metadata
 import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import pandas as pd
+
+from unetseg import cases, scores, settings
 from unetseg._base import require
 from unetseg._base import sha256 as sha256  # for those who look for it here
-from unetseg.run import drive
+from unetseg.run import batches, drive, inputs
 from unetseg.run.drive import base_dir, in_colab, project_dir
+from unetseg.run.layout import Batch, Run, read_json
 
 DRIVE, LOCAL = drive.DRIVE, drive.LOCAL  # of Colab; set them here for another mount
+FINE = 100  # dots per inch of a figure that is saved
 
 
-class Workspace(NamedTuple):
-    """Folders of one experiment.
+@dataclass(frozen=True)
+class Workspace:
+    """Folders of one experiment, and what a notebook does with its files.
 
-    ``data``: the scans, on a local disk. ``results``: what the notebooks write, on a local disk.
-    ``backup``: the same on Google Drive, or None outside Colab.
+    Parameters
+    ----------
+    data : Path
+        The scans, on a local disk.
+    results : Path
+        What the notebooks write, on a local disk.
+    backup : Path or None
+        The same on Google Drive; None outside Colab.
+    simulated : bool
+        Whether the scans are those of the embedded sample, which is made when it is needed.
     """
 
     data: Path
     results: Path
-    backup: Path | None
+    backup: Path | None = None
+    simulated: bool = False
+
+    @property
+    def run(self):
+        """Where each file of the results lies: a `unetseg.run.layout.Run`."""
+        return Run(self.results)
+
+    @property
+    def cache(self):
+        """Folder for preprocessed cases on the local disk, removed when this session ends."""
+        return Path(_open_session().name)
+
+    def find_cases(self, *, group_by=None):
+        """Find the cases; `group_by` is that of `unetseg.cases.find_cases`."""
+        self._make_sample()
+        return cases.find_cases(self.data, group_by=group_by)
+
+    def claim_cases(self, *, group_by=None):
+        """Find the cases, and note that this experiment is made from them.
+
+        Parameters
+        ----------
+        group_by
+            As for `unetseg.cases.find_cases`.
+
+        Returns
+        -------
+        list of Case
+
+        Raises
+        ------
+        ValueError
+            If the experiment was trained on others.
+        """
+        found = self.find_cases(group_by=group_by)
+        batches.claim(self.results, self.data, found)
+        return found
+
+    def find_scored(self):
+        """Find the cases that were trained on, and say so if their scans are not here.
+
+        Returns
+        -------
+        list of Case
+            As `unetseg.cases.find_scored`.
+        """
+        self._make_sample()
+        found = cases.find_scored(self.data, self.results)
+        if not all(case.image for case in found):
+            print("The scans are not here: masks and predictions are scored; no scan is shown.")
+        return found
+
+    def find_scans(self, channels=1):
+        """Find new scans, and choose the folder of the results for their predictions.
+
+        Parameters
+        ----------
+        channels : int, default 1
+            As for `unetseg.cases.find_scans`.
+
+        Returns
+        -------
+        scans : list of Case
+        batch : unetseg.run.layout.Batch
+            As `unetseg.run.batches.choose_folder` chooses it.
+        """
+        folder = self.data
+        if self.simulated:
+            from unetseg.sample import make_sample  # here, as it takes seconds
+
+            # Three brains of other people than those that were trained on.
+            folder = make_sample(self.data.with_name("sample_new"), n_cases=3, seed=1)
+        scans = cases.find_scans(folder, channels)
+        return scans, Batch(batches.choose_folder(self.results, folder, scans))
+
+    def _make_sample(self):
+        if self.simulated:
+            from unetseg.sample import make_sample  # here, as it takes seconds
+
+            make_sample(self.data)
+
+    def save_preprocessor(self, preprocessor, found):
+        """Save a preprocessor, and note from which files it was chosen.
+
+        Parameters
+        ----------
+        preprocessor : Preprocessor
+            Fitted.
+        found : sequence of Case
+            On which it was fitted.
+        """
+        preprocessor.save(self.run.preprocessor)
+        inputs.note_inputs(self.run.fitted_on, found)
+
+    def load_preprocessor(self):
+        """Load the preprocessor of the experiment.
+
+        Returns
+        -------
+        Preprocessor
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none yet.
+        ValueError
+            If it was made for the scans of another folder, and nothing is trained yet.
+        """
+        from unetseg.preprocessing import Preprocessor  # here, as it imports Keras
+
+        batches.refuse_other_source(self.results, self.data)
+        return Preprocessor.load(self.run.preprocessor)
+
+    def read_folds(self):
+        """Read the folds that are written down, as in ``splits.json``; None if none are."""
+        return read_json(self.run.splits) if self.run.splits.exists() else None
+
+    def read_histories(self):
+        """Read the history of every finished fold: tables by the names of the folds."""
+        finished = self.run.list_finished()
+        return {f"fold {fold.number}": pd.read_csv(fold.history) for fold in finished}
+
+    def load_other_scores(self, name):
+        """Load the scores of another experiment beside this one.
+
+        Parameters
+        ----------
+        name : str
+            The setting ``COMPARE_WITH``; empty for none.
+
+        Returns
+        -------
+        pandas.DataFrame or None
+
+        Raises
+        ------
+        ValueError
+            If there is no such experiment, or it is not scored.
+        """
+        others = (self.backup or self.results).parent
+        scored = [path for path in others.glob("*") if Run(path).scores.is_file()]
+        settings.find_name("COMPARE_WITH", name, [p.name for p in scored], "scored experiment")
+        return scores.load_scores(Run(others / name).scores) if name else None
+
+    def backup_of(self, folder):
+        """Folder on Drive that keeps a folder of the results; None outside Colab."""
+        return self.backup and self.backup / Path(folder).relative_to(self.results)
+
+    def view_scored(self, found, examples):
+        """Open cases with their mask and their prediction, to be looked at.
+
+        Parameters
+        ----------
+        found : sequence of Case
+            As `find_scored` returns them.
+        examples : pandas.DataFrame
+            As `unetseg.scores.choose_examples` returns it.
+
+        Returns
+        -------
+        dict of str to View
+            By id; empty if the scans are not here.
+        """
+        by_id = {case.id: case for case in found if case.image}
+        views = {}
+        for row in examples[examples["case"].isin(by_id)].itertuples():
+            case, prediction = by_id[row.case], self.run.prediction(row.case)
+            title = f"{row.which}: {row.case}\nmean Dice {row.mean_dice:.3f}"
+            views[case.id] = cases.view(case, case.mask, prediction, title=title)
+        return views
+
+    def view_labelled(self, scans, batch, ids, *, most=3, also=""):
+        """Open new scans with their predicted labels, to be looked at.
+
+        Parameters
+        ----------
+        scans : sequence of Case
+        batch : unetseg.run.layout.Batch
+            As `find_scans` returns both.
+        ids : iterable of str
+            The first of them that are segmented are opened.
+        most : int, default 3
+            How many.
+        also : str
+            Id of one more.
+
+        Returns
+        -------
+        dict of str to View
+            By id. If `also` is not segmented that is said.
+        """
+        labelled = [case_id for case_id in ids if batch.label(case_id).exists()]
+        if also and also not in labelled:
+            print(f"{also} was not segmented.")
+        chosen = [i for n, i in enumerate(labelled) if n < most or i == also]
+        by_id = {scan.id: scan for scan in scans}
+        return {i: cases.view(by_id[i], batch.label(i)) for i in chosen}
+
+    def figure(self, figure, name):
+        """Save a figure, and hand it on to be shown.
+
+        Parameters
+        ----------
+        figure : matplotlib.figure.Figure, page with ``save_as_html``, or str
+            Words, which some functions return where there is nothing to show, are not saved.
+        name : str or Path
+            Of a picture among those of the experiment, or where else to save it.
+
+        Returns
+        -------
+        object
+            `figure`.
+        """
+        if isinstance(figure, str):
+            return figure
+        path = self.run.figure(name) if isinstance(name, str) else name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if hasattr(figure, "savefig"):
+            figure.savefig(path, dpi=FINE)
+        else:
+            figure.save_as_html(path)
+        return figure
+
+    def keep(self, folder=None):
+        """Copy to Drive what is new there, and say where the results are.
+
+        Parameters
+        ----------
+        folder : Path, optional
+            Of the results, that is to be named; by default all of them.
+        """
+        folder = folder or self.results
+        if self.backup is None:
+            print(f"Everything is in {drive.origin(folder)}.")
+            return
+        # What was edited there counts, also if that was just now.
+        drive.copy_new(self.backup, self.results, [self.run.splits.name])
+        count = drive.copy_new(self.results, self.backup)
+        where = drive.origin(self.backup_of(folder))
+        print(f"Everything is on Drive, in {where}; {count} files are new there.")
+
+
+@functools.cache
+def _open_session():
+    return tempfile.TemporaryDirectory(prefix="unetseg-")
 
 
 def install_missing():
@@ -97,11 +357,11 @@ def prepare(data, experiment, results="results", *, need_data=True):
         raise FileNotFoundError(f"{folder}: no such folder. Set DATA (or SCANS) to {allowed}.")
     kept = base / Path(results).expanduser() / experiment
     if not in_colab():
-        return Workspace(folder, kept, None)
+        return Workspace(folder, kept, None, sample)
     local = folder if sample else LOCAL / "data" / folder.relative_to(folder.anchor)
     usual = kept.parent == base / "results"
     other = Path("other_results") / kept.parent.relative_to(kept.anchor)
-    place = Workspace(local, LOCAL / ("results" if usual else other) / experiment, kept)
+    place = Workspace(local, LOCAL / ("results" if usual else other) / experiment, kept, sample)
     if not sample:
         drive.fetch_data(folder, place.data)
     if place.backup.is_dir():
