@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import os
 import sys
-from typing import TYPE_CHECKING
 
 # Else the process that first uses a GPU, such as a notebook that built a network once, keeps all
 # of its memory from the processes that train.
@@ -21,13 +20,15 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:  # for editors, which complete what stands here
+TYPE_CHECKING = False  # but for editors, which complete what stands here
+if TYPE_CHECKING:
     from unetseg.cases import check_cases, find_cases
-    from unetseg.inference import load_models, predict_case, predict_scans
+    from unetseg.inference import load_models, predict_scans
     from unetseg.metrics import dice, hausdorff, surface_dice
     from unetseg.model import build_unet
     from unetseg.nifti import load_image, load_mask, save_mask
     from unetseg.plots import show_cases, view_case
+    from unetseg.prediction import predict_case
     from unetseg.preprocessing import Preprocessor
     from unetseg.scores import score_predictions, summarise
     from unetseg.splits import make_folds
@@ -44,7 +45,7 @@ _MODULE_OF = {
     "build_unet": "model",
     "cross_validate": "training",
     "load_models": "inference",
-    "predict_case": "inference",
+    "predict_case": "prediction",
     "predict_scans": "inference",
     "dice": "metrics",
     "hausdorff": "metrics",

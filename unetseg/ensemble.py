@@ -103,16 +103,14 @@ def along(axis, first, last):
     return tuple(index)
 
 
-def predict_blocks(models, case, preprocessor, place, overlap, mirror_axes):
+def predict_blocks(models, prepared, preprocessor, overlap, mirror_axes):
     """Predict a scan, a block of its native grid after the other.
 
     Parameters
     ----------
     models : sequence of keras.Model
-    case : Case
+    prepared : unetseg.preprocessing.Prepared
     preprocessor : Preprocessor
-    place : unetseg.grids.Place
-        As ``preprocessor.place(case)`` gives it.
     overlap : float
     mirror_axes : tuple of {0, 1, 2}
         As for `unetseg.inference.predict_case`.
@@ -125,15 +123,14 @@ def predict_blocks(models, case, preprocessor, place, overlap, mirror_axes):
     votes : (model, x, y, z) ndarray of uint8
         Class numbers by each model alone.
     """
-    x, void = preprocessor.transform_scan(case)
-    for block in _cut(preprocessor, x.shape, place):
-        settings = preprocessor, overlap, mirror_axes
-        yield block, *_predict_block(models, x, void, place, block, *settings)
+    settings = preprocessor, overlap, mirror_axes
+    for block in _cut(preprocessor, prepared.x.shape, prepared.place):
+        yield block, *_predict_block(models, prepared, block, *settings)
 
 
 def _cut(preprocessor, shape, place):
     # Windows that reach into two blocks are predicted twice: cut where they are short.
-    reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.planes or ())
+    reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.planes)
     shares = [part / n for part, n in zip(reach, shape, strict=False)]
     return make_blocks(place, int(np.argmin(shares)), preprocessor.num_classes)
 
@@ -142,19 +139,20 @@ def _flat_axis(preprocessor):
     return preprocessor.patch.index(1) if 1 in preprocessor.patch else 0
 
 
-def _predict_block(models, x, void, place, block, preprocessor, overlap, mirror_axes):
+def _predict_block(models, prepared, block, preprocessor, overlap, mirror_axes):
     # The mean of the models' probabilities and their votes, in the block of the native box.
+    place, num_classes = prepared.place, preprocessor.num_classes
     low, high = block.network
-    found = [*x.shape[:3], preprocessor.num_classes]
-    found[block.axis] = high - low
+    network_shape = [*prepared.x.shape[:3], num_classes]
+    network_shape[block.axis] = high - low
     shape = list(place.box_shape)
     shape[block.axis] = block.native[1] - block.native[0]
-    mean = np.zeros((*shape, preprocessor.num_classes), np.float32)
+    mean = np.zeros((*shape, num_classes), np.float32)
     votes = np.zeros((len(models), *shape), np.uint8)
+    span = block.axis, low, high
     for number, model in enumerate(models):
-        network = np.zeros(found, np.float32)
-        span = block.axis, low, high
-        _predict(network, model, x, void, preprocessor, overlap, mirror_axes, span)
+        network = np.zeros(network_shape, np.float32)
+        _predict(network, model, prepared, preprocessor, overlap, mirror_axes, span)
         _add_native(mean, votes[number], network, place, block)
     mean /= np.float32(len(models))
     return mean, votes
@@ -170,22 +168,38 @@ def _add_native(total, vote, network, place, block):
         np.maximum(best, native, out=best)
 
 
-def _predict(out, model, x, void, preprocessor, overlap, mirror_axes, span):
+def _predict(out, model, prepared, preprocessor, overlap, mirror_axes, span):
     # Adds to `out`, of which views are turned and mirrored as the volume is.
     flat = _flat_axis(preprocessor)
-    planes = preprocessor.planes or (flat,)
-    part = 1 / (len(planes) * 2 ** len(mirror_axes))
-    axis, low, high = span
+    planes = preprocessor.planes or (flat,)  # of a 3-D network one, which turns nothing
+    mirrorings = [*_list_mirrorings(mirror_axes)]
+    part = 1 / (len(planes) * len(mirrorings))
     for plane in planes:
         turned = {plane: flat, flat: plane}
-        empty = void.swapaxes(plane, flat)
-        view = view_neighbours(x.swapaxes(plane, flat), flat, preprocessor.neighbours or 0)
-        for n in range(len(mirror_axes) + 1):
-            for axes in itertools.combinations(mirror_axes, n):
-                ends = (x.shape[axis] - high, x.shape[axis] - low) if axis in axes else (low, high)
-                axes = [turned.get(one, one) for one in axes]
-                into = np.flip(out.swapaxes(plane, flat), axes)
-                settings = {"overlap": overlap, "out": into, "part": part}
-                settings["void"] = np.flip(empty, axes)
-                settings["span"] = (turned.get(axis, axis), *ends)
-                slide([model], np.flip(view, axes), preprocessor.patch, **settings)
+        x = view_neighbours(prepared.x.swapaxes(plane, flat), flat, preprocessor.neighbours)
+        void, into = (array.swapaxes(plane, flat) for array in (prepared.void, out))
+        for mirrored in mirrorings:
+            axes = [turned.get(axis, axis) for axis in mirrored]
+            slide(
+                [model],
+                np.flip(x, axes),
+                preprocessor.patch,
+                overlap=overlap,
+                span=_turn_span(span, turned, mirrored, prepared.x.shape),
+                out=np.flip(into, axes),
+                part=part,
+                void=np.flip(void, axes),
+            )
+
+
+def _list_mirrorings(axes):
+    # None of them, each, each two ...
+    for count in range(len(axes) + 1):
+        yield from itertools.combinations(axes, count)
+
+
+def _turn_span(span, turned, mirrored, shape):
+    axis, low, high = span
+    if axis in mirrored:
+        low, high = shape[axis] - high, shape[axis] - low
+    return turned.get(axis, axis), low, high

@@ -367,29 +367,3 @@ def build_for(preprocessor, build_model, model_args, precision="float32"):
         wanted = f"return a model with output shape {expected}, a probability per voxel and class"
         raise ValueError(f"build_model must {wanted}. Received: {model.output_shape}")
     return model
-
-
-def bears_bfloat16(build_model, input_shape, model_args):
-    """Whether a network learns in bfloat16 on a processor.
-
-    oneDNN leaves the bfloat16 gradient of a 3x3x3 convolution over 2 planes unwritten; builders of
-    others may hide one in a layer.
-
-    Parameters
-    ----------
-    build_model, input_shape, model_args
-        As for `build_for`.
-
-    Returns
-    -------
-    bool
-    """
-    if len(input_shape) == 3:
-        return True
-    if build_model is not build_unet:
-        return False
-    strides = model_args.get("strides") or [(2, 2, 2)] * model_args.get("depth", 3)
-    planes = [input_shape[0]]
-    for stride in strides:
-        planes.append(planes[-1] // stride[0])
-    return 2 not in planes

@@ -12,7 +12,7 @@ from unetseg import model
 from unetseg._base import require, write_json
 from unetseg.preprocessing import OLDER, Preprocessor, patch_budget
 from unetseg.run import devices
-from unetseg.run.layout import read_json
+from unetseg.run.layout import Run, read_json
 
 BATCH_VOXELS = 50_000
 
@@ -98,7 +98,7 @@ class Plan:
     def precision(self):
         """Dtype policy in which this machine trains the network."""
         shape = self.preprocessor.input_shape
-        bfloat16 = model.bears_bfloat16(self.build_model, shape, self.model_args)
+        bfloat16 = bears_bfloat16(self.build_model, shape, self.model_args)
         return devices.choose_precision(self.recipe.precision, bfloat16=bfloat16)
 
     def build(self):
@@ -116,6 +116,27 @@ class Plan:
             "recipe": asdict(self.recipe),
             "seed": seed,
         }
+
+
+def recall_plan(results_dir, build_model=model.build_unet):
+    """Tell what an experiment was trained with.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+    build_model : callable, default build_unet
+        The builder that its models were trained with.
+
+    Returns
+    -------
+    Plan
+    """
+    run = Run(results_dir)
+    experiment = read_json(run.experiment)
+    settings = experiment["settings"]
+    preprocessor, recipe = Preprocessor.load(run.preprocessor), Recipe(**settings["recipe"])
+    model_args, batch_size = settings["model_args"], experiment["batch_size"]
+    return Plan(preprocessor, build_model, model_args, recipe, batch_size)
 
 
 def make_plan(preprocessor, build_model=model.build_unet, model_args=None, recipe=None):
@@ -139,6 +160,32 @@ def make_plan(preprocessor, build_model=model.build_unet, model_args=None, recip
         given = model.plan_unet(preprocessor, **given)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     return Plan(preprocessor, build_model, given, recipe, batch_size)
+
+
+def bears_bfloat16(build_model, input_shape, model_args):
+    """Whether a network learns in bfloat16 on a processor.
+
+    oneDNN leaves the bfloat16 gradient of a 3x3x3 convolution over 2 planes unwritten; builders of
+    others may hide one in a layer.
+
+    Parameters
+    ----------
+    build_model, input_shape, model_args
+        As for `unetseg.model.build_for`.
+
+    Returns
+    -------
+    bool
+    """
+    if len(input_shape) == 3:
+        return True
+    if build_model is not model.build_unet:
+        return False
+    strides = model_args.get("strides") or [(2, 2, 2)] * model_args.get("depth", 3)
+    planes = [input_shape[0]]
+    for stride in strides:
+        planes.append(planes[-1] // stride[0])
+    return 2 not in planes
 
 
 def plan_batch(patch):

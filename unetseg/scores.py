@@ -1,7 +1,6 @@
 """Tables of scores: a row per case and label, their summary, and the comparison of two runs."""
 
 import hashlib
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -190,17 +189,28 @@ def summarise(scores):
     rows = []
     for (label, name), part in scores.groupby(["label", "name"], sort=False, dropna=False):
         for metric in METRICS:
-            values = part[metric].astype(float)
-            finite = values[np.isfinite(values)]
-            low, high = _interval(finite, _patients(part)[finite.index])
-            row = {"label": label, "name": name, "metric": metric, "n": len(values)}
-            row |= {"mean": finite.mean(), "sd": finite.std(), "ci_low": low, "ci_high": high}
-            row |= dict(
-                zip(("q1", "median", "q3"), finite.quantile((0.25, 0.5, 0.75)), strict=True)
-            )
-            row |= {"nan": np.isnan(values).sum(), "inf": np.isinf(values).sum()}
-            rows.append(row | {"failures": failed.get(label, "")})
+            about = {"label": label, "name": name, "metric": metric, "n": len(part)}
+            numbers = _summarise_metric(part, metric)
+            rows.append({**about, **numbers, "failures": failed.get(label, "")})
     return pd.DataFrame(rows)
+
+
+def _summarise_metric(part, metric):
+    values = part[metric].astype(float)
+    finite = values[np.isfinite(values)]
+    low, high = _interval(finite, _patients(part)[finite.index])
+    q1, median, q3 = finite.quantile((0.25, 0.5, 0.75))
+    return {
+        "mean": finite.mean(),
+        "sd": finite.std(),
+        "ci_low": low,
+        "ci_high": high,
+        "q1": q1,
+        "median": median,
+        "q3": q3,
+        "nan": np.isnan(values).sum(),
+        "inf": np.isinf(values).sum(),
+    }
 
 
 def _patients(scores):
@@ -243,9 +253,21 @@ def compare(first, second):
         If the cases, the labels or the tolerance of the surface Dice differ, or the masks do that
         were scored: by their hash, or, in scores of an earlier version, by their volume.
     """
-    keys = ["case", "label"]
+    both = _match(first, second)
+    compared = [metric for metric in METRICS if metric != "volume_true_ml"]
+    rows = []
+    for (label, name), part in both.groupby(["label", "name"], sort=False, dropna=False):
+        for metric in compared:
+            about = {"label": label, "name": name, "metric": metric, "n": len(part)}
+            rows.append({**about, **_compare_metric(part, metric)})
+    return pd.DataFrame(rows)
+
+
+def _match(first, second):
+    # A row per case and label, columns of the second with "_2".
     first, second = (scores.astype({"case": str}) for scores in (first, second))
-    both = first.merge(second, on=keys, how="outer", suffixes=("", "_2"), indicator=True)
+    keys, suffixes = ["case", "label"], ("", "_2")
+    both = first.merge(second, on=keys, how="outer", suffixes=suffixes, indicator=True)
     alone = sorted(set(both.loc[both["_merge"] != "both", "case"]))
     advice = "Compare experiments on the same cases and labels."
     refuse_any(alone, "The experiments do not share", "cases", advice)
@@ -253,23 +275,33 @@ def compare(first, second):
     require("tolerance_mm", sorted(tolerances), len(tolerances) < 2, "the same in both experiments")
     moved = sorted(set(both.loc[_have_other_masks(both), "case"]))
     refuse_any(moved, "The true masks changed in", "cases", "Run 03_evaluate again for both.")
-    rows = []
-    parts = both.groupby(["label", "name"], sort=False, dropna=False)
-    compared = [metric for metric in METRICS if metric != "volume_true_ml"]
-    for ((label, name), part), metric in product(parts, compared):
-        pairs = part[[metric, f"{metric}_2"]].astype(float).to_numpy()
-        finite = np.isfinite(pairs).all(axis=1)
-        patients = _patients(part)[finite]
-        difference = pd.Series(np.diff(pairs[finite]).ravel(), patients.index)
-        row = {"label": label, "name": name, "metric": metric, "n": len(part)}
-        row |= pd.DataFrame(pairs[finite], columns=["first", "second"]).mean().to_dict()
-        low, high = _interval(difference, patients)
-        row |= {"difference": difference.mean(), "ci_low": low, "ci_high": high}
-        # Else what is equal but for the last digits of its sums would count as a difference.
-        means = difference.groupby(patients).mean().round(decimals_for(pairs[finite], 12))
-        row["p"] = wilcoxon(means).pvalue if means.any() else 1.0 if len(means) else np.nan
-        rows.append(row | {"left_out": int((~finite).sum())})
-    return pd.DataFrame(rows)
+    return both
+
+
+def _compare_metric(part, metric):
+    pairs = part[[metric, f"{metric}_2"]].astype(float).to_numpy()
+    finite = np.isfinite(pairs).all(axis=1)
+    pairs, patients = pairs[finite], _patients(part)[finite]
+    difference = pd.Series(pairs[:, 1] - pairs[:, 0], patients.index)
+    low, high = _interval(difference, patients)
+    # Else what is equal but for the last digits of its sums would count as a difference.
+    means = difference.groupby(patients).mean().round(decimals_for(pairs, 12))
+    first, second = pd.DataFrame(pairs).mean() if len(pairs) else (np.nan, np.nan)
+    return {
+        "first": first,
+        "second": second,
+        "difference": difference.mean(),
+        "ci_low": low,
+        "ci_high": high,
+        "p": _signed_rank(means),
+        "left_out": int((~finite).sum()),
+    }
+
+
+def _signed_rank(differences):
+    if not len(differences):
+        return np.nan
+    return wilcoxon(differences).pvalue if differences.any() else 1.0
 
 
 def _have_other_masks(both):

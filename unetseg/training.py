@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import json
-import math
-import os
 import tempfile
 import time
 import warnings
@@ -12,19 +10,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import joblib
-import keras
 import numpy as np
 import pandas as pd
-from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import memory, model, nifti, reliability
+from unetseg import fitting, memory, model, nifti, reliability
 from unetseg._base import write_json, write_table
-from unetseg.cases import check_cases, refuse_problems
-from unetseg.inference import predict_and_sample
-from unetseg.patches import CachedCases, Patches, require_cache
+from unetseg.cases import refuse_problems
+from unetseg.patches import CachedCases, require_cache
+from unetseg.prediction import predict_and_sample
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe, make_plan, record_settings
-from unetseg.run import devices, inputs, machine, processes, state
+from unetseg.run import inputs, machine, processes, state
 from unetseg.run.layout import Fold, Run
 from unetseg.run.lock import only_run
 from unetseg.splits import (
@@ -34,9 +30,8 @@ from unetseg.splits import (
     refuse_leaks,
     settle_folds,
 )
+from unetseg.survey import look_through
 
-# Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
-MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
 MAX_SAMPLED = 1_000_000  # voxels of a fold, to look at its calibration
 
 
@@ -91,47 +86,35 @@ def train_fold(
         fold is not marked as done.
     """
     plan = make_plan(preprocessor, build_model, model_args, recipe)
-    folder = contextlib.nullcontext(cache_dir) if cache_dir else tempfile.TemporaryDirectory()
-    with folder as cache:
+    with _open_cache(cache_dir) as cache:
         _train_fold(plan, train_cases, val_cases, Path(fold_dir), seed, Path(cache), callbacks)
 
 
+def _open_cache(folder):
+    return contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory()
+
+
 def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
-    started = time.monotonic()
-    fold, cases = Fold(fold_dir), [*train_cases, *val_cases]
+    started, fold, cases = time.monotonic(), Fold(fold_dir), [*train_cases, *val_cases]
     fold.folder.mkdir(parents=True, exist_ok=True)
     files = inputs.describe_inputs(cases, fresh=True)
     train, val = (CachedCases(plan.preprocessor, part, cache) for part in (train_cases, val_cases))
-    recipe = replace(plan.recipe, steps=plan.recipe.steps or _count_steps(train, plan))
+    recipe = replace(plan.recipe, steps=plan.recipe.steps or fitting.count_steps(train, plan))
     about = _describe_fold(plan, recipe, seed, train_cases, val_cases)
-    net = _build(plan, recipe, seed)
+    net = fitting.build(plan, recipe, seed)
     progress = state.load_state(net, fold.folder, _describe_state(about, plan, files))
     saver = state.SaveState(fold.folder, progress, started)
-    _fit(net, train, val, plan, recipe, seed, _follow(saver, recipe, callbacks))
-    ended = _describe_end(progress, recipe, fold.folder)
-    trained = time.monotonic()
-    digest = state.save_weights(net, fold.weights)
-    net = plan.build()  # on one device, and with what is in the file
-    state.load_weights(net, fold.weights, digest)
+    fitting.fit(net, train, val, plan, recipe, seed, saver, callbacks)
+    ended, fitted = fitting.describe_end(progress, recipe, fold.folder), time.monotonic()
+    done = {"weights_sha256": state.save_weights(net, fold.weights), **ended, **about}
     axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
-    temperature = _predict_fold(net, val_cases, plan.preprocessor, fold, axes)
-    minutes = round(progress["minutes"] + (time.monotonic() - trained) / 60, 2)
-    masks = state.hash_masks(Run(fold.folder.parent), about["val"])
+    done["temperature"] = _predict_fold(plan, fold, val_cases, val, axes, done["weights_sha256"])
+    done["minutes"] = round(progress["minutes"] + (time.monotonic() - fitted) / 60, 2)
     inputs.refuse_changed_meanwhile(files, cases)
-    done = {"weights_sha256": digest, "minutes": minutes, **ended, **about}
-    write_json(fold.done, {**done, "temperature": temperature, "inputs": files, **masks})
+    masks = state.hash_masks(Run(fold.folder.parent), about["val"])
+    write_json(fold.done, {**done, "inputs": files, **masks})
     for path in fold.list_states():
         path.unlink()
-
-
-def _count_steps(train, plan):
-    # Batches that cover the training cases once.
-    preprocessor = plan.preprocessor
-    voxels = sum(y.size for _, y, _ in train)
-    cover = voxels / math.prod(preprocessor.patch) / plan.batch_size
-    # A slice is seen as a neighbour too.
-    cover *= max(1, len(preprocessor.planes or ())) / (2 * (preprocessor.neighbours or 0) + 1)
-    return min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
 
 
 def _describe_fold(plan, recipe, seed, train_cases, val_cases):
@@ -155,91 +138,17 @@ def _describe_state(about, plan, files):
     return json.loads(json.dumps(whole))
 
 
-def _build(plan, recipe, seed):
-    keras.utils.set_random_seed(seed)
-    with devices.share_gpus(plan.batch_size):
-        net = plan.build()
-        _compile(net, plan.preprocessor.num_classes, recipe)
-        net.optimizer.build(net.trainable_variables)
-    return net
-
-
-def _compile(net, num_classes, recipe):
-    steps = recipe.steps * recipe.epochs
-    warmup, peak = int(recipe.warmup * steps), recipe.learning_rate
-    rise = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
-    decay = keras.optimizers.schedules.CosineDecay
-    schedule = decay(0.0 if warmup else peak, steps - warmup, **rise)
-    average = {"use_ema": recipe.averaging > 0}
-    average["ema_momentum"] = 1 - 1 / max(2.0, recipe.averaging * steps)
-    optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
-    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    metrics = [accuracy, model.ForegroundDice(num_classes)]
-    net.compile(optimizer, model.patch_loss, metrics=metrics)
-
-
-def _follow(saver, recipe, callbacks):
-    # Each is watched by one that notes if it stops the training.
-    followed = [saver]
-    for callback in (TerminateOnNaN(), *callbacks):
-        followed += [callback, state.NoteStop(saver, callback)]
-    # Averages are swapped in before each validation, so first in the list.
-    return [SwapEMAWeights(), *followed] if recipe.averaging else followed
-
-
-def _fit(net, train, val, plan, recipe, seed, callbacks):
-    progress = next(one for one in callbacks if isinstance(one, state.SaveState)).about
-    past = len(progress["history"])
-    sampling, batch = plan.preprocessor.sampling, plan.batch_size
-    val_steps = min(MAX_VAL_STEPS, math.ceil(len(val) / batch))
-    net.fit(
-        Patches(
-            train,
-            sampling,
-            batch,
-            seed,
-            foreground=recipe.foreground,
-            augment=recipe.augment,
-            start=past * recipe.steps,
-        ),
-        initial_epoch=past,
-        epochs=past if "stopped" in progress else recipe.epochs,
-        steps_per_epoch=recipe.steps,
-        validation_data=Patches(
-            val, sampling, batch, seed, foreground=1.0, augment=False, repeat_after=val_steps
-        ),
-        validation_steps=val_steps,
-        callbacks=callbacks,
-        shuffle=False,
-        verbose=0,
-    )
-
-
-def _describe_end(state, recipe, fold_dir):
-    # What done.json tells of the end of a training: after the last step or before.
-    done, stopped = len(state["history"]), state.get("stopped")
-    steps = stopped["steps"] if stopped else done * recipe.steps
-    if done == recipe.epochs and steps == recipe.epochs * recipe.steps:
-        return {"steps": steps}
-    if done == 0 or (stopped and stopped["by"] == TerminateOnNaN.__name__):
-        remedy = "Lower learning_rate, or set precision='float32'."
-        raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
-    epoch, by = (stopped["epoch"], stopped["by"]) if stopped else (done - 1, "the network")
-    if not stopped and "KERAS_MAX_EPOCHS" in os.environ:
-        by = "KERAS_MAX_EPOCHS"
-    print(f"{fold_dir}: stopped in epoch {epoch + 1} of {recipe.epochs} by {by}.")
-    return {"steps": steps, "stopped": {"epoch": epoch, "by": by}}
-
-
-def _predict_fold(net, cases, preprocessor, fold, mirror_axes):
+def _predict_fold(plan, fold, cases, cached, mirror_axes, digest):
+    preprocessor, net = plan.preprocessor, plan.build()  # on one device
+    state.load_weights(net, fold.weights, digest)  # with what is in the file
     run, rng, sampled = Run(fold.folder.parent), np.random.default_rng(0), []
     most = MAX_SAMPLED // len(cases)
-    for case in cases:
+    for number, case in enumerate(cases):
         truth, _ = nifti.load_mask(case.mask)
         nifti.save_mask(run.mask(case.id), truth, case.mask)
         choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
         labels, chosen, probabilities = predict_and_sample(
-            net, case, preprocessor, choose, mirror_axes=mirror_axes
+            net, cached.prepared(number), preprocessor, choose, mirror_axes=mirror_axes
         )
         nifti.save_mask(run.prediction(case.id), labels, case.files[0])
         near = truth.ravel()[chosen]
@@ -272,6 +181,7 @@ def cross_validate(
     allow_leaks=False,
     backup_dir=None,
     n_jobs=None,
+    cache_dir=None,
     **recipe,
 ):
     """Train and predict every fold; a fold that is finished is left as it is.
@@ -312,6 +222,8 @@ def cross_validate(
         Folds that are trained at once, -1 for as many as there are processor cores. By default 1,
         or what `joblib.parallel_config` says. On one GPU, or on few cores, more than 1 saves
         little time and costs memory.
+    cache_dir : str or Path, optional
+        As for `train_fold`.
     **recipe
         Fields of `Recipe`, such as ``epochs=30``.
 
@@ -336,11 +248,16 @@ def cross_validate(
     cases = sorted(cases, key=lambda case: case.id)
     if not retrain:
         inputs.Trained(run.folder).refuse_stale(cases)
-    table = check_cases(cases, labels=preprocessor and preprocessor.labels)
+    preprocessor = _choose_preprocessor(run, preprocessor)
+    seen = look_through(cases, labels=preprocessor.labels, preprocessor=preprocessor)
+    table = seen.table
     refuse_problems(table)
-    preprocessor = _settle_preprocessor(run, preprocessor, cases)
+    preprocessor = preprocessor.fit(cases, facts=seen.facts)
     plan = make_plan(preprocessor, build_model, model_args, recipe)
-    folds, leaks = _divide(run, cases, table, n_splits, seed, allow_leaks)
+    folds = _divide(run, cases, table, n_splits, seed)
+    leaks = find_leaks(cases, folds, samples=seen.samples)
+    if not allow_leaks:
+        refuse_leaks(leaks)
     _warn_of_lack(cases, preprocessor)
     with only_run(run.folder, backup_dir):
         plan = _record(run, plan, seed, folds, leaks)
@@ -350,26 +267,23 @@ def cross_validate(
             _write_used(run.cases, table, folds)
         if pending:
             require_cache(cases, table, preprocessor)
-            _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir)
+            _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir)
     return folds
 
 
-def _settle_preprocessor(run, preprocessor, cases):
+def _choose_preprocessor(run, preprocessor):
     if preprocessor is None and run.preprocessor.exists():
-        preprocessor = Preprocessor.load(run.preprocessor)
-    return (preprocessor or Preprocessor()).fit(cases)
+        return Preprocessor.load(run.preprocessor)
+    return preprocessor or Preprocessor()
 
 
-def _divide(run, cases, table, n_splits, seed, allow_leaks):
+def _divide(run, cases, table, n_splits, seed):
     inputs.say_if_fitted_on_others(run.fitted_on, cases)
     labels_of = _labels_of(table)
     folds = settle_folds(run.splits, cases, n_splits, seed, labels_of=labels_of)
     check_folds(folds, cases, labels_of)
     inputs.say_unused(folds, cases)
-    leaks = find_leaks(cases, folds)
-    if not allow_leaks:
-        refuse_leaks(leaks)
-    return folds, leaks
+    return folds
 
 
 def _labels_of(table):
@@ -416,13 +330,13 @@ def _write_used(path, table, folds):
     write_table(path, table[used])
 
 
-def _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir):
+def _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir):
     by_id = {case.id: case for case in cases}
     for number in pending:
         state.clear(run, number, folds[number]["val"], backup_dir)
     call, jobs = joblib.delayed(processes.run_apart), []
     try:
-        with tempfile.TemporaryDirectory() as cache:
+        with _open_cache(cache_dir) as cache:
             for number in pending:
                 parts = [[by_id[i] for i in folds[number][part]] for part in ("train", "val")]
                 folder = run.fold(number).folder
@@ -446,7 +360,5 @@ def _run_fold(plan, train_cases, val_cases, fold_dir, seed, cache):
     if Fold(fold_dir).done.exists():  # by a worker that was then lost
         return
     callbacks = [state.StopWithRun(fold_dir.parent)]
-    there = Path(cache).is_dir()  # else it is on another machine
-    folder = contextlib.nullcontext(cache) if there else tempfile.TemporaryDirectory()
-    with folder as cache:
+    with _open_cache(cache if Path(cache).is_dir() else None) as cache:  # or on another machine
         _train_fold(plan, train_cases, val_cases, fold_dir, seed, Path(cache), callbacks)

@@ -59,6 +59,7 @@ class Batch:
     folder: Path
 
     source = _named("source.json")
+    scans = _named("scans.csv")
     predictions = _named("predictions.csv")
     look_at = _named("look_at.csv")
     montage = _named("montage.png")

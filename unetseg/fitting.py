@@ -1,0 +1,152 @@
+"""The network of one fold: built, fitted to patches, and how that ended."""
+
+import math
+import os
+
+import keras
+from keras.callbacks import SwapEMAWeights, TerminateOnNaN
+
+from unetseg import model
+from unetseg.patches import Patches
+from unetseg.run import devices, state
+
+# Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
+MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
+
+
+def count_steps(train, plan):
+    """Count the batches of an epoch: as many as cover the training cases once, from 50 to 250.
+
+    Parameters
+    ----------
+    train : unetseg.patches.CachedCases
+    plan : unetseg.recipe.Plan
+
+    Returns
+    -------
+    int
+    """
+    preprocessor = plan.preprocessor
+    voxels = sum(y.size for _, y, _ in train)
+    cover = voxels / math.prod(preprocessor.patch) / plan.batch_size
+    # A slice is seen as a neighbour too.
+    cover *= max(1, len(preprocessor.planes)) / (2 * preprocessor.neighbours + 1)
+    return min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
+
+
+def build(plan, recipe, seed):
+    """Build and compile the network of a fold, with the weights that the seed gives.
+
+    Parameters
+    ----------
+    plan : unetseg.recipe.Plan
+    recipe : unetseg.recipe.Recipe
+        With its steps.
+    seed : int
+
+    Returns
+    -------
+    keras.Model
+        Its optimizer is built.
+    """
+    keras.utils.set_random_seed(seed)
+    with devices.share_gpus(plan.batch_size):
+        net = plan.build()
+        _compile(net, plan.preprocessor.num_classes, recipe)
+        net.optimizer.build(net.trainable_variables)
+    return net
+
+
+def _compile(net, num_classes, recipe):
+    steps = recipe.steps * recipe.epochs
+    warmup, peak = int(recipe.warmup * steps), recipe.learning_rate
+    rise = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
+    decay = keras.optimizers.schedules.CosineDecay
+    schedule = decay(0.0 if warmup else peak, steps - warmup, **rise)
+    average = {"use_ema": recipe.averaging > 0}
+    average["ema_momentum"] = 1 - 1 / max(2.0, recipe.averaging * steps)
+    optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
+    accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    metrics = [accuracy, model.ForegroundDice(num_classes)]
+    net.compile(optimizer, model.patch_loss, metrics=metrics)
+
+
+def fit(net, train, val, plan, recipe, seed, saver, callbacks=()):
+    """Fit the network of a fold, from where its saved state stands.
+
+    Parameters
+    ----------
+    net : keras.Model
+    train, val : unetseg.patches.CachedCases
+    plan, recipe, seed
+        As for `build`.
+    saver : unetseg.run.state.SaveState
+    callbacks : sequence of keras.callbacks.Callback
+        Of the user.
+    """
+    past = len(saver.about["history"])
+    sampling, batch = plan.preprocessor.sampling, plan.batch_size
+    val_steps = min(MAX_VAL_STEPS, math.ceil(len(val) / batch))
+    net.fit(
+        Patches(
+            train,
+            sampling,
+            batch,
+            seed,
+            foreground=recipe.foreground,
+            augment=recipe.augment,
+            start=past * recipe.steps,
+        ),
+        initial_epoch=past,
+        epochs=past if "stopped" in saver.about else recipe.epochs,
+        steps_per_epoch=recipe.steps,
+        validation_data=Patches(
+            val, sampling, batch, seed, foreground=1.0, augment=False, repeat_after=val_steps
+        ),
+        validation_steps=val_steps,
+        callbacks=_follow(saver, recipe, callbacks),
+        shuffle=False,
+        verbose=0,
+    )
+
+
+def _follow(saver, recipe, callbacks):
+    # Each is watched by one that notes if it stops the training.
+    followed = [saver]
+    for callback in (TerminateOnNaN(), *callbacks):
+        followed += [callback, state.NoteStop(saver, callback)]
+    # Averages are swapped in before each validation, so first in the list.
+    return [SwapEMAWeights(), *followed] if recipe.averaging else followed
+
+
+def describe_end(progress, recipe, fold_dir):
+    """Tell what ``done.json`` holds of the end of a training: after the last step or before.
+
+    Parameters
+    ----------
+    progress : dict
+        As `unetseg.run.state.load_state` returned it, and the training went on with it.
+    recipe : unetseg.recipe.Recipe
+    fold_dir : Path
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        If the loss became NaN or infinite.
+    """
+    done, stopped = len(progress["history"]), progress.get("stopped")
+    steps = stopped["steps"] if stopped else done * recipe.steps
+    if done == recipe.epochs and steps == recipe.epochs * recipe.steps:
+        return {"steps": steps}
+    if done == 0 or (stopped and stopped["by"] == TerminateOnNaN.__name__):
+        remedy = "Lower learning_rate, or set precision='float32'."
+        raise ValueError(f"{fold_dir}: the loss became NaN or infinite. {remedy}")
+    epoch, by = (stopped["epoch"], stopped["by"]) if stopped else (done - 1, "the network")
+    if not stopped and "KERAS_MAX_EPOCHS" in os.environ:
+        by = "KERAS_MAX_EPOCHS"
+    print(f"{fold_dir}: stopped in epoch {epoch + 1} of {recipe.epochs} by {by}.")
+    return {"steps": steps, "stopped": {"epoch": epoch, "by": by}}
