@@ -121,6 +121,26 @@ def view(case, *masks, title=None):
     return View(case.id, title or case.id, image, affine, spacing, tuple(opened))
 
 
+def pick(views, case_id=""):
+    """Pick the view of a case.
+
+    Parameters
+    ----------
+    views : dict of str to View
+        By the id of the case.
+    case_id : str
+        By default, and if it is not among them, the first is taken.
+
+    Returns
+    -------
+    View
+        One without a scan if there are none.
+    """
+    if not views:
+        return View("", "Nothing to show.", None, None, None, (None, None))
+    return views.get(case_id, next(iter(views.values())))
+
+
 def find_cases(folder, *, group_by=None):
     r"""Find the cases of a data set.
 

@@ -147,6 +147,29 @@ class Patches(keras.utils.PyDataset):
         return random_patch(x, y, self.sampling, rng, centres=centres, **settings)
 
 
+def as_rows(batch, preprocessor):
+    """Prepare a batch of patches for `unetseg.plots.show_cases`.
+
+    Parameters
+    ----------
+    batch : pair of ndarray
+        An item of `Patches`.
+    preprocessor : Preprocessor
+
+    Returns
+    -------
+    list of (title, image, masks)
+        Of several channels the first, of neighbouring slices the middle one; masks hold the
+        user's own label values.
+    """
+    values = np.array([0, *preprocessor.labels])
+    rows = []
+    for number, (x, y) in enumerate(zip(*batch, strict=True)):
+        image = x[..., preprocessor.neighbours].reshape(preprocessor.patch)
+        rows.append((f"patch {number}", image, [values[y].reshape(preprocessor.patch)]))
+    return rows
+
+
 def cache_bytes(table, spacing_mm, patch, channels):
     """Foretell what preprocessed cases take on the disk.
 

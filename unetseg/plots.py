@@ -16,6 +16,7 @@ GREY = plt.get_cmap("gray", 64)  # levels: more are not seen, and double the fil
 VIEWED = 3_000_000  # voxels that the viewer takes in a few seconds
 DRAWN = 1000  # pixels along a side of a picture; a panel of a figure has fewer
 STYLES = ("solid", "dashed")
+NOTHING = "Nothing to show."
 DIFFERENCES = {"missed": "#0000FF", "added": "#FFFF00", "other label": "#FF00FF"}  # no label's
 
 
@@ -60,7 +61,10 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False, 
     Returns
     -------
     matplotlib.figure.Figure
+        Or words if there is no row.
     """
+    if not rows:
+        return NOTHING
     pairs = all(len(masks) == 2 for *_, masks in rows)
     require(
         "differences", differences, pairs or not differences, "False, but for rows of two masks"
@@ -160,7 +164,7 @@ def view_case(image, affine, mask_true, mask_pred, labels):
     Parameters
     ----------
     image : (x, y, z) or (x, y, z, channel) ndarray
-        In RAS+; of several channels the first is shown.
+        In RAS+; of several channels the first is shown. None for no scan.
     affine : (4, 4) ndarray
         From indices to mm.
     mask_true, mask_pred : (x, y, z) ndarray of integers
@@ -175,8 +179,10 @@ def view_case(image, affine, mask_true, mask_pred, labels):
         Shows itself in a notebook; ``save_as_html(path)`` writes one self-contained file. Of
         scans of more than three million voxels (in cubes of their shortest side) blocks are shown
         as one voxel, as the title says: by their mean, and by the label or difference in them
-        that is rarest in the scan, so that none vanishes.
+        that is rarest in the scan, so that none vanishes. Words if there is no scan.
     """
+    if image is None:
+        return NOTHING
     from nilearn import plotting  # here, as it takes seconds
     from nilearn.image import resample_img
 

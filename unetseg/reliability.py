@@ -9,6 +9,7 @@ from scipy import ndimage, optimize, stats
 from unetseg.digits import read_numbers, short
 from unetseg.metrics import dice
 from unetseg.reading import intensities
+from unetseg.run.layout import Run
 
 NEAR = 3  # voxels around the structures in which calibration is looked at
 AGREEMENT = 0.8  # Dice between the folds that is usual where no score is known
@@ -358,6 +359,27 @@ def pool_calibration(tables):
     sums = numbers.assign(n=tables["n"]).groupby(tables["bin"]).sum()
     means = sums[["confidence", "accuracy"]].div(sums["n"], axis=0)
     return means.assign(n=sums["n"]).reset_index()[["bin", "n", "confidence", "accuracy"]]
+
+
+def read_calibration(results_dir):
+    """Read how honest the probabilities of an experiment were in cross-validation.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        A table as of `calibration_table`, over all finished folds, of the probabilities ``as
+        trained`` and ``calibrated``; empty if it was not counted.
+    """
+    files = [fold.calibration for fold in Run(results_dir).list_finished()]
+    parts = [pd.read_csv(path) for path in files if path.exists()]
+    if not parts:
+        return {}
+    stages = pd.concat(parts).groupby("stage", sort=False)
+    return {stage: pool_calibration(part) for stage, part in stages}
 
 
 def expected_calibration_error(table):

@@ -336,6 +336,26 @@ def load_summary(results_dir):
     return summary
 
 
+def show_summary(summary, metrics=("dice", "hd95_mm")):
+    """Take from a summary what tells how good models are.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        As `load_summary` returns it.
+    metrics : sequence of str
+
+    Returns
+    -------
+    pandas.DataFrame or str
+        Words if nothing was scored.
+    """
+    if summary.empty:
+        return "Not scored yet: run notebook 3."
+    columns = ["name", "metric", "n", "mean", "sd", "median", "nan", "inf"]
+    return summary.loc[summary["metric"].isin(metrics), columns].reset_index(drop=True)
+
+
 def find_stale(results_dir):
     """Name the cases whose scores are not of the predictions that the finished folds made.
 
@@ -372,3 +392,67 @@ def rank_cases(scores):
         without any label come last, with NaN.
     """
     return scores.groupby("case")["dice"].mean().sort_values(ascending=False, kind="stable")
+
+
+def choose_examples(scores, also=""):
+    """Choose the cases to look at first.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As `score_predictions` returns it.
+    also : str
+        Id of one more case, such as the setting ``LOOK_AT``; empty for none.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row each: ``which`` ("worst", "median", "best", "also"), ``case`` and ``mean_dice``. Of
+        less than three cases some stand for more than one.
+    """
+    ranked = rank_cases(scores)
+    known = ranked.dropna().index
+    rows = []
+    if len(known):
+        rows = [("worst", known[-1]), ("median", known[len(known) // 2]), ("best", known[0])]
+    if also and also not in [case for _, case in rows]:
+        rows.append(("also", also))
+    table = pd.DataFrame(rows, columns=["which", "case"])
+    return table.assign(mean_dice=table["case"].map(ranked))
+
+
+def describe_failures(scores):
+    """Say of how many cases a label was missed altogether, and of which.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As `score_predictions` returns it.
+
+    Returns
+    -------
+    str
+        Such as ``"1 failure: case_01 (liver)."``: those whose Dice is 0.
+    """
+    failed = scores[scores["dice"] == 0]
+    names = [f"{row.case} ({row.name})" for row in failed.itertuples(index=False)]
+    count = "1 failure" if len(names) == 1 else f"{len(names)} failures"
+    return f"{count}: {', '.join(names)}." if names else f"{count}."
+
+
+def compare_with(other, scores):
+    """Compare with another experiment, if there is one.
+
+    Parameters
+    ----------
+    other : pandas.DataFrame or None
+        Scores of the other.
+    scores : pandas.DataFrame
+        As `score_predictions` returns it.
+
+    Returns
+    -------
+    pandas.DataFrame or str
+        As `compare` returns it, or words.
+    """
+    return "Nothing to compare with." if other is None else compare(other, scores)

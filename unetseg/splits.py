@@ -214,6 +214,28 @@ def count_labels(folds, labels_of):
     return pd.DataFrame(rows, columns=columns)
 
 
+def count_cases(folds, cases):
+    """Count the cases and the patients of every fold.
+
+    Parameters
+    ----------
+    folds : list of dict
+        As `make_folds` returns it.
+    cases : sequence of Case
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per fold: ``train cases``, ``validation cases`` and ``validation patients``.
+    """
+    patient = _patients(cases)
+    rows = []
+    for parts in folds:
+        validated = {patient[case_id] for case_id in parts["val"]}
+        rows.append((len(parts["train"]), len(parts["val"]), len(validated)))
+    return pd.DataFrame(rows, columns=["train cases", "validation cases", "validation patients"])
+
+
 def describe_rare_labels(folds, labels_of):
     """Say which labels are not in the validation part of every fold.
 
@@ -440,6 +462,21 @@ def _find_same_scans(samples):
                 detail = f"correlation {correlation[a, b]:.4f}"
                 pairs.append(("near-duplicate scan", ids[a], ids[b], detail))
     return pairs
+
+
+def describe_leaks(leaks):
+    """Say what a table of leaks means for the scores.
+
+    Parameters
+    ----------
+    leaks : pandas.DataFrame
+        As `find_leaks` returns it.
+
+    Returns
+    -------
+    str
+    """
+    return f"{len(leaks)} LEAKS: these scores are too good." if len(leaks) else "No leak found."
 
 
 def refuse_leaks(leaks):

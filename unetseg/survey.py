@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from unetseg.cases import check_cases
+from unetseg.metrics import dice
 from unetseg.splits import sample_scan
 
 
@@ -46,3 +47,34 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None):
 
     table = check_cases(cases, labels=labels, channels=channels, visit=visit)
     return Survey(table, samples, None if preprocessor is None else facts)
+
+
+def try_out(preprocessor, cases, masks):
+    """Show what a network will see of some cases, and what the way there and back costs.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    cases : sequence of Case
+    masks : sequence of (x, y, z) ndarray of integers
+        Of each case, in RAS+.
+
+    Returns
+    -------
+    seen : pandas.DataFrame
+        A row per case: the shape, and mean, SD, lowest and highest intensity.
+    back : pandas.DataFrame
+        A row per case, a column per label: Dice of the mask with itself after the way to the
+        network's grid and back.
+    """
+    seen, back = {}, {}
+    for case, mask in zip(cases, masks, strict=True):
+        x, y = preprocessor.transform(case)
+        restored = preprocessor.restore_labels(y, case)
+        seen[case.id] = (x.shape, x.mean(), x.std(), x.min(), x.max())
+        back[case.id] = [dice(mask == k, restored == k) for k in preprocessor.labels]
+    columns = ["shape", "mean", "SD", "lowest", "highest"]
+    labels = preprocessor.labels.values()
+    tables = (seen, columns), (back, labels)
+    return tuple(pd.DataFrame.from_dict(v, orient="index", columns=list(c)) for v, c in tables)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pandas as pd
 from unetseg import cases, scores, settings
 from unetseg._base import require
 from unetseg._base import sha256 as sha256  # for those who look for it here
-from unetseg.run import batches, drive, inputs
+from unetseg.run import batches, drive, inputs, machine
 from unetseg.run.drive import base_dir, in_colab, project_dir
 from unetseg.run.layout import Batch, Run, read_json
 
@@ -94,32 +95,38 @@ class Workspace:
         return found
 
     def find_scans(self, channels=1):
-        """Find new scans, and choose the folder of the results for their predictions.
-
-        Parameters
-        ----------
-        channels : int, default 1
-            As for `unetseg.cases.find_scans`.
-
-        Returns
-        -------
-        scans : list of Case
-        batch : unetseg.run.layout.Batch
-            As `unetseg.run.batches.choose_folder` chooses it.
-        """
-        folder = self.data
+        """Find new scans: as `unetseg.cases.find_scans`, in the folder that is not of training."""
         if self.simulated:
             from unetseg.sample import make_sample  # here, as it takes seconds
 
-            # Three brains of other people than those that were trained on.
-            folder = make_sample(self.data.with_name("sample_new"), n_cases=3, seed=1)
-        scans = cases.find_scans(folder, channels)
-        return scans, Batch(batches.choose_folder(self.results, folder, scans))
+            print("These brains are simulated.")
+            make_sample(self._new_scans, n_cases=3, seed=1)  # of other people than in training
+        return cases.find_scans(self._new_scans, channels)
+
+    def choose_batch(self, scans):
+        """Choose where the predictions of the new scans go.
+
+        Parameters
+        ----------
+        scans : sequence of Case
+            As `find_scans` returns them.
+
+        Returns
+        -------
+        unetseg.run.layout.Batch
+            As `unetseg.run.batches.choose_folder` chooses it.
+        """
+        return Batch(batches.choose_folder(self.results, self._new_scans, scans))
+
+    @property
+    def _new_scans(self):
+        return self.data.with_name("sample_new") if self.simulated else self.data
 
     def _make_sample(self):
         if self.simulated:
             from unetseg.sample import make_sample  # here, as it takes seconds
 
+            print("These brains are simulated.")
             make_sample(self.data)
 
     def save_preprocessor(self, preprocessor, found):
@@ -157,6 +164,27 @@ class Workspace:
     def read_folds(self):
         """Read the folds that are written down, as in ``splits.json``; None if none are."""
         return read_json(self.run.splits) if self.run.splits.exists() else None
+
+    def read_experiment(self):
+        """Read what is written down of the training, as in ``experiment.json``."""
+        return read_json(self.run.experiment)
+
+    def describe_training(self):
+        """Tell how the models were trained, and on what machine.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per setting that is known.
+        """
+        experiment = self.read_experiment()
+        facts = {"folds": len(read_json(self.run.splits)), **experiment["settings"]["recipe"]}
+        facts.update(experiment["hardware"])
+        facts.update(experiment["versions"])
+        for name in ("minutes", "batch_size", "precision"):
+            facts[name] = experiment.get(name)
+        texts = {name: str(value) for name, value in facts.items() if value is not None}
+        return pd.Series(texts, name=self.results.name).to_frame()
 
     def read_histories(self):
         """Read the history of every finished fold: tables by the names of the folds."""
@@ -239,6 +267,17 @@ class Workspace:
         by_id = {scan.id: scan for scan in scans}
         return {i: cases.view(by_id[i], batch.label(i)) for i in chosen}
 
+    def update_table(self, path, table):
+        """Write a table of scans; what the file says of others stays.
+
+        Parameters
+        ----------
+        path : Path
+        table : pandas.DataFrame
+            As of `unetseg.run.batches.update_table`.
+        """
+        batches.update_table(path, table)
+
     def figure(self, figure, name):
         """Save a figure, and hand it on to be shown.
 
@@ -291,7 +330,7 @@ def _open_session():
 def install_missing():
     """Install what the project needs and the runtime lacks; touch no package that is there.
 
-    Does nothing outside Colab.
+    Installs nothing outside Colab.
 
     Returns
     -------
@@ -303,6 +342,7 @@ def install_missing():
     subprocess.CalledProcessError
         If pip fails.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no log of TensorFlow's in a notebook
     if not in_colab():
         return []
     text = (project_dir() / "requirements.txt").read_text(encoding="utf-8")
@@ -315,6 +355,17 @@ def install_missing():
             pins.write_bytes(subprocess.check_output([*pip, "list", "--format=freeze"]))
             subprocess.check_call([*pip, "install", "-q", "-c", str(pins), *missing])
     return missing
+
+
+def list_versions():
+    """List the versions of Python and of the packages that matter, as a pandas.DataFrame."""
+    return pd.Series(machine.describe_machine()["versions"], name="version").to_frame()
+
+
+def name_hardware():
+    """Name what is computed on: the GPU, or else the processor."""
+    hardware = machine.describe_hardware()
+    return hardware["gpu"] or hardware["processor"]
 
 
 def prepare(data, experiment, results="results", *, need_data=True):
