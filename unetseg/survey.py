@@ -49,7 +49,7 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None):
     return Survey(table, samples, None if preprocessor is None else facts)
 
 
-def try_out(preprocessor, cases, masks):
+def try_out(preprocessor, cases, views):
     """Show what a network will see of some cases, and what the way there and back costs.
 
     Parameters
@@ -57,8 +57,8 @@ def try_out(preprocessor, cases, masks):
     preprocessor : Preprocessor
         Fitted.
     cases : sequence of Case
-    masks : sequence of (x, y, z) ndarray of integers
-        Of each case, in RAS+.
+    views : sequence of unetseg.cases.View
+        Of each case, with its mask.
 
     Returns
     -------
@@ -69,11 +69,11 @@ def try_out(preprocessor, cases, masks):
         network's grid and back.
     """
     seen, back = {}, {}
-    for case, mask in zip(cases, masks, strict=True):
+    for case, view in zip(cases, views, strict=True):
         x, y = preprocessor.transform(case)
         restored = preprocessor.restore_labels(y, case)
         seen[case.id] = (x.shape, x.mean(), x.std(), x.min(), x.max())
-        back[case.id] = [dice(mask == k, restored == k) for k in preprocessor.labels]
+        back[case.id] = [dice(view.masks[0] == k, restored == k) for k in preprocessor.labels]
     columns = ["shape", "mean", "SD", "lowest", "highest"]
     labels = preprocessor.labels.values()
     tables = (seen, columns), (back, labels)
