@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from unetseg import nifti
+from unetseg._base import write_json
 from unetseg.cases import Case
 from unetseg.run.fingerprints import fingerprint, sha256
+from unetseg.run.layout import read_json
 from unetseg.scores import (
     METRICS,
     compare,
@@ -19,8 +21,6 @@ from unetseg.scores import (
     score_predictions,
     summarise,
 )
-from unetseg._base import write_json
-from unetseg.run.layout import read_json
 
 LABELS = {1: "front", 4: "back"}
 SHAPE = (6, 5, 4)

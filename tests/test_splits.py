@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import KFold
 
+from unetseg._base import write_json
 from unetseg.cases import Case
 from unetseg.splits import (
     check_folds,
@@ -17,7 +18,6 @@ from unetseg.splits import (
     refuse_leaks,
     settle_folds,
 )
-from unetseg._base import write_json
 
 
 def plain_cases(ids, group_of=lambda case_id: None):
