@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 
 import pandas as pd
 import pytest
@@ -15,13 +14,13 @@ def test_an_argument_that_fits_is_no_error():
 
 
 def test_an_argument_that_does_not_fit_is_named_with_what_is_allowed_and_received():
-    with pytest.raises(ValueError, match="^depth must be at least 1. Received: depth=0$"):
+    with pytest.raises(ValueError, match=r"^depth must be at least 1\. Received: depth=0$"):
         _base.require("depth", 0, False, "at least 1")
 
 
 def test_all_that_is_wrong_is_counted_and_named_in_one_error():
     _base.refuse_any([], "DATA:", "masks are empty", "Draw them.")
-    with pytest.raises(KeyError, match="DATA: 2 masks are empty: a, b. Draw them."):
+    with pytest.raises(KeyError, match=r"DATA: 2 masks are empty: a, b\. Draw them\."):
         _base.refuse_any(["a", "b"], "DATA:", "masks are empty", "Draw them.", KeyError)
 
 
@@ -52,13 +51,6 @@ def test_what_reads_back_differently_does_not_replace_what_was_there(tmp_path, m
     with pytest.raises(OSError, match="reads back differently"):
         _base.write_file(path, b"after")
     assert path.read_bytes() == b"before"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_to_is_said_by_the_system(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError):
-        _base.write_file(tmp_path / "a", b"")
 
 
 @pytest.mark.parametrize(
