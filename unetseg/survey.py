@@ -31,18 +31,19 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None):
     labels, channels
         As for `unetseg.cases.check_cases`.
     preprocessor : Preprocessor, optional
-        That is to be fitted on these cases.
+        That is to be fitted on these cases; nothing is noted for one that is complete.
 
     Returns
     -------
     Survey
     """
     samples, facts = {}, []
+    to_fit = preprocessor is not None and not preprocessor.is_complete
 
     def visit(case, image, affine, mask):
         samples[case.id] = sample_scan(image, affine)
-        if preprocessor is not None:
+        if to_fit:
             facts.append(preprocessor.describe(image, affine, mask))
 
     table = check_cases(cases, labels=labels, channels=channels, visit=visit)
-    return Survey(table, samples, None if preprocessor is None else facts)
+    return Survey(table, samples, facts if to_fit else None)
