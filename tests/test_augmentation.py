@@ -1,18 +1,14 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from unetseg import augmentation
 from unetseg.augmentation import (
-    CachedCases,
-    Patches,
+    Sampling,
     add_neighbours,
     change_intensity,
     random_patch,
     random_turn,
 )
-from unetseg.preprocessing import Preprocessor
 
 SHAPE = (10, 18, 9)
 
@@ -38,6 +34,12 @@ def numbered():
     return place[..., None].astype(np.float32), (place % 251).astype(np.uint8)
 
 
+def cut(x, y, patch, rng, *, centres=None, foreground=0.0, augment=True, **settings):
+    """Cut one patch of a shape; settings as of `Sampling`."""
+    chance = {"centres": centres, "foreground": foreground, "augment": augment}
+    return random_patch(x, y, Sampling(patch, **settings), rng, **chance)
+
+
 @pytest.fixture
 def always(monkeypatch):
     """Every random change takes place."""
@@ -53,14 +55,14 @@ def geometry_only(always, monkeypatch):
 @pytest.mark.parametrize("patch", [(8, 16, 8), (8, 16, 1), (1, 18, 8), (8, 1, 9), SHAPE])
 @pytest.mark.parametrize("augment", [True, False])
 def test_a_patch_has_the_shape_asked_for_and_keeps_the_types(always, patch, augment):
-    x, y = random_patch(*volume(), patch, rng(), foreground=0.5, augment=augment)
+    x, y = cut(*volume(), patch, rng(), foreground=0.5, augment=augment)
     assert (x.shape, x.dtype) == ((*patch, 2), np.float32)
     assert (y.shape, y.dtype) == (patch, np.uint8)
 
 
 def test_a_patch_that_is_not_augmented_is_cut_from_the_volume():
     whole, labels = numbered()
-    x, y = random_patch(whole, labels, (4, 6, 1), rng(3), augment=False)
+    x, y = cut(whole, labels, (4, 6, 1), rng(3), augment=False)
     corner = np.array(np.unravel_index(int(x[0, 0, 0, 0]), SHAPE))
     numbers = [np.arange(c, c + n) for c, n in zip(corner, (4, 6, 1), strict=True)]
     np.testing.assert_array_equal(x, whole[np.ix_(*numbers)])
@@ -69,7 +71,7 @@ def test_a_patch_that_is_not_augmented_is_cut_from_the_volume():
 
 def test_the_same_generator_gives_the_same_patch_and_another_one_another(always):
     first, again, other = (
-        random_patch(*volume(), (8, 8, 8), rng(seed), foreground=0.5) for seed in (1, 1, 2)
+        cut(*volume(), (8, 8, 8), rng(seed), foreground=0.5) for seed in (1, 1, 2)
     )
     for a, b, c in zip(first, again, other, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -78,15 +80,15 @@ def test_the_same_generator_gives_the_same_patch_and_another_one_another(always)
 
 def test_no_global_random_state_is_read_or_changed(always):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    first = random_patch(*volume(), (8, 8, 8), rng(1))[0]
+    first = cut(*volume(), (8, 8, 8), rng(1))[0]
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
     np.random.random()  # noqa: NPY002
-    np.testing.assert_array_equal(random_patch(*volume(), (8, 8, 8), rng(1))[0], first)
+    np.testing.assert_array_equal(cut(*volume(), (8, 8, 8), rng(1))[0], first)
 
 
 def test_the_volume_itself_is_left_as_it_was(always):
     x, y = volume()
-    random_patch(x, y, SHAPE, rng())
+    cut(x, y, SHAPE, rng())
     change_intensity(x, rng(), 1.0)
     for now, before in zip((x, y), volume(), strict=True):
         np.testing.assert_array_equal(now, before)
@@ -98,7 +100,7 @@ def test_with_foreground_1_every_patch_holds_the_foreground(voxel, patch):
     x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
     y[voxel] = 2
     held = [
-        [random_patch(x, y, patch, rng(k), foreground=f, augment=False)[1].any() for k in range(30)]
+        [cut(x, y, patch, rng(k), foreground=f, augment=False)[1].any() for k in range(30)]
         for f in (1.0, 0.0)
     ]
     assert all(held[0])
@@ -108,22 +110,22 @@ def test_with_foreground_1_every_patch_holds_the_foreground(voxel, patch):
 def test_a_foreground_voxel_away_from_the_border_lies_at_the_centre():
     x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
     y[4, 9, 5] = 1
-    patch = random_patch(x, y, (5, 7, 3), rng(), foreground=1.0, augment=False)[1]
+    patch = cut(x, y, (5, 7, 3), rng(), foreground=1.0, augment=False)[1]
     assert np.argwhere(patch).tolist() == [[2, 3, 1]]
 
 
 @pytest.mark.parametrize("centres", [None, np.empty((0, 3), int)])
 def test_a_volume_without_foreground_still_gives_patches(centres):
     x, y = volume()
-    patch = random_patch(x, 0 * y, (4, 6, 4), rng(), centres=centres, foreground=1.0)
+    patch = cut(x, 0 * y, (4, 6, 4), rng(), centres=centres, foreground=1.0)
     assert patch[0].shape == (4, 6, 4, 2)
 
 
 def test_patches_are_centred_on_the_centres_that_are_given_and_on_each_of_them():
     x, y = numbered()
     centres = np.array([[4, 9, 5], [6, 4, 1], [7, 13, 7]])
-    cut = {"centres": centres, "foreground": 1.0, "augment": False}
-    middles = [int(random_patch(x, y, (5, 7, 3), rng(k), **cut)[0][2, 3, 1, 0]) for k in range(40)]
+    chance = {"centres": centres, "foreground": 1.0, "augment": False}
+    middles = [int(cut(x, y, (5, 7, 3), rng(k), **chance)[0][2, 3, 1, 0]) for k in range(40)]
     # 18 x 9 and 9 voxels to the next one along x and y
     assert set(middles) == {4 * 162 + 9 * 9 + 5, 6 * 162 + 4 * 9 + 1, 7 * 162 + 13 * 9 + 7}
 
@@ -134,7 +136,7 @@ def test_foreground_is_the_share_of_patches_that_are_centred_on_it(share):
     y[4, 9, 5] = 1
     generator = rng(1)
     centred = sum(
-        int(random_patch(x, y, (5, 7, 3), generator, foreground=share, augment=False)[1][2, 3, 1])
+        int(cut(x, y, (5, 7, 3), generator, foreground=share, augment=False)[1][2, 3, 1])
         for _ in range(600)
     )
     # by chance alone one of the 6 x 12 x 7 places; four standard deviations are at most 49
@@ -147,7 +149,7 @@ def test_a_turned_patch_is_still_centred_on_the_foreground(geometry_only, flat_a
     y[4, 9, 5] = 3
     options = {"foreground": 1.0, "spacing_mm": (1, 2, 3), "flat_axis": flat_axis}
     for seed in range(20):
-        patch = random_patch(x, y, (5, 7, 3), rng(seed), mirror_axes=(0, 1, 2), **options)[1]
+        patch = cut(x, y, (5, 7, 3), rng(seed), mirror_axes=(0, 1, 2), **options)[1]
         assert patch[2, 3, 1] == 3
 
 
@@ -157,7 +159,7 @@ def test_every_other_patch_is_mirrored_along_each_axis_the_mask_with_the_image(m
     x, y = numbered()
     seen = []
     for seed in range(200):
-        found_x, found_y = random_patch(x, y, SHAPE, rng(seed), mirror_axes=axes)
+        found_x, found_y = cut(x, y, SHAPE, rng(seed), mirror_axes=axes)
         np.testing.assert_array_equal(found_y, found_x[..., 0] % 251)
         corner = np.unravel_index(int(found_x[0, 0, 0, 0]), SHAPE)
         flipped = tuple(axis for axis in range(3) if corner[axis])
@@ -172,9 +174,9 @@ def test_every_other_patch_is_mirrored_along_each_axis_the_mask_with_the_image(m
 def test_a_patch_that_is_not_augmented_is_not_mirrored():
     x, y = numbered()
     for seed in range(10):
-        cut = random_patch(x, y, SHAPE, rng(seed), mirror_axes=(0, 1, 2), augment=False)
-        np.testing.assert_array_equal(cut[0], x)
-        np.testing.assert_array_equal(cut[1], y)
+        patch = cut(x, y, SHAPE, rng(seed), mirror_axes=(0, 1, 2), augment=False)
+        np.testing.assert_array_equal(patch[0], x)
+        np.testing.assert_array_equal(patch[1], y)
 
 
 @pytest.mark.parametrize("mirror_axes", [(), (0, 1, 2)])
@@ -188,11 +190,11 @@ def test_image_and_mask_are_turned_together(geometry_only, patch, mirror_axes):
     moved = 0
     for seed in range(10):
         options = {"foreground": 1.0, "mirror_axes": mirror_axes}
-        turned_x, turned_y = random_patch(x, y, patch, rng(seed), **options)
+        turned_x, turned_y = cut(x, y, patch, rng(seed), **options)
         assert set(np.unique(turned_y)) <= {0, 1, 2}
         in_x, in_y = turned_x[..., 0] > 50, turned_y > 0
         assert 2 * (in_x & in_y).sum() / (in_x.sum() + in_y.sum()) >= 0.95
-        still = random_patch(x, y, patch, rng(seed), foreground=1.0, augment=False)[1]
+        still = cut(x, y, patch, rng(seed), foreground=1.0, augment=False)[1]
         moved += not np.array_equal(turned_y, still)
     assert moved >= 9
 
@@ -201,7 +203,7 @@ def test_a_turn_by_90_degrees_is_the_one_of_rot90_about_the_centre(geometry_only
     quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])
     monkeypatch.setattr(augmentation, "random_turn", lambda rng, spacing_mm, across: quarter)
     x, y = rng().normal(size=(7, 7, 5, 1)).astype(np.float32), rng().integers(0, 9, (7, 7, 5))
-    turned_x, turned_y = random_patch(x, y.astype(np.uint8), (7, 7, 5), rng())
+    turned_x, turned_y = cut(x, y.astype(np.uint8), (7, 7, 5), rng())
     # patch offset (i, j) shows image offset (-j, i): clockwise in numpy's terms
     np.testing.assert_array_equal(turned_y, np.rot90(y, -1))
     np.testing.assert_allclose(turned_x, np.rot90(x, -1), atol=1e-5)
@@ -233,7 +235,7 @@ def test_a_turned_slice_shows_its_own_plane_only(geometry_only, across):
     plane = np.indices(SHAPE)[across]  # every voxel holds the number of its slice
     patch = tuple(1 if axis == across else 6 for axis in range(3))
     y = (plane + 1).astype(np.uint8)
-    x, turned = random_patch(plane[..., None].astype(np.float32), y, patch, rng(2), foreground=1)
+    x, turned = cut(plane[..., None].astype(np.float32), y, patch, rng(2), foreground=1)
     (number,) = np.unique(turned[turned > 0])
     np.testing.assert_allclose(x[..., 0][turned > 0].max(), number - 1, atol=1e-4)
 
@@ -245,7 +247,7 @@ def test_planes_across_the_flat_axis_keep_to_themselves(geometry_only, axis):
     patch = tuple(SHAPE[axis] if k == axis else 6 for k in range(3))
     for seed in range(20):
         options = {"flat_axis": axis, "spacing_mm": (1, 2, 3)}
-        found_x, found_y = random_patch(x, y, patch, rng(seed), **options)
+        found_x, found_y = cut(x, y, patch, rng(seed), **options)
         numbers = [set(np.unique(one)) - {0} for one in np.moveaxis(found_y, axis, 0)]
         assert numbers[1:-1] == [{k + 1} for k in range(1, SHAPE[axis] - 1)]
         inside = found_y > 0
@@ -256,14 +258,14 @@ def test_no_plane_across_the_flat_axis_is_lost(geometry_only):
     x, y = np.ones((*SHAPE, 1), np.float32), np.ones(SHAPE, np.uint8)
     for axis, seed in np.ndindex(3, 20):
         patch = tuple(SHAPE[axis] if k == axis else 6 for k in range(3))
-        turned = random_patch(x, y, patch, rng(seed), flat_axis=axis)[1]
+        turned = cut(x, y, patch, rng(seed), flat_axis=axis)[1]
         assert all(one.any() for one in np.moveaxis(turned, axis, 0))
 
 
 def test_without_a_flat_axis_planes_are_tilted(geometry_only):
     plane = np.indices(SHAPE)[2]
     x, y = plane[..., None].astype(np.float32), (plane + 1).astype(np.uint8)
-    patches = [random_patch(x, y, (6, 6, 5), rng(seed))[1] for seed in range(10)]
+    patches = [cut(x, y, (6, 6, 5), rng(seed))[1] for seed in range(10)]
     planes = [np.moveaxis(turned, 2, 0) for turned in patches]
     assert any(len(np.unique(one[one > 0])) > 1 for turned in planes for one in turned)
 
@@ -289,10 +291,10 @@ def test_a_patch_of_a_slice_holds_its_neighbours_moved_like_itself(axis, augment
     whole = add_neighbours(x, axis, 1)
     for seed in range(10):
         chance = {"augment": augment, "foreground": 0.5}
-        found_x, found_y = random_patch(x, y, tuple(patch), rng(seed), neighbours=1, **chance)
+        found_x, found_y = cut(x, y, tuple(patch), rng(seed), neighbours=1, **chance)
         assert found_x.shape == (*patch, whole.shape[-1])
         # the same cut from the volume that holds the neighbours everywhere
-        cut_x, cut_y = random_patch(whole, y, tuple(patch), rng(seed), **chance)
+        cut_x, cut_y = cut(whole, y, tuple(patch), rng(seed), **chance)
         np.testing.assert_allclose(found_x, cut_x, atol=1e-5)
         np.testing.assert_array_equal(found_y, cut_y)
 
@@ -303,7 +305,7 @@ def test_with_two_planes_every_other_patch_is_cut_after_their_axes_were_swapped(
     for seed in range(20):
         chance = {"planes": (2, 0), "augment": False, "foreground": 1.0}
         centres = np.array([[1, 2, 3]])
-        x, y = random_patch(whole, labels, (4, 6, 1), rng(seed), centres=centres, **chance)
+        x, y = cut(whole, labels, (4, 6, 1), rng(seed), centres=centres, **chance)
         np.testing.assert_array_equal(y, x[..., 0] % 251)
         slices = [array[:4, :6, [n]] for array, n in zip(both, (3, 1), strict=True)]
         # the centre is voxel (1, 2, 3), swapped (3, 2, 1): patches start at 0, 0 and 1, 0
@@ -327,87 +329,6 @@ def test_without_a_draw_intensities_stay_as_they_are(monkeypatch):
     np.testing.assert_array_equal(change_intensity(volume()[0], rng(), 0.0), volume()[0])
 
 
-def pairs(n=5, channels=2):
-    # case k is filled with k
-    return [
-        (np.full((*SHAPE, channels), k, np.float32), np.full(SHAPE, k, np.uint8)) for k in range(n)
-    ]
-
-
-def test_a_batch_is_a_pure_function_of_seed_and_index():
-    data = [volume(seed) for seed in range(3)]
-    used, fresh, other = (Patches(data, (8, 8, 8), 2, seed) for seed in (7, 7, 8))
-    for index in (0, 3, 1):
-        used[index]
-    for a, b in zip(used[5], fresh[5], strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(used[5][0], used[6][0])
-    assert not np.array_equal(used[5][0], other[5][0])
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 7])
-def test_every_case_comes_once_before_any_comes_again(batch_size):
-    patches = Patches(pairs(5), (4, 4, 4), batch_size, 3, augment=False)
-    batches = [patches[index] for index in range(-(-15 // batch_size))]
-    for part, last in ((0, (..., 0)), (1, (..., 0))):
-        order = np.concatenate([batch[part][last][:, 0, 0, 0] for batch in batches])[:15]
-        assert [sorted(one_round) for one_round in order.reshape(3, 5)] == [[0, 1, 2, 3, 4]] * 3
-        assert len({tuple(one_round) for one_round in order.reshape(3, 5)}) > 1
-
-
-def test_after_repeat_after_batches_the_same_ones_come_again():
-    patches = Patches([volume(k) for k in range(3)], (8, 8, 8), 2, 0, repeat_after=2)
-    np.testing.assert_array_equal(patches[2][0], patches[0][0])
-    np.testing.assert_array_equal(patches[5][1], patches[1][1])
-    assert not np.array_equal(patches[1][0], patches[0][0])
-
-
-@pytest.mark.parametrize(
-    ("patch", "flat"),
-    [((8, 16, 8), (8, 16, 8)), ((8, 16, 1), (8, 16)), ((1, 16, 8), (16, 8)), ((8, 1, 8), (8, 8))],
-)
-@pytest.mark.parametrize("channels", [1, 2])
-def test_batches_are_3d_or_for_slices_2d(patch, flat, channels):
-    x, y = Patches(pairs(3, channels), patch, 2, 0, foreground=0.5)[0]
-    assert (x.shape, x.dtype) == ((2, *flat, channels), np.float32)
-    assert (y.shape, y.dtype) == ((2, *flat, 1), np.uint8)
-
-
-def test_foreground_and_augment_reach_the_patches(geometry_only):
-    y = np.zeros(SHAPE, np.uint8)
-    y[9, 17, 8] = 1
-    data = [(y[..., None].astype(np.float32), y)]
-    chosen = Patches(data, (4, 4, 4), 1, 0, foreground=1.0, augment=False)
-    assert all(chosen[index][1].sum() == 1 for index in range(5))
-    still, turned = (Patches([volume()], SHAPE, 1, 0, augment=augment) for augment in (False, True))
-    np.testing.assert_array_equal(still[0][0][0], volume()[0])
-    assert not np.array_equal(turned[0][0][0], volume()[0])
-
-
-def test_the_centres_of_a_case_reach_its_patches():
-    x, y = numbered()
-    known, unknown = [(x, 0 * y, np.array([[4, 9, 5]]))], [(x, 0 * y)]
-    share = {"foreground": 1.0, "augment": False}
-    middles = [
-        {int(Patches(cases, (5, 7, 3), 2, 0, **share)[k][0][0, 2, 3, 1, 0]) for k in range(10)}
-        for cases in (known, unknown)
-    ]
-    assert middles[0] == {4 * 162 + 9 * 9 + 5}
-    assert len(middles[1]) > 5
-
-
-def test_flat_axis_and_mirror_axes_reach_the_patches(geometry_only):
-    plane = np.indices(SHAPE)[2].astype(np.uint8)
-    cases = [(plane[..., None].astype(np.float32), plane + 1)]
-    patches = Patches(cases, SHAPE, 1, 0, flat_axis=2, mirror_axes=(2,))
-    planes = [np.moveaxis(patches[k][1][0, ..., 0], -1, 0) for k in range(10)]
-    order = [[set(np.unique(one)) - {0} for one in planes[k]] for k in range(10)]
-    upwards = [{k} for k in range(1, 10)]
-    assert all(numbers in (upwards, upwards[::-1]) for numbers in order)
-    assert upwards in order
-    assert upwards[::-1] in order
-
-
 def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid():
     spacing = np.array([1.0, 2.0, 4.0])
     matrix = random_turn(rng(3), tuple(spacing))
@@ -416,97 +337,3 @@ def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid():
     lengths = np.linalg.norm(offsets * spacing, axis=1)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-12)
     assert 4 * (1 - augmentation.SCALING) <= lengths[0] <= 4 * (1 + augmentation.SCALING)
-
-
-@pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
-def test_the_share_of_centred_patches_is_kept_exactly_over_batches(share):
-    x, y = np.zeros((*SHAPE, 1), np.float32), np.zeros(SHAPE, np.uint8)
-    centres = np.array([[4, 9, 5]])
-    x[4, 9, 5] = 1  # at the centre of a patch of 3 x 3 x 3 only if it was asked for, or by chance
-    patches = Patches([(x, y, centres)], (3, 3, 3), 5, 0, foreground=share, augment=False)
-    hits = [x[1, 1, 1, 0] for index in range(8) for x in patches[index][0]]
-    assert 40 * share <= np.sum(hits) <= 40 * share + 3
-
-
-def test_cached_cases_are_memory_maps_of_transform_and_computed_once(
-    tmp_path, write_case, monkeypatch
-):
-    cases = [write_case(tmp_path, f"c{k}", *scan(k + 1)) for k in range(2)]
-    preprocessor = Preprocessor().fit(cases)
-    expected = [preprocessor.transform(case) for case in cases]
-    assert len(CachedCases(preprocessor, cases, tmp_path / "new" / "cache")) == 2
-    monkeypatch.setattr(Preprocessor, "transform", lambda *_: pytest.fail("computed again"))
-    again = CachedCases(preprocessor, cases, tmp_path / "new" / "cache")
-    assert len(CachedCases(preprocessor, cases[1:], tmp_path / "new" / "cache")) == 1
-    for found, right in zip(again, expected, strict=True):
-        assert [isinstance(array, np.memmap) for array in found] == [True] * 3
-        for array, whole in zip(found[:2], right, strict=True):
-            assert array.dtype == whole.dtype
-            np.testing.assert_array_equal(array, whole)
-
-
-def test_a_cache_that_holds_other_content_or_preprocessing_is_not_used(tmp_path, write_case):
-    case = write_case(tmp_path, "a", *scan(1))
-    preprocessor = Preprocessor(labels={1: "a", 2: "b"}).fit([case])
-    CachedCases(preprocessor, [case], tmp_path / "cache")
-    other = replace(preprocessor, normalisation="none")
-    ((x, _, _),) = CachedCases(other, [case], tmp_path / "cache")
-    np.testing.assert_array_equal(x, other.transform(case)[0])
-    write_case(tmp_path, "a", *scan(2))  # another scan under the same id
-    ((x, y, _),) = CachedCases(preprocessor, [case], tmp_path / "cache")
-    for found, right in zip((x, y), preprocessor.transform(case), strict=True):
-        np.testing.assert_array_equal(found, right)
-
-
-def test_two_processes_may_cache_the_same_case_at_once(tmp_path, write_case, monkeypatch):
-    cases, folder = [write_case(tmp_path, "a", *scan(1))], tmp_path / "cache"
-    preprocessor, save = Preprocessor().fit(cases), np.save
-
-    def save_with_other(path, array):
-        monkeypatch.setattr(np, "save", save)
-        CachedCases(preprocessor, cases, folder)  # all of it, while this one is about to write
-        save(path, array)
-
-    monkeypatch.setattr(np, "save", save_with_other)
-    ((x, y, _),) = CachedCases(preprocessor, cases, folder)
-    for found, right in zip((x, y), preprocessor.transform(cases[0]), strict=True):
-        np.testing.assert_array_equal(found, right)
-    assert len(list(folder.iterdir())) == 3
-
-
-def test_only_the_cases_that_are_missing_are_computed(tmp_path, write_case, monkeypatch):
-    cases = [write_case(tmp_path, name, *scan(1)) for name in "abc"]
-    preprocessor, done, transform = Preprocessor().fit(cases), [], Preprocessor.transform
-
-    def recorded(self, case):
-        done.append(case.id)
-        return transform(self, case)
-
-    monkeypatch.setattr(Preprocessor, "transform", recorded)
-    CachedCases(preprocessor, cases[1:2], tmp_path / "cache")
-    CachedCases(preprocessor, cases, tmp_path / "cache")
-    assert done == ["b", "a", "c"]
-
-
-def test_cached_centres_are_voxels_of_the_foreground_equally_many_of_every_class(
-    tmp_path, write_case
-):
-    image, mask = scan(0)
-    mask[0, 0, 0], mask[2:6, 3:7, 1:4], mask[6:, 10:, 5:] = 9, 4, 2  # 1, 48 and 128 voxels
-    case = write_case(tmp_path, "a", image, mask)
-    preprocessor = Preprocessor(labels={1: "absent", 2: "a", 4: "b", 9: "c"}).fit([case])
-    ((_, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
-    assert np.issubdtype(centres.dtype, np.integer)
-    assert centres.shape[1] == 3
-    counts = np.bincount(y[tuple(centres.T)], minlength=5)  # classes 2, 3, 4 are there
-    assert counts.tolist() == [0, 0, *[len(centres) // 3] * 3]
-    assert len(np.unique(centres, axis=0)) > 150  # nearly all of the 177 voxels
-
-
-def test_the_cached_centres_of_an_empty_mask_are_none(tmp_path, write_case):
-    case = write_case(tmp_path, "a", *scan(0))
-    preprocessor = Preprocessor(labels={1: "a"}).fit([case])
-    for _ in range(2):  # computed, then read
-        ((x, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
-        assert centres.shape == (0, 3)
-        assert x.shape == (*y.shape, 1)

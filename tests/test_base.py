@@ -1,12 +1,67 @@
+"""What every module may need. How a full disk is explained stands in test_disk."""
+
 import hashlib
+import json
 import os
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 from files import content_of
 
 from unetseg import _base
+
+
+def test_an_argument_that_fits_is_no_error():
+    assert _base.require("depth", 3, True, "at least 1") is None
+
+
+def test_an_argument_that_does_not_fit_is_named_with_what_is_allowed_and_received():
+    with pytest.raises(ValueError, match=r"^depth must be at least 1\. Received: depth=0$"):
+        _base.require("depth", 0, False, "at least 1")
+
+
+def test_all_that_is_wrong_is_counted_and_named_in_one_error():
+    _base.refuse_any([], "DATA:", "masks are empty", "Draw them.")
+    with pytest.raises(KeyError, match=r"DATA: 2 masks are empty: a, b\. Draw them\."):
+        _base.refuse_any(["a", "b"], "DATA:", "masks are empty", "Draw them.", KeyError)
+
+
+def test_the_hash_is_that_of_the_content(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "a").write_bytes(data)
+    assert _base.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_is_written_with_its_folder_and_replaced_whole(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.json"
+    _base.write_json(path, {"a": [1, None]})
+    assert json.loads(path.read_text()) == {"a": [1, None]}
+    _base.write_file(path, b"other")
+    assert path.read_bytes() == b"other"
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_table_is_written_as_csv_without_its_index(tmp_path):
+    _base.write_table(tmp_path / "a.csv", pd.DataFrame({"case": ["001", "a,b"], "n": [1, 2]}))
+    assert (tmp_path / "a.csv").read_text() == 'case,n\n001,1\n"a,b",2\n'
+
+
+def test_what_reads_back_differently_does_not_replace_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(_base, "sha256", lambda path: "0" * 64)
+    with pytest.raises(OSError, match="reads back differently"):
+        _base.write_file(path, b"after")
+    assert path.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2_340_000, "2.34 MB"), (5e10, "50 GB")],
+)
+def test_bytes_are_said_in_the_unit_that_suits_them(count, words):
+    assert _base.describe_bytes(count) == words
 
 
 def test_a_file_is_written_whole_into_new_folders_without_leftovers(tmp_path):
@@ -40,29 +95,3 @@ def test_a_failed_write_leaves_the_old_file_as_it_was(
     assert (tmp_path / "a.json").read_bytes() == b"old"
     _base.write_file(tmp_path / "a.json", b"new")
     assert content_of(tmp_path) == {"a.json": b"new"}
-
-
-@pytest.mark.parametrize("data", [b"", b"abc", bytes(range(256)) * 5000])
-def test_sha256_is_that_of_hashlib(data, tmp_path):
-    (tmp_path / "a").write_bytes(data)
-    assert _base.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "allowed", "message"),
-    [
-        ("overlap", 1.5, "in [0, 1)", "overlap must be in [0, 1). Received: overlap=1.5"),
-        ("kind", "x", "a or b", "kind must be a or b. Received: kind='x'"),
-        ("patch", (0, 1), "positive", "patch must be positive. Received: patch=(0, 1)"),
-    ],
-)
-@pytest.mark.parametrize("fits", [False, None, 0, []])
-def test_what_does_not_fit_is_refused_with_its_name_and_value(name, value, allowed, message, fits):
-    with pytest.raises(ValueError) as error:
-        _base.require(name, value, fits, allowed)
-    assert str(error.value) == message
-
-
-@pytest.mark.parametrize("fits", [True, np.True_, 1])
-def test_what_fits_passes(fits):
-    assert _base.require("depth", 3, fits, "at least 1") is None

@@ -5,12 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from unetseg import _base, cases, disk, sharing, training
-from unetseg.preprocessing import Preprocessor
+from unetseg import _base, sharing
+from unetseg.run import machine
 
 ROOT = Path(__file__).parent.parent
 Usage = collections.namedtuple("Usage", "total used free")
@@ -29,7 +27,7 @@ def leave(monkeypatch):
 
     def leave(free):
         leave.free = free
-        monkeypatch.setattr(disk.shutil, "disk_usage", say)
+        monkeypatch.setattr(machine.shutil, "disk_usage", say)
         return asked
 
     return leave
@@ -37,15 +35,15 @@ def leave(monkeypatch):
 
 def test_room_is_asked_for_where_the_folder_will_be(leave, tmp_path):
     asked = leave(5)
-    assert disk.free_bytes(tmp_path / "not" / "yet" / "there") == 5
+    assert machine.free_bytes(tmp_path / "not" / "yet" / "there") == 5
     assert asked == [tmp_path]
 
 
 def test_what_finds_no_room_is_refused_with_place_need_room_and_remedy(leave, tmp_path):
     leave(2 * 10**9)
-    disk.require_room(tmp_path, 19 * 10**8, "scans")
+    machine.require_room(tmp_path, 19 * 10**8, "scans")
     with pytest.raises(OSError, match=r"scans need 3 GB and 2 GB are free\. Buy one") as error:
-        disk.require_room(tmp_path, 3 * 10**9, "scans", "Buy one")
+        machine.require_room(tmp_path, 3 * 10**9, "scans", "Buy one")
     assert str(tmp_path) in str(error.value)
     assert error.value.errno == errno.ENOSPC
 
@@ -65,7 +63,7 @@ def test_every_way_to_say_that_a_disk_is_full_is_explained(raised, leave, tmp_pa
     leave(12)
     with (
         pytest.raises(OSError, match=r"no room left for scans; 12 bytes are free\. Make ") as error,
-        disk.explain_full(tmp_path, "scans", "Make room"),
+        _base.explain_full(tmp_path, "scans", "Make room"),
     ):
         raise raised
     assert str(tmp_path) in str(error.value)
@@ -75,59 +73,9 @@ def test_every_way_to_say_that_a_disk_is_full_is_explained(raised, leave, tmp_pa
 
 @pytest.mark.parametrize("raised", [OSError(errno.EIO, "I/O"), ValueError("x"), KeyError("x")])
 def test_other_errors_are_passed_on(raised, tmp_path):
-    with pytest.raises(type(raised)) as error, disk.explain_full(tmp_path, "scans"):
+    with pytest.raises(type(raised)) as error, _base.explain_full(tmp_path, "scans"):
         raise raised
     assert error.value is raised
-
-
-def test_what_the_cache_takes_is_known_from_shapes_and_spacings():
-    table = pd.DataFrame({"shape": [(10, 10, 5), (4, 4, 4)], "spacing_mm": [(1, 1, 2), (1, 1, 1)]})
-    # 10 x 10 x 10 at 1 mm, and the other padded to 8 x 8 x 8; two channels and a class.
-    assert disk.cache_bytes(table, (1, 1, 1), (8, 8, 8), 2) == (1000 + 512) * 9
-
-
-def test_the_cache_of_a_training_takes_what_was_foretold(make_data, tmp_path):
-    from unetseg.augmentation import CachedCases
-
-    found = cases.find_cases(make_data(2))
-    preprocessor = Preprocessor(patch=(8, 8, 4), spacing_mm=(1, 2, 3)).fit(found)
-    CachedCases(preprocessor, found, tmp_path / "cache")
-    files = [*(tmp_path / "cache").glob("*.[xy].npy")]
-    headers = 128 * len(files)
-    assert sum(path.stat().st_size for path in files) - headers == 2 * CASE_BYTES
-    table = cases.check_cases(found)
-    assert disk.cache_bytes(table, (1, 2, 3), (8, 8, 4), 1) == 2 * CASE_BYTES
-
-
-def test_a_training_is_refused_before_it_starts_if_its_cases_find_no_room(
-    make_data, tmp_path, leave, monkeypatch
-):
-    found = cases.find_cases(make_data(4))
-    monkeypatch.setattr(training, "_run_folds", lambda *args: pytest.fail("it has started"))
-    leave(2 * CASE_BYTES)
-    with pytest.raises(OSError, match=r"preprocessed cases .* set TMPDIR to a folder on") as error:
-        training.cross_validate(
-            found,
-            tmp_path / "results",
-            preprocessor=Preprocessor(patch=(8, 8, 4), spacing_mm=(1, 2, 3)),
-            model_args={"filters": 4, "depth": 1},
-            n_splits=2,
-        )
-    assert f"at most {4 * CASE_BYTES / 1000:.3g} kB" in str(error.value)
-
-
-def test_cases_that_are_mostly_cropped_are_not_refused(tmp_path, write_case, leave):
-    image, mask = np.zeros((40, 40, 40), np.float32), np.zeros((40, 40, 40), np.uint8)
-    image[10:18, 10:18, 10:18], mask[12:14, 12:14, 12:14] = 5, 1
-    image[12, 12, 12] = 9
-    found = [write_case(tmp_path, case_id, image, mask) for case_id in "ab"]
-    preprocessor = Preprocessor(patch=(8, 8, 8)).fit(found)
-    x, _ = preprocessor.transform(found[0])
-    leave(3 * (x.nbytes + x.size))
-    disk.require_cache(found, cases.check_cases(found), preprocessor)
-    leave(x.nbytes + x.size)
-    with pytest.raises(OSError, match="need"):
-        disk.require_cache(found, cases.check_cases(found), preprocessor)
 
 
 def test_only_what_is_not_there_yet_is_counted_for_a_copy(tmp_path, leave):
@@ -135,9 +83,9 @@ def test_only_what_is_not_there_yet_is_counted_for_a_copy(tmp_path, leave):
         _base.write_file(tmp_path / "drive" / name, bytes(size))
     leave(600)
     with pytest.raises(OSError, match=r"the copies of .* need 1\.5 kB and 600 bytes are free"):
-        disk.require_room_for_copies(tmp_path / "drive", tmp_path / "local")
+        machine.require_room_for_copies(tmp_path / "drive", tmp_path / "local")
     _base.write_file(tmp_path / "local" / "a", bytes(1000))
-    disk.require_room_for_copies(tmp_path / "drive", tmp_path / "local")
+    machine.require_room_for_copies(tmp_path / "drive", tmp_path / "local")
 
 
 def test_a_file_to_unpack_is_refused_if_it_finds_no_room(tmp_path, leave):
@@ -156,14 +104,15 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from unetseg import augmentation, workspace
+from unetseg import _base, patches
 from unetseg.run import state
 from unetseg.cases import Case
-from unetseg.preprocessing import Preprocessor
+from unetseg.preprocessing import Prepared, Preprocessor
 
 class Rough(Preprocessor):
-    def transform(self, case):
-        return np.ones((64, 64, 64, 1), np.float32), np.ones((64, 64, 64), np.uint8)
+    def prepare(self, case, **kwargs):
+        x, y = np.ones((64, 64, 64, 1), np.float32), np.ones((64, 64, 64), np.uint8)
+        return Prepared(x, y, None, y > 0, self)
 
 import keras
 net = keras.Sequential([keras.Input((300,)), keras.layers.Dense(300)])
@@ -172,7 +121,7 @@ _base.write_file(folder / "results.csv", b"before")
 case = Case("a", folder / "results.csv", folder / "results.csv")
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 for work in (
-    lambda: augmentation.CachedCases(Rough(), [case], folder / "cache"),
+    lambda: patches.CachedCases(Rough(), [case], folder / "cache"),
     lambda: _base.write_file(folder / "results.csv", bytes(100_000)),
     lambda: state.save_weights(net, folder / "model.weights.h5"),
 ):

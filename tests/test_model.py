@@ -16,7 +16,6 @@ from unetseg.model import (
     Muon,
     build_for,
     build_unet,
-    choose_precision,
     dice_cross_entropy,
     nearest_orthogonal,
     plan_unet,
@@ -280,39 +279,6 @@ def test_a_model_whose_output_is_no_probability_per_voxel_and_class_is_refused()
 
     with pytest.raises(ValueError, match=r"\(None, 8, 16, 3\).*Received: \(None, 3\)"):
         build_for(FITTED, build_classifier, {})
-
-
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_a_precision_that_is_named_is_taken(precision):
-    assert choose_precision(precision) == precision
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("flags : fpu avx2 avx512f", "float32"),
-        ("flags : fpu avx512_bf16 sse", "mixed_bfloat16"),
-        ("flags : amx_bf16", "mixed_bfloat16"),
-        ("Features : asimd bf16", "float32"),
-    ],
-)
-def test_on_a_processor_bfloat16_is_chosen_where_it_is_built_in(
-    tmp_path, monkeypatch, flags, expected
-):
-    (tmp_path / "cpuinfo").write_text(flags)
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["cpu:0"])
-    monkeypatch.setattr(model, "Path", lambda path: tmp_path / "cpuinfo")
-    assert choose_precision() == expected
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [(7.5, "mixed_float16"), (7.0, "mixed_float16"), (3.7, "float32"), (None, "float32")],
-)
-def test_on_a_gpu_float16_is_chosen_from_compute_capability_7(monkeypatch, capability, expected):
-    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["gpu:0"])
-    monkeypatch.setattr(model, "describe_hardware", lambda: {"gpu_capability": capability})
-    assert choose_precision() == expected
 
 
 def test_the_unet_learns_a_threshold():
@@ -662,14 +628,14 @@ def test_the_network_is_the_same_whatever_keras_json_says(settings, patch, keras
 SAVE = """
 import sys
 import keras, numpy as np
-from unetseg import model, training
+from unetseg import fitting, model, training
 from unetseg.preprocessing import Preprocessor
 
 for name, patch in (("3d", (8, 8, 8)), ("2d", (8, 8, 1))):
     preprocessor = Preprocessor((1, 1, 1), patch, {1: "a"}, 1, "none")
     plan = model.plan_unet(preprocessor, filters=8)
     net = model.build_for(preprocessor, model.build_unet, plan, sys.argv[1])
-    training._compile(net, 2, training.Recipe(epochs=2, steps=2))
+    fitting._compile(net, 2, training.Recipe(epochs=2, steps=2))
     x = np.random.default_rng(0).normal(size=(2, *preprocessor.input_shape)).astype("float32")
     net.train_on_batch(x, (x > 0).astype("uint8"))
     net.save(f"{name}.keras")

@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from itertools import permutations, product
 
 import nibabel as nib
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from unetseg import nifti, preprocessing
+from unetseg import nifti, planning, preprocessing
 from unetseg.cases import Case
 from unetseg.preprocessing import Preprocessor
+from unetseg.run import devices
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +138,7 @@ def head(tmp_path_factory, write_case):
 
 
 def test_a_gpu_that_the_backend_cannot_use_plays_no_part(head, machine, monkeypatch):
-    monkeypatch.setattr(preprocessing, "computes_on_gpu", lambda: False)
+    monkeypatch.setattr(devices, "computes_on_gpu", lambda: False)
     machine(gpu="T4", gpu_memory_gb=16.1)
     assert sorted(Preprocessor().fit([head]).patch) == [40, 48, 48]
 
@@ -156,8 +157,8 @@ def test_a_gpu_that_the_backend_cannot_use_plays_no_part(head, machine, monkeypa
 def test_a_whole_head_is_cut_to_a_cube_that_the_hardware_bears(
     head, machine, monkeypatch, hardware, sides
 ):
-    monkeypatch.setattr(preprocessing, "BYTES_PER_VOXEL", 3000)
-    monkeypatch.setattr(preprocessing, "computes_on_gpu", lambda: True)
+    monkeypatch.setattr(planning, "BYTES_PER_VOXEL", 3000)
+    monkeypatch.setattr(devices, "computes_on_gpu", lambda: True)
     machine(**hardware)
     assert sorted(Preprocessor().fit([head]).patch) == sides
 
@@ -794,11 +795,62 @@ def test_loading_a_file_that_is_not_there_names_it(tmp_path):
         Preprocessor.load(tmp_path / "nowhere.json")
 
 
-def test_fit_changes_the_preprocessor_itself_as_scikit_learn_does(tmp_path, write_case):
+def test_fit_returns_another_preprocessor_and_none_can_be_changed(tmp_path, write_case):
     case = write_case(tmp_path, "c", noise((10, 18, 9)), boxes((10, 18, 9), (1,)), (1, 2, 3))
-    preprocessor = Preprocessor()
-    assert preprocessor.fit([case]) is preprocessor
-    assert preprocessor.patch is not None
+    asked = Preprocessor(normalisation="none")
+    fitted = asked.fit([case])
+    assert asked == Preprocessor(normalisation="none")
+    assert fitted.is_complete
+    assert not asked.is_complete
+    with pytest.raises(FrozenInstanceError):
+        fitted.patch = (8, 8, 8)
+
+
+def test_facts_that_are_given_are_taken_and_no_file_is_read(tmp_path, write_case):
+    case = write_case(tmp_path, "c", noise((10, 18, 9)), boxes((10, 18, 9), (1,)), (1, 2, 3))
+    asked = Preprocessor()
+    facts = [asked.describe(*nifti.load_image(case.image), nifti.load_mask(case.mask)[0])]
+    elsewhere = Case("c", "nowhere.nii.gz", "nowhere.nii.gz")
+    assert asked.fit([elsewhere], facts=facts) == asked.fit([case])
+
+
+def test_the_hardware_is_an_argument(tmp_path, write_case):
+    case = write_case(tmp_path, "c", noise((48, 48, 48)), spacing_mm=(1, 1, 1))
+    fitted = Preprocessor(labels={1: "a"}).fit([case], patch_voxels=32**3)
+    assert fitted.patch == (32, 32, 32)
+
+
+def test_what_is_not_fitted_says_so(tmp_path, write_case):
+    case = write_case(tmp_path, "c", noise((10, 18, 9)))
+    words = r"3 settings are not chosen yet: spacing_mm, channels, normalisation\. Use what fit"
+    with pytest.raises(ValueError, match=words):
+        Preprocessor(patch=(8, 8, 8), labels={1: "a"}).transform(case)
+
+
+def test_a_scan_is_read_once_for_all_that_its_prediction_needs(tmp_path, write_case, monkeypatch):
+    image = np.pad(noise((10, 18, 9)), 4)
+    case = write_case(tmp_path, "c", image, boxes(image.shape, (1,)), (1, 2, 3))
+    fitted = Preprocessor().fit([case])
+    x, y = fitted.transform(case)
+    place, read, opened = fitted.place(case), nifti.read, []
+
+    def count(path, **kwargs):
+        opened.append(path)
+        return read(path, **kwargs)
+
+    monkeypatch.setattr(nifti, "read", count)
+    prepared = fitted.prepare(case, with_mask=True)
+    assert opened == [case.image, case.mask]
+    np.testing.assert_array_equal(prepared.x, x)
+    np.testing.assert_array_equal(prepared.y, y)
+    assert prepared.place == place
+    assert prepared.void.shape == y.shape
+    classes = fitted.restore_labels(y, None, place=prepared.place)
+    certain = fitted.inverse_transform(fitted.encode(y), None, place=prepared.place)
+    np.testing.assert_array_equal(classes, certain)
+    loaded = nifti.load_image(case.image)
+    np.testing.assert_array_equal(fitted.prepare(case, loaded=loaded).x, x)
+    assert opened == [case.image, case.mask, case.image]
 
 
 def test_the_settings_of_a_trained_experiment_are_not_replaced_by_others(tmp_path):
@@ -860,7 +912,8 @@ def test_void_is_told_on_the_grid_of_the_network(tmp_path, write_case, empty_spa
     case = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1))
     settings = {"labels": {1: "a"}, "spacing_mm": (2, 2, 2), "patch": (32, 16, 16)}
     preprocessor = Preprocessor(**settings, empty_space=empty_space).fit([case])
-    x, void = preprocessor.transform_scan(case)
+    prepared = preprocessor.prepare(case)
+    x, void = prepared.x, prepared.void
     np.testing.assert_array_equal(x, preprocessor.transform(case)[0])
     assert void.shape == x.shape[:3]
     if empty_space == "background":  # of 10 to 38 along each axis; x is padded by 9 on each side
@@ -876,7 +929,7 @@ def test_void_is_told_on_the_grid_of_the_network(tmp_path, write_case, empty_spa
 def test_beyond_a_scan_that_tissue_fills_there_is_no_void(tmp_path, write_case):
     case = write_case(tmp_path, "a", noise((10, 10, 10)))
     preprocessor = Preprocessor(patch=(32, 32, 32), labels={1: "a"}, empty_space="background")
-    assert not preprocessor.fit([case]).transform_scan(case)[1].any()
+    assert not preprocessor.fit([case]).prepare(case).void.any()
 
 
 def test_noise_in_the_air_has_less_contrast_than_any_label_in_training(tmp_path, write_case):
@@ -887,7 +940,7 @@ def test_noise_in_the_air_has_less_contrast_than_any_label_in_training(tmp_path,
     mask[10:30, 10:30, 10:30] = 1
     case = write_case(tmp_path, "a", image, mask, spacing_mm=(1, 1, 1))
     preprocessor = Preprocessor().fit([case])
-    _, void = preprocessor.transform_scan(case)
+    void = preprocessor.prepare(case).void
     assert void[50:].all()  # 12 voxels and more from the body
     assert not void[5:35, 5:35, 5:35].any()
     unknown = write_case(tmp_path, "b", image, spacing_mm=(1, 1, 1))

@@ -130,7 +130,7 @@ def predict_blocks(models, prepared, preprocessor, overlap, mirror_axes):
 
 def _cut(preprocessor, shape, place):
     # Windows that reach into two blocks are predicted twice: cut where they are short.
-    reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.planes)
+    reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.sampling.planes)
     shares = [part / n for part, n in zip(reach, shape, strict=False)]
     return make_blocks(place, int(np.argmin(shares)), preprocessor.num_classes)
 
@@ -171,12 +171,14 @@ def _add_native(total, vote, network, place, block):
 def _predict(out, model, prepared, preprocessor, overlap, mirror_axes, span):
     # Adds to `out`, of which views are turned and mirrored as the volume is.
     flat = _flat_axis(preprocessor)
-    planes = preprocessor.planes or (flat,)  # of a 3-D network one, which turns nothing
+    planes = preprocessor.sampling.planes or (flat,)  # of a 3-D network one, which turns nothing
     mirrorings = [*_list_mirrorings(mirror_axes)]
     part = 1 / (len(planes) * len(mirrorings))
     for plane in planes:
         turned = {plane: flat, flat: plane}
-        x = view_neighbours(prepared.x.swapaxes(plane, flat), flat, preprocessor.neighbours)
+        x = view_neighbours(
+            prepared.x.swapaxes(plane, flat), flat, preprocessor.sampling.neighbours
+        )
         void, into = (array.swapaxes(plane, flat) for array in (prepared.void, out))
         for mirrored in mirrorings:
             axes = [turned.get(axis, axis) for axis in mirrored]

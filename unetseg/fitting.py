@@ -30,7 +30,7 @@ def count_steps(train, plan):
     voxels = sum(y.size for _, y, _ in train)
     cover = voxels / math.prod(preprocessor.patch) / plan.batch_size
     # A slice is seen as a neighbour too.
-    cover *= max(1, len(preprocessor.planes)) / (2 * preprocessor.neighbours + 1)
+    cover *= max(1, len(preprocessor.sampling.planes)) / (2 * preprocessor.sampling.neighbours + 1)
     return min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
 
 

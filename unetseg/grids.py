@@ -28,6 +28,22 @@ class Place(NamedTuple):
         """Voxels of the network's grid along each axis, the padding left out."""
         return tuple(part.stop - part.start for part in self.inner)
 
+    def to_array(self):
+        """Pack it into numbers: a (5, 3) ndarray of int64."""
+        ends = []
+        for slices in (self.box, self.inner):
+            ends.append([part.start for part in slices])
+            ends.append([part.stop for part in slices])
+        return np.array([self.shape, *ends])
+
+    @classmethod
+    def from_array(cls, array):
+        """Unpack what `to_array` packed."""
+        shape, *ends = array.tolist()
+        box = tuple(map(slice, ends[0], ends[1]))
+        inner = tuple(map(slice, ends[2], ends[3]))
+        return cls(tuple(shape), box, inner)
+
 
 def zoom(array, shape):
     """Resample to another number of voxels, edge to edge, linearly between voxel centres.

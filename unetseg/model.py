@@ -147,40 +147,52 @@ def build_unet(
     require("filters", filters, filters >= 1, "at least 1")
     require("depth", depth, depth >= 1, "at least 1")
     require("dropout", dropout, 0 <= dropout < 1, "in [0, 1)")
-    strides, kernels = strides or [(2,) * ndim] * depth, kernels or [(3,) * ndim] * (depth + 1)
+    strides = strides or [(2,) * ndim] * depth
+    kernels = kernels or [(3,) * ndim] * (depth + 1)
     require("strides", strides, len(strides) == depth, f"one per level, depth={depth}")
     require("kernels", kernels, len(kernels) == depth + 1, f"one per level, depth={depth}, and one")
+    _require_multiple(input_shape, strides)
+    widths = [min(filters * 2**level, MAX_FILTERS) for level in range(depth + 1)]
+    inputs = keras.Input(input_shape)
+    skips = [_block(inputs, widths[0], kernels[0], dropout)]
+    for level, stride in enumerate(strides, start=1):
+        skips.append(_block(skips[-1], widths[level], kernels[level], dropout, stride))
+    x = skips.pop()
+    for level in reversed(range(depth)):
+        enlarge = _channels_last(f"Conv{ndim}DTranspose")
+        x = enlarge(widths[level], strides[level], strides[level])(x)
+        x = layers.Concatenate()([x, skips[level]])
+        x = _block(x, widths[level], kernels[level], dropout)
+    classify = _channels_last(f"Conv{ndim}D")
+    outputs = classify(num_classes, 1, activation="softmax", dtype="float32")(x)
+    return keras.Model(inputs, outputs, name=f"unet{ndim}d")
+
+
+def _require_multiple(input_shape, strides):
     multiple = np.prod(strides, axis=0)
     sides = np.array(input_shape[:-1])
     fitting = tuple((-(-sides // multiple) * multiple).tolist())
     allowed = f"multiples of {multiple.tolist()}, then a channel: use {fitting} or less depth"
     require("input_shape", input_shape, fitting == tuple(input_shape[:-1]), allowed)
-    convolution = _channels_last(f"Conv{ndim}D")
-    transposed = _channels_last(f"Conv{ndim}DTranspose")
-    drop = _channels_last(f"SpatialDropout{ndim}D")
 
-    def block(x, level, stride=1):
-        for step in (stride, 1):
-            x = convolution(
-                *(widths[level], kernels[level], step),
-                padding="same",
-                use_bias=False,  # the normalisation would take it out again
-                kernel_initializer="he_normal",
-            )(x)
-            x = layers.LeakyReLU(negative_slope=0.01)(InstanceNormalization()(x))
-        return drop(dropout)(x) if dropout else x
 
-    widths = [min(filters * 2**level, MAX_FILTERS) for level in range(depth + 1)]
-    inputs = keras.Input(input_shape)
-    skips = [block(inputs, 0)]
-    for level, stride in enumerate(strides, start=1):
-        skips.append(block(skips[-1], level, stride))
-    x = skips.pop()
-    for level in reversed(range(depth)):
-        x = transposed(widths[level], strides[level], strides[level])(x)
-        x = block(layers.Concatenate()([x, skips[level]]), level)
-    outputs = convolution(num_classes, 1, activation="softmax", dtype="float32")(x)
-    return keras.Model(inputs, outputs, name=f"unet{ndim}d")
+def _block(x, width, kernel, dropout, stride=1):
+    # Two convolutions, the first one strided.
+    ndim = len(x.shape) - 2
+    for step in (stride, 1):
+        convolution = _channels_last(f"Conv{ndim}D")(
+            width,
+            kernel,
+            step,
+            padding="same",
+            use_bias=False,  # the normalisation would take it out again
+            kernel_initializer="he_normal",
+        )
+        x = InstanceNormalization()(convolution(x))
+        x = layers.LeakyReLU(negative_slope=0.01)(x)
+    if dropout:
+        x = _channels_last(f"SpatialDropout{ndim}D")(dropout)(x)
+    return x
 
 
 @registered

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import math
 import tempfile
 import uuid
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,9 +13,12 @@ import numpy as np
 from unetseg import __version__
 from unetseg._base import describe_bytes, explain_full
 from unetseg.augmentation import random_patch
+from unetseg.grids import Place
+from unetseg.preprocessing import Prepared
 from unetseg.run.inputs import describe_inputs, list_hashes, refuse_changed_meanwhile
 from unetseg.run.machine import SPARE, TEMPORARY, free_bytes, require_room
 
+PARTS = ("x", "y", "centres", "inside", "place")  # files of a case
 CENTRES = 1000  # foreground voxels kept per class, to centre patches on
 
 
@@ -32,7 +35,7 @@ class CachedCases:
         Fitted.
     cases : sequence of Case
         With masks.
-    folder : Path
+    folder : str or Path
         What is there already of the same files and preprocessing is not computed again: names
         hold a hash of both.
 
@@ -43,34 +46,60 @@ class CachedCases:
     """
 
     def __init__(self, preprocessor, cases, folder):
+        self.preprocessor, self.files = preprocessor, []
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.paths = []
         for case in cases:
             inputs = describe_inputs([case])
-            key = _hash_key(preprocessor, inputs)
-            paths = [folder / f"{case.id}.{key}.{part}.npy" for part in "xyc"]
-            if not all(path.exists() for path in paths):
-                x, y = preprocessor.transform(case)
+            stem = f"{case.id}.{_hash_key(preprocessor, inputs)}"
+            paths = {part: folder / f"{stem}.{part}.npy" for part in PARTS}
+            if not all(path.exists() for path in paths.values()):
+                prepared = preprocessor.prepare(case, with_mask=True)
                 refuse_changed_meanwhile(inputs, [case])
-                for path, array in zip(paths, (x, y, _choose_centres(y)), strict=True):
-                    part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
-                    with explain_full(folder, "preprocessed cases", TEMPORARY):
-                        np.save(part, array)
-                    part.replace(path)
-            self.paths.append(paths)
+                for part, path in paths.items():
+                    _save(path, _pack(prepared, part))
+            self.files.append(paths)
 
     def __len__(self):
         """Return the number of cases."""
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, index):
         """Open a case."""
-        return tuple(np.load(path, mmap_mode="r") for path in self.paths[index])
+        return tuple(self._open(index, part) for part in ("x", "y", "centres"))
+
+    def prepared(self, index):
+        """Open a case as `Preprocessor.prepare` returns it, for its prediction."""
+        x, y = self._open(index, "x"), self._open(index, "y")
+        bits = np.unpackbits(self._open(index, "inside"), count=y.size)
+        inside = bits.reshape(y.shape).astype(bool)
+        place = Place.from_array(self._open(index, "place"))
+        return Prepared(x, y, place, inside, self.preprocessor)
+
+    def _open(self, index, part):
+        return np.load(self.files[index][part], mmap_mode="r")
+
+
+def _pack(prepared, part):
+    if part == "centres":
+        return _choose_centres(prepared.y)
+    if part == "inside":
+        return np.packbits(prepared.inside)
+    if part == "place":
+        return prepared.place.to_array()
+    return getattr(prepared, part)
+
+
+def _save(path, array):
+    part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
+    with explain_full(path.parent, "preprocessed cases", TEMPORARY):
+        np.save(part, array)
+    part.replace(path)
 
 
 def _hash_key(preprocessor, inputs):
-    about = [__version__, asdict(preprocessor), list_hashes(inputs)]
-    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()[:16]
+    content = [__version__, PARTS, asdict(preprocessor), list_hashes(inputs)]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
 
 
 def _choose_centres(y):
@@ -186,14 +215,15 @@ def cache_bytes(table, spacing_mm, patch, channels):
     Returns
     -------
     int
-        Bytes, at most: what is cropped is counted too. Per voxel a float32 for each channel and
-        a byte for the class.
+        Bytes, at most: what is cropped is counted too. Per voxel a float32 for each channel, a
+        byte for the class and a bit for the body.
     """
     voxels = 0
     for shape, spacing in zip(table["shape"], table["spacing_mm"], strict=True):
-        sides = [round(n * own / mm) for n, own, mm in zip(shape, spacing, spacing_mm, strict=True)]
-        voxels += math.prod(max(side, least) for side, least in zip(sides, patch, strict=True))
-    return voxels * (4 * channels + 1)
+        resampled = np.array(shape) * spacing / np.array(spacing_mm)
+        sides = np.maximum(np.round(resampled), patch)
+        voxels += int(np.prod(sides))
+    return voxels * (4 * channels + 1) + voxels // 8
 
 
 def require_cache(cases, table, preprocessor):
@@ -220,6 +250,7 @@ def require_cache(cases, table, preprocessor):
     need = 0
     for case in cases:  # how much of each is cropped only its voxels tell
         x, _ = preprocessor.transform(replace(case, mask=None))
-        need += x.nbytes + x.nbytes // (4 * channels)
+        voxels = x.size // channels
+        need += x.nbytes + voxels + voxels // 8
         purpose = f"preprocessed cases (of {len(table)} at most {describe_bytes(most)})"
         require_room(place, need, purpose, TEMPORARY)

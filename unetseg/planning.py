@@ -6,9 +6,20 @@ from scipy import ndimage
 from unetseg.body import find_box, find_void, measure_contrast
 from unetseg.digits import significant
 
+CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
+GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
+BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
+FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
+SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
+LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
 ASTRAY = 0.001  # share of a label's voxels that may lie anywhere by a slip of the hand
+
+
+def settle(value, choose, *facts):
+    """Keep a value that is given, or choose one: ``choose(*facts)``."""
+    return choose(*facts) if value is None else value
 
 
 def describe_case(image, mask, body, spacing_mm):
@@ -161,3 +172,171 @@ def choose_spacing(shape, spacings_mm):
     if spacing[coarse] >= ANISOTROPIC * finer and few:
         spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
     return tuple(round(mm, 4) if mm >= 0.1 else significant(mm, 4) for mm in spacing.tolist())
+
+
+def resampled_shape(shapes, spacings_mm, spacing_mm):
+    """Voxels along each axis of a typical case at the common spacing.
+
+    Parameters
+    ----------
+    shapes : (case, 3) ndarray
+        Of the boxes of the bodies.
+    spacings_mm : (case, 3) ndarray
+    spacing_mm : tuple of 3 float
+
+    Returns
+    -------
+    (3,) ndarray of int
+        Of the median extent, at least 1.
+    """
+    extent = np.median(spacings_mm * shapes, axis=0)
+    return np.maximum(1, np.round(extent / spacing_mm)).astype(int)
+
+
+def choose_dimensions(shape, spacing_mm, patch=None, planes=None, neighbours=None):
+    """Whether the network is 2-D or 3-D.
+
+    Parameters
+    ----------
+    shape : (3,) ndarray of int
+        As `resampled_shape` returns it.
+    spacing_mm : tuple of 3 float
+    patch, planes, neighbours
+        Settings of `unetseg.preprocessing.Preprocessor` that are given, or None.
+
+    Returns
+    -------
+    {2, 3}
+        As the patch says; without one 2 if slices are asked for by `planes` or `neighbours`, if a
+        case has one slice, or fewer than 8 of low resolution.
+    """
+    if patch:
+        return 2 if 1 in patch else 3
+    coarse = coarse_axis(spacing_mm)
+    few = coarse is not None and shape[coarse] < FEW_SLICES
+    return 2 if 1 in shape or few or planes or neighbours else 3
+
+
+def limit_patch(memory_gb, *, on_gpu):
+    """Voxels that a patch may have: speed limits a processor, memory a GPU.
+
+    Parameters
+    ----------
+    memory_gb : float
+        Of what computes.
+    on_gpu : bool
+
+    Returns
+    -------
+    int
+    """
+    most = GPU_PATCH_VOXELS if on_gpu else CPU_PATCH_VOXELS
+    return min(int(memory_gb * 1e9 / 2 / BYTES_PER_VOXEL), most)
+
+
+def choose_patch(shape, spacing_mm, dimensions, planes, most_voxels):
+    """Voxels that the network sees at once.
+
+    Parameters
+    ----------
+    shape : (3,) ndarray of int
+        As `resampled_shape` returns it.
+    spacing_mm : tuple of 3 float
+    dimensions : {2, 3}
+    planes : tuple of {0, 1, 2}, or None
+        For slices the first is the axis across them; else that of the largest spacing (z if they
+        are equal).
+    most_voxels : int
+
+    Returns
+    -------
+    tuple of 3 int
+        The shape, rounded up to what can be halved three times (short axes less often), cut along
+        its longest side in mm until it is small enough.
+    """
+    shape = np.array(shape)
+    if dimensions == 2 and 1 not in shape:
+        across = planes[0] if planes else 2 - int(np.argmax(spacing_mm[::-1]))
+        shape[across] = 1
+    halvings = np.log2(np.maximum(shape, 4) / 4).astype(int)
+    multiple = 2 ** np.clip(halvings, 0, 3)
+    patch = -(-shape // multiple) * multiple
+    shortest = np.minimum(patch, 8)
+    while np.prod(patch) > most_voxels:
+        lengths_mm = np.where(patch - multiple >= shortest, patch * spacing_mm, 0)
+        axis = np.argmax(lengths_mm)
+        patch[axis] -= multiple[axis]
+    return tuple(patch.tolist())
+
+
+def choose_labels(facts):
+    """Value and name of every label that a mask holds, without the background."""
+    values = sorted({value for fact in facts for value in fact["sides"]})
+    return {value: f"label {value}" for value in values}
+
+
+def choose_channels(facts):
+    """Count the channels of the first case."""
+    return facts[0]["channels"]
+
+
+def choose_mirror_axes(facts, labels, patch):
+    """Axes along which patches are mirrored.
+
+    Parameters
+    ----------
+    facts : list of dict
+        As `describe_case` returns them.
+    labels : iterable of int
+    patch : tuple of 3 int
+
+    Returns
+    -------
+    tuple of int
+        x, left to right, unless a label lies to one side of the whole foreground, on average by
+        more than 2 % of its width; none without masks, or for slices across x.
+    """
+    offsets = []
+    for label in labels:
+        sides = [fact["sides"][label] for fact in facts if label in fact["sides"]]
+        if sides:
+            offsets.append(abs(np.mean(sides)))
+    mirrored = offsets and max(offsets) < SIDED and patch[0] > 1
+    return (0,) if mirrored else ()
+
+
+def has_several_slices(shape, patch, dimensions):
+    """Whether a typical case has more than the one slice that a 2-D network segments."""
+    return dimensions == 2 and bool(shape[patch.index(1)] > 1)
+
+
+def choose_neighbours(several):
+    """Slices that a network sees on each side: 2 where there are several, else 0."""
+    return 2 if several else 0
+
+
+def choose_planes(shape, spacing_mm, patch, dimensions):
+    """Axes across which the slices of a 2-D network lie.
+
+    Parameters
+    ----------
+    shape : (3,) ndarray of int
+        As `resampled_shape` returns it.
+    spacing_mm, patch : tuple of 3 numbers
+    dimensions : {2, 3}
+
+    Returns
+    -------
+    tuple of int
+        That of the patch's 1; and of those along which voxels are as long (up to 1.2 times) the
+        one that changes the slices' size least, if there are several slices. None in 3-D.
+    """
+    if dimensions == 3:
+        return ()
+    flat, spacing = patch.index(1), np.array(spacing_mm)
+    ratio = np.maximum(spacing, spacing[flat]) / np.minimum(spacing, spacing[flat])
+    alike = (ratio <= LIKE) & (np.array(patch) > 1)
+    if not alike.any() or not has_several_slices(shape, patch, dimensions):
+        return (flat,)
+    change = np.where(alike, abs(np.array(patch) - shape[flat]), np.inf)
+    return (flat, int(change.argmin()))

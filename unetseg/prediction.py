@@ -182,7 +182,7 @@ def _draw(part, mean, preprocessor, temperature):
 
 def settle_settings(preprocessor, overlap=OVERLAP, mirror_axes=None, temperature=1.0):
     """Check the settings of `predict_case`, and tell the axes along which it mirrors."""
-    trained = preprocessor.mirror_axes
+    trained = preprocessor.sampling.mirror_axes
     mirror_axes = trained if mirror_axes is None else tuple(mirror_axes)
     allowed = f"among {trained}, along which the models saw mirrored patches"
     fits = all(axis in trained for axis in mirror_axes)

@@ -1,49 +1,71 @@
 """From a case on its native grid to the network's grid, and back."""
 
-import itertools
+import functools
 from dataclasses import asdict, dataclass, fields
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from unetseg import nifti
-from unetseg._base import require, write_json
+from unetseg import nifti, planning
+from unetseg._base import refuse_any, require, write_json
 from unetseg.augmentation import Sampling
 from unetseg.body import find_body, find_box, find_void, measure_contrast
 from unetseg.grids import Place, zoom, zoom_labels
-from unetseg.planning import (
-    choose_empty_space,
-    choose_least_contrast,
-    choose_normalisation,
-    choose_spacing,
-    coarse_axis,
-    describe_case,
-)
+from unetseg.planning import coarse_axis, settle
 from unetseg.reading.description import refuse_ignored
-from unetseg.run.layout import read_json
+from unetseg.run.layout import Run, read_json
 from unetseg.run.machine import describe_hardware
 
-CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
-GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
-BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 NORMALISATIONS = ("zscore", "percentile", "none")
 EMPTY_SPACE = ("background", "outside", "zero")
-FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
-SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
 # What files of version 0.1 do not tell.
 OLDER = {"neighbours": 0, "planes": (), "empty_space": "zero", "least_contrast": 0.0}
-MIRRORINGS = [axes for n in range(4) for axes in itertools.combinations(range(3), n)]
-LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
-PLANES = [(), *itertools.permutations(range(3), 1), *itertools.permutations(range(3), 2)]
+MIRRORINGS = [axes for n in range(4) for axes in combinations(range(3), n)]
+PLANES = [(), *permutations(range(3), 1), *permutations(range(3), 2)]
+TRIPLE = "three positive numbers, along x, y, z"
 
 
-@dataclass
+@dataclass(frozen=True)
+class Prepared:
+    """A case on the network's grid, as `Preprocessor.prepare` makes it.
+
+    ``x``: (x, y, z, channel) float32, at least as large as the patch. ``y``: (x, y, z) uint8,
+    class numbers, or None without a mask. ``place``: where it lies on the native grid.
+    ``inside``: (x, y, z) bool, what is body. ``preprocessor``: the one that made it.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+    place: Place
+    inside: np.ndarray
+    preprocessor: "Preprocessor"
+
+    @functools.cached_property
+    def void(self):
+        """Background for certain: (x, y, z) bool.
+
+        Where hardly any voxel around has signal (`unetseg.body.find_void`), or where it varies
+        less than ``least_contrast``. Nowhere unless ``empty_space`` is ``background``.
+        """
+        settings = self.preprocessor
+        if settings.empty_space != "background":
+            return np.zeros(self.inside.shape, bool)
+        void = find_void(self.inside, settings.spacing_mm)
+        if settings.least_contrast:
+            contrast = measure_contrast(self.x, self.inside, settings.spacing_mm)
+            void |= contrast < settings.least_contrast
+        return void
+
+
+@dataclass(frozen=True)
 class Preprocessor:
     """What is done to every case before the network, and undone after it.
 
-    Every setting that is left at None is chosen by `fit`. The steps of `transform`: RAS+
+    It does not change: every setting that is left at None is chosen by `fit`, which returns another
+    one. The steps of `transform`: RAS+
     orientation, cropping to the box of the body, resampling to the common spacing, normalisation,
     padding to at least the patch with 0, the mean.
 
@@ -111,30 +133,18 @@ class Preprocessor:
         """Check the settings."""
         for name in ("spacing_mm", "patch", "mirror_axes", "planes"):
             if np.iterable(getattr(self, name)):
-                setattr(self, name, tuple(getattr(self, name)))
-        known = (2, 3) if not np.iterable(self.patch) else (2,) if 1 in self.patch else (3,)
-        triple = "three positive numbers, along x, y, z"
-        for name, fits, allowed in (
-            ("spacing_mm", lambda v: np.shape(v) == (3,) and min(v) > 0, triple),
-            ("patch", lambda v: np.shape(v) == (3,) and min(v) > 0, triple),
-            ("labels", lambda v: isinstance(v, dict) and 0 not in v, "a dict without background 0"),
-            ("channels", lambda v: v >= 1, "at least 1"),
-            ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),
-            ("dimensions", lambda v: v in known, f"one of {known}, 2 for a patch of one slice"),
-            ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
-            ("planes", lambda v: v in PLANES and (not v or 2 in known), f"in 2-D one of {PLANES}"),
-            ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
-            ("least_contrast", lambda v: v >= 0, "0 or more"),
-            ("neighbours", lambda v: v == 0 or (v > 0 and 2 in known), "0, or more in 2-D"),
-        ):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, fits, allowed in _list_rules(self.patch):
             value = getattr(self, name)
             require(name, value, value is None or fits(value), allowed)
-        planes, patch, spacing = self.planes or (), self.patch, self.spacing_mm
-        across = not (planes and patch) or patch[planes[0]] == 1
-        require("planes", planes, across, "first the axis across the patch's slices")
-        like = not (planes and spacing) or spacing[planes[0]] / spacing[planes[-1]]
-        require("planes", planes, 1 / LIKE <= like <= LIKE, "of axes with like voxels")
-        self.labels = self.labels and dict(sorted(self.labels.items()))
+        _require_planes(self.planes, self.patch, self.spacing_mm)
+        if self.labels:
+            object.__setattr__(self, "labels", dict(sorted(self.labels.items())))
+
+    @property
+    def is_complete(self):
+        """Whether every setting is given or chosen."""
+        return None not in [getattr(self, field.name) for field in fields(self)]
 
     @property
     def num_classes(self):
@@ -144,7 +154,7 @@ class Preprocessor:
     @property
     def input_shape(self):
         """Shape of one input of the network, channels last; three numbers if it is 2-D."""
-        channels = self.channels * (2 * (self.neighbours or 0) + 1)
+        channels = self.channels * (2 * self.sampling.neighbours + 1)
         return (*(n for n in self.patch if n > 1), channels)
 
     @property
@@ -156,28 +166,32 @@ class Preprocessor:
 
     @property
     def sampling(self):
-        """What patches need: a `unetseg.augmentation.Sampling`."""
+        """What patches need; mirroring, neighbours and planes that nobody chose count as none."""
         return Sampling(
             patch=self.patch,
             spacing_mm=self.spacing_mm,
             flat_axis=self.flat_axis,
-            mirror_axes=self.mirror_axes,
+            mirror_axes=self.mirror_axes or (),
             neighbours=self.neighbours or 0,
             planes=self.planes or (),
         )
 
-    def fit(self, cases):
+    def fit(self, cases, *, facts=None, patch_voxels=None):
         """Choose what is not set.
 
         Parameters
         ----------
         cases : sequence of Case
             Read only if something is to be chosen, one in memory at a time.
+        facts : list of dict, optional
+            What `describe` told of each case, if they were read before; else they are read.
+        patch_voxels : int, optional
+            That a patch may have; by default what this machine bears (`patch_budget`).
 
         Returns
         -------
         Preprocessor
-            Itself, with every setting filled in.
+            With every setting filled in.
 
         Raises
         ------
@@ -185,65 +199,57 @@ class Preprocessor:
             If a label is named ``ignore``: such voxels would be learnt as a structure.
         """
         refuse_ignored(self.labels or {}, "Preprocessor(labels=...):")
-        if None not in [getattr(self, field.name) for field in fields(self)]:
+        if self.is_complete:
             return self
         require("cases", cases, len(cases), "at least one")
-        facts = [self._describe(case) for case in cases]
-        if self.empty_space is None:
-            self.empty_space = choose_empty_space(facts)
-        if self.least_contrast is None:
-            self.least_contrast = choose_least_contrast(facts)
+        facts = facts or [self._read_facts(case) for case in cases]
         shapes = np.array([fact["shape"] for fact in facts])
         spacings = np.array([fact["spacing_mm"] for fact in facts])
-        if self.spacing_mm is None:
-            self.spacing_mm = choose_spacing(np.median(shapes, axis=0), spacings)
-        extent = np.median(spacings * shapes, axis=0)
-        shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
-        across = self.planes[0] if self.planes else 2 - int(np.argmax(self.spacing_mm[::-1]))
-        if self.dimensions is None:
-            coarse = coarse_axis(self.spacing_mm)
-            few = 1 in shape or (coarse is not None and shape[coarse] < FEW_SLICES)
-            flat = 1 in self.patch if self.patch else few or self.planes or self.neighbours
-            self.dimensions = 2 if flat else 3
-        sizes = shape.copy()
-        if self.patch is None:
-            if self.dimensions == 2 and 1 not in shape:
-                shape[across] = 1
-            self.patch = _choose_patch(shape, self.spacing_mm)
-        if self.labels is None:
-            values = set().union(*(fact["sides"] for fact in facts))
-            self.labels = {value: f"label {value}" for value in sorted(values)}
-        if self.channels is None:
-            self.channels = facts[0]["channels"]
-        if self.normalisation is None:
-            self.normalisation = choose_normalisation(facts)
-        if self.mirror_axes is None:
-            self.mirror_axes = self._choose_mirror_axes([fact["sides"] for fact in facts])
-        self._fill_in_slices(sizes)
-        self.__post_init__()
-        return self
+        spacing = settle(self.spacing_mm, planning.choose_spacing, np.median(shapes, 0), spacings)
+        shape = planning.resampled_shape(shapes, spacings, spacing)
+        flat = self.patch, self.planes, self.neighbours
+        dimensions = settle(self.dimensions, planning.choose_dimensions, shape, spacing, *flat)
+        most = patch_voxels or patch_budget()
+        cut = dimensions, self.planes, most
+        patch = settle(self.patch, planning.choose_patch, shape, spacing, *cut)
+        labels = settle(self.labels, planning.choose_labels, facts)
+        several = planning.has_several_slices(shape, patch, dimensions)
+        look = shape, spacing, patch, dimensions
+        return Preprocessor(
+            spacing_mm=spacing,
+            patch=patch,
+            labels=labels,
+            channels=settle(self.channels, planning.choose_channels, facts),
+            normalisation=settle(self.normalisation, planning.choose_normalisation, facts),
+            dimensions=dimensions,
+            mirror_axes=settle(self.mirror_axes, planning.choose_mirror_axes, facts, labels, patch),
+            neighbours=settle(self.neighbours, planning.choose_neighbours, several),
+            planes=settle(self.planes, planning.choose_planes, *look),
+            empty_space=settle(self.empty_space, planning.choose_empty_space, facts),
+            least_contrast=settle(self.least_contrast, planning.choose_least_contrast, facts),
+        )
 
-    def _fill_in_slices(self, sizes):
-        several = self.dimensions == 2 and sizes[self.patch.index(1)] > 1
-        if self.neighbours is None:
-            self.neighbours = 2 if several else 0
-        if self.planes is None:
-            self.planes = self._choose_planes(sizes, several)
+    def describe(self, image, affine, mask=None):
+        """Tell the facts of a case that settings are chosen from.
 
-    def _choose_mirror_axes(self, sides):
-        offsets = [[of[label] for of in sides if label in of] for label in self.labels]
-        known = [abs(np.mean(each)) for each in offsets if each]
-        mirrored = known and max(known) < SIDED and self.patch[0] > 1
-        return (0,) if mirrored else ()
+        Parameters
+        ----------
+        image : (x, y, z) or (x, y, z, channel) ndarray
+        affine : (4, 4) ndarray
+        mask : (x, y, z) ndarray of int32, optional
 
-    def _choose_planes(self, sizes, several):
-        if self.dimensions == 3:
-            return ()
-        flat, spacing = self.patch.index(1), np.array(self.spacing_mm)
-        ratio = np.maximum(spacing, spacing[flat]) / np.minimum(spacing, spacing[flat])
-        alike = (ratio <= LIKE) & (np.array(self.patch) > 1)
-        change = np.where(alike, abs(np.array(self.patch) - sizes[flat]), np.inf)
-        return (flat, int(change.argmin())) if several and alike.any() else (flat,)
+        Returns
+        -------
+        dict
+            As `unetseg.planning.describe_case`.
+        """
+        image = _with_channels(image)
+        body, _ = self._find_body(image, affine)
+        return planning.describe_case(image, mask, body, voxel_sizes(affine))
+
+    def _read_facts(self, case):
+        mask = nifti.load_mask(case.mask)[0] if case.mask else None
+        return self.describe(*nifti.load_image(case.image), mask)
 
     def transform(self, case):
         """Bring a case to the network's grid.
@@ -265,51 +271,52 @@ class Preprocessor:
             If a file cannot be read, the number of channels is another, or the mask holds a
             value that is not among the labels.
         """
-        x, _, (box, shape, padding) = self._transform_image(case)
-        if case.mask is None:
-            return x, None
-        mask, _ = nifti.load_mask(case.mask)
-        unknown = set(np.unique(mask).tolist()) - {0, *self.labels}
-        if unknown:
-            problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
-            raise ValueError(f"{case.mask}: {problem}. Correct the mask or declare the label.")
-        return x, np.pad(zoom_labels(mask[box], shape, self.labels), padding)
+        prepared = self.prepare(case, with_mask=True)
+        return prepared.x, prepared.y
 
-    def transform_scan(self, case):
-        """Bring a scan to the network's grid, and tell where there is nothing to segment.
+    def prepare(self, case, *, with_mask=False, loaded=None):
+        """Bring a case to the network's grid, with all that its prediction needs.
 
         Parameters
         ----------
         case : Case
-            Its mask is not looked at.
+        with_mask : bool, default False
+            Whether to bring its mask too.
+        loaded : tuple of image and affine, optional
+            What `unetseg.nifti.load_image` returned, if it is at hand; else the scan is read.
 
         Returns
         -------
-        x : (x, y, z, channel) ndarray of float32
-            As `transform` returns it.
-        void : (x, y, z) ndarray of bool
-            Background for certain: where hardly any voxel around has signal
-            (`unetseg.body.find_void`), or where it varies less than ``least_contrast``. Nowhere
-            unless ``empty_space`` is ``background``.
-        """
-        x, inside, _ = self._transform_image(case)
-        if self.empty_space != "background":
-            return x, np.zeros(inside.shape, bool)
-        void = find_void(inside, self.spacing_mm)
-        if self.least_contrast:
-            void |= measure_contrast(x, inside, self.spacing_mm) < self.least_contrast
-        return x, void
+        Prepared
 
-    def _transform_image(self, case):
-        image, affine = self._load(case)
+        Raises
+        ------
+        ValueError
+            As for `transform`.
+        """
+        image, affine = self._load(case, loaded)
         body, backgrounds = self._find_body(image, affine)
         box, shape, padding = geometry = self._geometry(body, affine)
         inside = zoom(body[box].astype(np.float32), shape) > 0
-        resampled = [zoom(channel, shape) for channel in np.moveaxis(image[box], -1, 0)]
-        channels = [self._normalise(channel, inside, padding) for channel in resampled]
-        unknown = None in backgrounds  # then what lies beyond the scan is
-        inside = np.pad(inside, padding, constant_values=unknown)
-        return np.stack(channels, axis=-1), inside, geometry
+        channels = []
+        for channel in np.moveaxis(image[box], -1, 0):
+            normalised = self._normalise(zoom(channel, shape), inside)
+            channels.append(np.pad(normalised, padding))
+        # Where some channel has no background what lies beyond the scan counts as body.
+        inside = np.pad(inside, padding, constant_values=None in backgrounds)
+        y = None
+        if with_mask and case.mask:
+            y = self._transform_mask(case.mask, *geometry)
+        place = _find_place(image.shape[:3], *geometry)
+        return Prepared(np.stack(channels, axis=-1), y, place, inside, self)
+
+    def _transform_mask(self, path, box, shape, padding):
+        mask, _ = nifti.load_mask(path)
+        unknown = set(np.unique(mask).tolist()) - {0, *self.labels}
+        if unknown:
+            problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
+            raise ValueError(f"{path}: {problem}. Correct the mask or declare the label.")
+        return np.pad(zoom_labels(mask[box], shape, self.labels), padding)
 
     def place(self, case):
         """Find where the network's grid lies on the native one; reads the images.
@@ -324,13 +331,9 @@ class Preprocessor:
         """
         image, affine = self._load(case)
         body, _ = self._find_body(image, affine)
-        box, shape, padding = self._geometry(body, affine)
-        native = [part.indices(n)[:2] for part, n in zip(box, image.shape, strict=False)]
-        inner = [(before, before + n) for (before, _), n in zip(padding, shape, strict=True)]
-        grids = ([slice(*ends) for ends in grid] for grid in (native, inner))
-        return Place(image.shape[:3], *map(tuple, grids))
+        return _find_place(image.shape[:3], *self._geometry(body, affine))
 
-    def restore(self, probabilities, case):
+    def restore(self, probabilities, case, *, place=None):
         """Bring class probabilities back to the case's native grid.
 
         Parameters
@@ -338,29 +341,30 @@ class Preprocessor:
         probabilities : (x, y, z, class) ndarray of float
             On the grid of `transform`.
         case : Case
+        place : unetseg.grids.Place, optional
+            Of the case, if it is at hand; else the scan is read.
 
         Returns
         -------
         (x, y, z, class) ndarray of float32
             In RAS+ on the native grid; certain background where `transform` cropped.
         """
-        place = self.place(case)
+        place = place or self.place(case)
         native = np.zeros((*place.shape, probabilities.shape[-1]), np.float32)
         native[..., 0] = 1
         for k in range(probabilities.shape[-1]):
             native[(*place.box, k)] = zoom(probabilities[(*place.inner, k)], place.box_shape)
         return native
 
-    def inverse_transform(self, probabilities, case):
+    def inverse_transform(self, probabilities, case, *, place=None):
         """Bring class probabilities back to the native grid as labels.
 
         One class after the other, so that no second map of all classes is made.
 
         Parameters
         ----------
-        probabilities : (x, y, z, class) ndarray of float
-            On the grid of `transform`.
-        case : Case
+        probabilities, case, place
+            As for `restore`.
 
         Returns
         -------
@@ -368,16 +372,17 @@ class Preprocessor:
             In RAS+ on the native grid, the user's own label values.
         """
         maps = (probabilities[..., k] for k in range(probabilities.shape[-1]))
-        return self._restore_labels(maps, case)
+        return self._restore_labels(maps, place or self.place(case))
 
-    def restore_labels(self, classes, case):
+    def restore_labels(self, classes, case, *, place=None):
         """Bring class numbers back to the native grid as labels.
 
         Parameters
         ----------
         classes : (x, y, z) ndarray of integers
             On the grid of `transform`, as it returns them.
-        case : Case
+        case, place
+            As for `restore`.
 
         Returns
         -------
@@ -385,15 +390,14 @@ class Preprocessor:
             As of `inverse_transform` with certain probabilities, without the memory for them.
         """
         maps = ((classes == k).astype(np.float32) for k in range(self.num_classes))
-        return self._restore_labels(maps, case)
+        return self._restore_labels(maps, place or self.place(case))
 
-    def _restore_labels(self, maps, case):
-        place = self.place(case)
+    def _restore_labels(self, maps, place):
         labels = np.zeros(place.shape, np.int32)
         inside = labels[place.box]
         best = np.full(place.box_shape, -np.inf, np.float32)
-        for value, one in zip((0, *self.labels), maps, strict=True):
-            native = zoom(one[place.inner], place.box_shape)
+        for value, class_map in zip((0, *self.labels), maps, strict=True):
+            native = zoom(class_map[place.inner], place.box_shape)
             inside[native > best] = value
             np.maximum(best, native, out=best)
         return labels
@@ -426,7 +430,8 @@ class Preprocessor:
 
     def save(self, path):
         """Save the settings as JSON; those of a trained experiment are not replaced by others."""
-        trained = Path(path).with_name("experiment.json").exists() and Path(path).exists()
+        path = Path(path)
+        trained = Run(path.parent).experiment.exists() and path.exists()
         if trained and (there := Preprocessor.load(path)) != self:
             problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
             advice = "Set these (PATCH follows the hardware if not set), or rename EXPERIMENT."
@@ -447,18 +452,25 @@ class Preprocessor:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file. Run 01_load_data first.")
-        settings = {**OLDER, **read_json(path, "preprocessor.json")}
+        settings = {**OLDER, **read_json(path, Run("").preprocessor.name)}
         if settings["labels"]:
             settings["labels"] = {int(value): name for value, name in settings["labels"].items()}
         return cls(**settings)
 
-    def _load(self, case):
-        image, affine = nifti.load_image(case.image)
-        image = image if image.ndim == 4 else image[..., None]
+    def _load(self, case, loaded=None):
+        self._refuse_incomplete()
+        image, affine = loaded or nifti.load_image(case.image)
+        image = _with_channels(image)
         if image.shape[3] != self.channels:
             problem = f"{image.shape[3]} channels, the network has {self.channels}"
             raise ValueError(f"{case.image}: {problem}. Give every scan the same channels.")
         return image, affine
+
+    def _refuse_incomplete(self):
+        needed = ("spacing_mm", "patch", "labels", "channels", "normalisation")
+        missing = [name for name in needed if getattr(self, name) is None]
+        advice = "Use what fit(cases) returns."
+        refuse_any(missing, "Preprocessor:", "settings are not chosen yet", advice)
 
     def _find_body(self, image, affine):
         if self.empty_space == "zero":
@@ -474,14 +486,14 @@ class Preprocessor:
         extent = body[box].shape * voxel_sizes(affine)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         least = np.array(self.patch)
-        for axis in (self.planes or ())[1:]:
+        for axis in self.sampling.planes[1:]:
             least[self.flat_axis] = least[axis]  # or a slice across the other would be too small
         missing = np.maximum(0, least - shape)
         return box, tuple(shape), [(m // 2, m - m // 2) for m in missing.tolist()]
 
-    def _normalise(self, channel, inside, padding):
+    def _normalise(self, channel, inside):
         low, scale = self._measure(channel, inside)
-        return np.pad(((channel - low) / scale).astype(np.float32), padding)
+        return ((channel - low) / scale).astype(np.float32)
 
     def _measure(self, channel, inside):
         # What is taken away from a channel, and what the rest is divided by: of the body, or of
@@ -504,29 +516,72 @@ class Preprocessor:
             low, high = voxels.min(), voxels.max()
         return low, high - low
 
-    def _describe(self, case):
-        image, affine = nifti.load_image(case.image)
-        image = image if image.ndim == 4 else image[..., None]
-        body, _ = self._find_body(image, affine)
-        mask = nifti.load_mask(case.mask)[0] if case.mask else None
-        return describe_case(image, mask, body, voxel_sizes(affine))
+
+def _list_rules(patch):
+    # Of every setting what fits and what is allowed.
+    flat = np.iterable(patch) and 1 in patch
+    dimensions = (2, 3)
+    if np.iterable(patch):
+        dimensions = (2,) if flat else (3,)
+    may_be_2d = 2 in dimensions
+    return (
+        ("spacing_mm", _is_triple, TRIPLE),
+        ("patch", _is_triple, TRIPLE),
+        ("labels", lambda v: isinstance(v, dict) and 0 not in v, "a dict without background 0"),
+        ("channels", lambda v: v >= 1, "at least 1"),
+        ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),
+        (
+            "dimensions",
+            lambda v: v in dimensions,
+            f"one of {dimensions}, 2 for a patch of one slice",
+        ),
+        ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
+        ("planes", lambda v: v in PLANES and (not v or may_be_2d), f"in 2-D one of {PLANES}"),
+        ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
+        ("least_contrast", lambda v: v >= 0, "0 or more"),
+        ("neighbours", lambda v: v == 0 or (v > 0 and may_be_2d), "0, or more in 2-D"),
+    )
 
 
-def _choose_patch(shape, spacing_mm):
-    multiple = 2 ** np.clip(np.log2(np.maximum(shape, 4) / 4).astype(int), 0, 3)
-    patch = -(-shape // multiple) * multiple
-    shortest, budget = np.minimum(patch, 8), patch_budget()
-    while np.prod(patch) > budget:
-        axis = np.argmax(np.where(patch - multiple >= shortest, patch * spacing_mm, 0))
-        patch[axis] -= multiple[axis]
-    return tuple(patch.tolist())
+def _is_triple(value):
+    return np.shape(value) == (3,) and min(value) > 0
+
+
+def _require_planes(planes, patch, spacing_mm):
+    if not planes:
+        return
+    if patch:
+        across = patch[planes[0]] == 1
+        require("planes", planes, across, "first the axis across the patch's slices")
+    if spacing_mm:
+        ratio = spacing_mm[planes[0]] / spacing_mm[planes[-1]]
+        alike = 1 / planning.LIKE <= ratio <= planning.LIKE
+        require("planes", planes, alike, "of axes with like voxels")
+
+
+def _with_channels(image):
+    return image if image.ndim == 4 else image[..., None]
+
+
+def _find_place(native_shape, box, shape, padding):
+    native = [part.indices(n)[:2] for part, n in zip(box, native_shape, strict=True)]
+    inner = [(before, before + n) for (before, _), n in zip(padding, shape, strict=True)]
+    grids = ([slice(*ends) for ends in grid] for grid in (native, inner))
+    return Place(native_shape, *map(tuple, grids))
 
 
 def patch_budget():
-    """Voxels that a patch may have on this hardware: speed limits a processor, memory a GPU."""
-    machine = describe_hardware()
-    from unetseg.run.devices import computes_on_gpu
+    """Voxels that a patch may have on this machine.
 
-    gpu = machine["gpu"] and computes_on_gpu()
-    memory, most = ("gpu_memory_gb", GPU_PATCH_VOXELS) if gpu else ("memory_gb", CPU_PATCH_VOXELS)
-    return min(int(machine[memory] * 1e9 / 2 / BYTES_PER_VOXEL), most)
+    Returns
+    -------
+    int
+        By `unetseg.planning.limit_patch`: of the memory of the GPU, if Keras computes on one.
+    """
+    machine = describe_hardware()
+    if machine["gpu"]:
+        from unetseg.run.devices import computes_on_gpu  # here, as Keras takes seconds
+
+        if computes_on_gpu():
+            return planning.limit_patch(machine["gpu_memory_gb"], on_gpu=True)
+    return planning.limit_patch(machine["memory_gb"], on_gpu=False)

@@ -46,21 +46,37 @@ def compare_with_training(table, trained):
     """
     by_channel = _describes_channels(trained) and _describes_channels(table)
     known, new = _facts(trained, by_channel), _facts(table, by_channel)
-    found = pd.Series("", index=table["case"].astype(str), name="outside")
+    outside = pd.Series("", index=table["case"].astype(str), name="outside")
     for column in known.columns.intersection(new.columns, sort=False).drop("stored"):
-        low, high = known[column].min(), known[column].max()
-        values = new[column]
-        outside = ~values.between(*_limits(column, low, high)) & values.notna() & pd.notna(low)
-        words = f"{column} is {{}}, trained on {short(low)} to {short(high)}. "
-        found[outside.to_numpy()] += [words.format(short(value)) for value in values[outside]]
-    seen = sorted(set(known["stored"].dropna()))
-    strange = (~new["stored"].isin(seen) & new["stored"].notna()).to_numpy()
-    words = f"voxels are stored as {{}}, in training as {', '.join(seen)}: check left and right. "
-    found[strange] += [words.format(order) for order in new["stored"][strange]]
+        outside += _describe_outliers(new[column], known[column], column)
+    outside += _describe_strange_orders(new["stored"], known["stored"])
     if by_channel:
         profiles = [_read_channels(cell) for cell in trained["intensities"]]
-        found += [_find_exchanged(cell, profiles) for cell in table["intensities"]]
-    return found.str.strip()
+        outside += [_find_exchanged(cell, profiles) for cell in table["intensities"]]
+    return outside.str.strip()
+
+
+def _describe_outliers(values, trained, column):
+    low, high = trained.min(), trained.max()
+    if pd.isna(low):
+        return [""] * len(values)
+    least, most = _limits(column, low, high)
+    seen = f"trained on {short(low)} to {short(high)}. "
+    words = []
+    for value in values:
+        usual = pd.isna(value) or least <= value <= most
+        words.append("" if usual else f"{column} is {short(value)}, {seen}")
+    return words
+
+
+def _describe_strange_orders(orders, trained):
+    seen = sorted(set(trained.dropna()))
+    words = []
+    for order in orders:
+        usual = pd.isna(order) or order in seen
+        advice = f"in training as {', '.join(seen)}: check left and right. "
+        words.append("" if usual else f"voxels are stored as {order}, {advice}")
+    return words
 
 
 def _limits(column, low, high):
@@ -86,6 +102,7 @@ def _read_channels(cell):
 
 
 def _facts(table, by_channel):
+    # A column per fact that is compared; what a table does not tell is left out.
     shape, spacing = (table[name].map(read_numbers) for name in ("shape", "spacing_mm"))
     facts = pd.DataFrame({"stored": table["orientation"], "number of channels": table["channels"]})
     for axis, letter in enumerate("xyz"):
@@ -94,18 +111,24 @@ def _facts(table, by_channel):
         facts[f"spacing, mm, along {letter}"] = mm
         facts[f"field of view, mm, along {letter}"] = shape.str[axis].astype(float) * mm
     if by_channel:
-        channels = [_read_channels(cell) for cell in table["intensities"]]
-        for k in range(max(map(len, channels))):
-            rows = np.array([one[k] if k < len(one) else NOT_KNOWN for one in channels])
-            middle = rows[:, intensities.PERCENTILES.index(50)]
-            facts[f"brightness of channel {k + 1}"] = rows[:, -1]
-            facts[f"contrast of channel {k + 1}"] = _contrast(rows[:, 0], middle, rows[:, -1])
-    else:
+        _add_intensities_by_channel(facts, table)
+    elif "intensity_p1" in table:
         low, middle, high = (table[name].astype(float) for name in intensities.POOLED)
-        facts["brightness"], facts["contrast"] = high, _contrast(low, middle, high)
+        facts["brightness"] = high
+        facts["contrast"] = _contrast(low, middle, high)
     if "smoothness" in table:
         facts[SMOOTHNESS] = table["smoothness"].astype(float)
     return facts
+
+
+def _add_intensities_by_channel(facts, table):
+    scans = [_read_channels(cell) for cell in table["intensities"]]
+    place = intensities.PERCENTILES.index(50)
+    for k in range(max(map(len, scans))):
+        rows = np.array([scan[k] if k < len(scan) else NOT_KNOWN for scan in scans])
+        low, middle, high = rows[:, 0], rows[:, place], rows[:, -1]
+        facts[f"brightness of channel {k + 1}"] = high
+        facts[f"contrast of channel {k + 1}"] = _contrast(low, middle, high)
 
 
 def _contrast(low, middle, high):
@@ -117,7 +140,9 @@ def _find_exchanged(cell, trained):
     # Words for channels that look more like others of training than like their own.
     scan = _read_channels(cell)
     alike = [profile for profile in trained if len(profile) == len(scan)]
-    if len(scan) < 2 or not alike or not all(np.ptp(p, axis=1).all() for p in (scan, *alike)):
+    if len(scan) < 2 or not alike:
+        return ""
+    if not all(np.ptp(profile, axis=1).all() for profile in (scan, *alike)):
         return ""
     known = np.array([_features(profile) for profile in alike])  # (case, channel, feature)
     spread = np.maximum(known.std(axis=0), USUAL_SPREAD)
@@ -127,10 +152,10 @@ def _find_exchanged(cell, trained):
     as_is, exchanged = np.diag(cost).mean(), cost[rows, best].mean()
     if as_is < 1 or exchanged > as_is / 2:  # in order, as_is is about 1 and the least of all
         return ""
-    moved = [f"{k + 1}" for k in rows if best[k] != k]
+    moved = [str(k + 1) for k in rows if best[k] != k]
     if len(moved) == 2:
         return f"channels {' and '.join(moved)} look exchanged: check their order. "
-    order = ", ".join(f"{k + 1}" for k in np.argsort(best))
+    order = ", ".join(str(k + 1) for k in np.argsort(best))
     return f"channels look as if they belonged in the order {order}: check it. "
 
 
@@ -139,7 +164,8 @@ def _features(profile):
     # highest, and how wide its range is (as a logarithm) beside that of the other channels.
     width = np.ptp(profile, axis=1)
     inner = (profile[:, 1:-1] - profile[:, :1]) / width[:, None]
-    return np.column_stack([inner, np.log(width) - np.log(width).mean()])
+    wide = np.log(width) - np.log(width).mean()
+    return np.column_stack([inner, wide])
 
 
 def describe_votes(votes, labels, voxel_ml):
@@ -163,16 +189,24 @@ def describe_votes(votes, labels, voxel_ml):
         and ``volume_max_ml`` over the models.
     """
     boxes = ndimage.find_objects(votes.any(axis=0).astype(np.uint8))
-    votes = votes[(slice(None), *boxes[0])] if boxes else votes[:, :1, :1, :1]
+    box = boxes[0] if boxes else (slice(0, 1),) * 3
+    votes = votes[(slice(None), *box)]
     rows = []
     for number, (label, name) in enumerate(labels.items(), start=1):
         masks = [vote == number for vote in votes]
-        pairs = pd.Series([dice(a, b) for a, b in itertools.combinations(masks, 2)], dtype=float)
+        pairs = [dice(a, b) for a, b in itertools.combinations(masks, 2)]
         volumes = pd.Series([np.count_nonzero(mask) * voxel_ml for mask in masks])
-        row = {"label": label, "name": name, "agreement": pairs.mean()}
-        row |= {f"volume_{of}_ml": volumes.agg(of) for of in ("mean", "std", "min", "max")}
-        row["volume_sd_ml"] = row.pop("volume_std_ml")
-        rows.append(row)
+        rows.append(
+            {
+                "label": label,
+                "name": name,
+                "agreement": pd.Series(pairs, dtype=float).mean(),
+                "volume_mean_ml": volumes.mean(),
+                "volume_min_ml": volumes.min(),
+                "volume_max_ml": volumes.max(),
+                "volume_sd_ml": volumes.std(),
+            }
+        )
     return rows
 
 
@@ -200,30 +234,43 @@ def flag(predicted, outside, trained, usual=None):
         training, and what is `outside`. Files with a problem come first, then the scans with the
         most reasons, then those with the lowest agreement.
     """
-    usual = dict(usual if usual is not None else {})
-    low, high = trained["volume_ml"].min(), trained["volume_ml"].max()
+    usual = {} if usual is None else dict(usual)
     rows = []
     for case, part in predicted.groupby("case", sort=False):
         broken = [text.rstrip(".") for text in part["problem"].unique() if text]
-        reasons = [*broken]
-        part = part.assign(volume_ml=part["volume_ml"].mask(_is_rounded_away(part, usual)))
-        total = part["volume_ml"].sum(min_count=1)
-        for row in part.dropna(subset=["volume_ml"]).itertuples():
-            if row.volume_ml == 0:
-                reasons.append(f"no {row.name} was found")
-            elif row.agreement < usual.get(row.label, AGREEMENT):
-                reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}")
-        # Earlier versions rounded the volumes of small voxels to 0: then nothing is known.
-        if high > 0 and (total < low / 2 or total > 2 * high):
-            seen = f"{short(low)} to {short(high)}"
-            reasons.append(f"{short(total)} ml are labelled, trained on {seen}")
+        known = part["volume_ml"].mask(_is_rounded_away(part, usual))
+        part = part.assign(volume_ml=known)
+        reasons = [*broken, *_doubt_labels(part, usual), *_doubt_volume(part, trained)]
         if outside.get(case):
             reasons.append(outside[case].rstrip("."))
-        about = {"case": case, "agreement": part["agreement"].min(), "volume_ml": total}
-        order = (-len(broken), -len(reasons), about["agreement"])
-        rows.append((order, about | {"look_at": "; ".join(reasons)}))
+        row = {
+            "case": case,
+            "agreement": part["agreement"].min(),
+            "volume_ml": part["volume_ml"].sum(min_count=1),
+            "look_at": "; ".join(reasons),
+        }
+        rows.append(((-len(broken), -len(reasons), row["agreement"]), row))
     rows.sort(key=lambda row: tuple(np.nan_to_num(row[0], nan=2.0)))
     return pd.DataFrame([row for _, row in rows])
+
+
+def _doubt_labels(part, usual):
+    reasons = []
+    for row in part.dropna(subset=["volume_ml"]).itertuples():
+        if row.volume_ml == 0:
+            reasons.append(f"no {row.name} was found")
+        elif row.agreement < usual.get(row.label, AGREEMENT):
+            reasons.append(f"the folds agree by a Dice of {row.agreement:.2f} on {row.name}")
+    return reasons
+
+
+def _doubt_volume(part, trained):
+    low, high = trained["volume_ml"].min(), trained["volume_ml"].max()
+    total = part["volume_ml"].sum(min_count=1)
+    # Earlier versions rounded the volumes of small voxels to 0: then nothing is known.
+    if not high > 0 or not (total < low / 2 or total > 2 * high):
+        return []
+    return [f"{short(total)} ml are labelled, trained on {short(low)} to {short(high)}"]
 
 
 def _is_rounded_away(predicted, usual):

@@ -53,9 +53,7 @@ def make_sample(folder, n_cases=16, seed=0):
     path = folder / "dataset.json"
     if path.exists() and path.read_text(encoding="utf-8") == json.dumps(description, indent=1):
         return folder
-    own = {folder / name for pair in description["training"] for name in pair.values()}
-    own |= {one.with_name(one.name + ".part") for one in own}  # of a call that was interrupted
-    if {one for one in folder.rglob("[!.]*") if one.is_file()} - own:
+    if _holds_something_else(folder, description):
         raise ValueError(f"{folder}: holds something other than this sample. Choose an empty one.")
     templates = [load(resolution=1) for load in TEMPLATES]
     # At 3 mm a voxel averages over its neighbourhood.
@@ -68,9 +66,20 @@ def make_sample(folder, n_cases=16, seed=0):
     return folder
 
 
+def _holds_something_else(folder, description):
+    own = [folder / name for pair in description["training"] for name in pair.values()]
+    half = [path.with_name(f"{path.name}.part") for path in own]  # of a call that was interrupted
+    there = [path for path in folder.rglob("[!.]*") if path.is_file()]
+    return any(path not in own and path not in half for path in there)
+
+
 def _visits(n_cases):
-    pairs = [(p, v) for p in range(n_cases) for v in range(VISITS[p % len(VISITS)])]
-    return [(f"sub-{p + 1:02d}_ses-{v + 1}", p, v) for p, v in pairs[:n_cases]]
+    # Id, patient and visit of each case.
+    cases = []
+    for patient in range(n_cases):
+        for visit in range(VISITS[patient % len(VISITS)]):
+            cases.append((f"sub-{patient + 1:02d}_ses-{visit + 1}", patient, visit))
+    return cases[:n_cases]
 
 
 def _describe(n_cases, seed):
@@ -88,17 +97,32 @@ def _simulate(maps, affine, seed, patient, visit):
     scanner = np.random.default_rng([seed, patient, 1 + visit])
     shape = (SHAPE + anatomy.integers(-2, 3, 3)).tolist()
     placed = _place(shape, scanner)
-    mm = np.einsum("ij,jxyz->ixyz", placed[:3, :3], np.indices(shape)) + placed[:3, 3, *[None] * 3]
-    mm = mm * anatomy.uniform(0.93, 1.07, (3, 1, 1, 1))
-    mm += 4 * np.stack([_smooth_field(mm, anatomy) for _ in range(3)])
-    index = (mm - affine[:3, 3, *[None] * 3]) / np.diag(affine)[:3, *[None] * 3]
-    t1, grey, white = (ndimage.map_coordinates(m, index, order=1) for m in maps)
+    mm = _warp(_voxel_centres(placed, shape), anatomy)
+    index = (mm - _spread(affine[:3, 3])) / _spread(np.diag(affine)[:3])
+    t1, grey, white = (ndimage.map_coordinates(tissue, index, order=1) for tissue in maps)
     mask = np.select([grey + white <= 0.5, white > grey], [0, 2], 1).astype(np.uint8)
-    t1 = t1 ** scanner.uniform(0.8, 1.2) + scanner.uniform(-0.05, 0.05) * white
+    t1 = t1 ** scanner.uniform(0.8, 1.2)
+    t1 += scanner.uniform(-0.05, 0.05) * white
     t1 *= np.exp(0.1 * _smooth_field(mm, scanner))
     noise = scanner.normal(0, scanner.uniform(0.01, 0.03), (2, *shape))
     t1 = np.hypot(t1 + noise[0], noise[1])  # Rician, as of a magnitude image
-    return [nib.Nifti1Image(a, placed) for a in ((1000 * t1).astype(np.int16), mask)]
+    scan = (1000 * t1).astype(np.int16)
+    return nib.Nifti1Image(scan, placed), nib.Nifti1Image(mask, placed)
+
+
+def _spread(vector):
+    return vector[:, None, None, None]  # along the axes of a volume
+
+
+def _voxel_centres(affine, shape):
+    turned = np.einsum("ij,jxyz->ixyz", affine[:3, :3], np.indices(shape))
+    return turned + _spread(affine[:3, 3])
+
+
+def _warp(mm, rng):
+    # Another size along each axis, and a smooth deformation of some mm.
+    scaled = mm * rng.uniform(0.93, 1.07, (3, 1, 1, 1))
+    return scaled + 4 * np.stack([_smooth_field(scaled, rng) for _ in range(3)])
 
 
 def _place(shape, rng):

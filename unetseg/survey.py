@@ -32,21 +32,22 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None):
     labels, channels
         As for `unetseg.cases.check_cases`.
     preprocessor : Preprocessor, optional
-        That is to be fitted on these cases.
+        That is to be fitted on these cases; nothing is noted for one that is complete.
 
     Returns
     -------
     Survey
     """
     samples, facts = {}, []
+    to_fit = preprocessor is not None and not preprocessor.is_complete
 
     def visit(case, image, affine, mask):
         samples[case.id] = sample_scan(image, affine)
-        if preprocessor is not None:
+        if to_fit:
             facts.append(preprocessor.describe(image, affine, mask))
 
     table = check_cases(cases, labels=labels, channels=channels, visit=visit)
-    return Survey(table, samples, None if preprocessor is None else facts)
+    return Survey(table, samples, facts if to_fit else None)
 
 
 def try_out(preprocessor, cases, views):
@@ -70,8 +71,10 @@ def try_out(preprocessor, cases, views):
     """
     seen, back = {}, {}
     for case, view in zip(cases, views, strict=True):
-        x, y = preprocessor.transform(case)
-        restored = preprocessor.restore_labels(y, case)
+        loaded = view.image, view.affine
+        prepared = preprocessor.prepare(case, with_mask=True, loaded=loaded)
+        x, place = prepared.x, prepared.place
+        restored = preprocessor.restore_labels(prepared.y, case, place=place)
         seen[case.id] = (x.shape, x.mean(), x.std(), x.min(), x.max())
         back[case.id] = [dice(view.masks[0] == k, restored == k) for k in preprocessor.labels]
     columns = ["shape", "mean", "SD", "lowest", "highest"]

@@ -105,14 +105,14 @@ def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
     progress = state.load_state(net, fold.folder, _describe_state(about, plan, files))
     saver = state.SaveState(fold.folder, progress, started)
     fitting.fit(net, train, val, plan, recipe, seed, saver, callbacks)
-    ended, fitted = fitting.describe_end(progress, recipe, fold.folder), time.monotonic()
-    done = {"weights_sha256": state.save_weights(net, fold.weights), **ended, **about}
-    axes = None if recipe.augment else ()  # mirrored copies only if it has seen some
-    done["temperature"] = _predict_fold(plan, fold, val_cases, val, axes, done["weights_sha256"])
+    fitted = time.monotonic()
+    done = {**about, **fitting.describe_end(progress, recipe, fold.folder), "inputs": files}
+    done["weights_sha256"] = state.save_weights(net, fold.weights)
+    done["temperature"] = _predict_fold(plan, fold, val_cases, val, done["weights_sha256"])
     done["minutes"] = round(progress["minutes"] + (time.monotonic() - fitted) / 60, 2)
     inputs.refuse_changed_meanwhile(files, cases)
-    masks = state.hash_masks(Run(fold.folder.parent), about["val"])
-    write_json(fold.done, {**done, "inputs": files, **masks})
+    done.update(state.hash_masks(Run(fold.folder.parent), about["val"]))
+    write_json(fold.done, done)
     for path in fold.list_states():
         path.unlink()
 
@@ -138,17 +138,18 @@ def _describe_state(about, plan, files):
     return json.loads(json.dumps(whole))
 
 
-def _predict_fold(plan, fold, cases, cached, mirror_axes, digest):
+def _predict_fold(plan, fold, cases, cached, digest):
     preprocessor, net = plan.preprocessor, plan.build()  # on one device
     state.load_weights(net, fold.weights, digest)  # with what is in the file
     run, rng, sampled = Run(fold.folder.parent), np.random.default_rng(0), []
     most = MAX_SAMPLED // len(cases)
+    axes = None if plan.recipe.augment else ()  # mirrored copies only if it has seen some
     for number, case in enumerate(cases):
         truth, _ = nifti.load_mask(case.mask)
         nifti.save_mask(run.mask(case.id), truth, case.mask)
         choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
         labels, chosen, probabilities = predict_and_sample(
-            net, cached.prepared(number), preprocessor, choose, mirror_axes=mirror_axes
+            net, cached.prepared(number), preprocessor, choose, mirror_axes=axes
         )
         nifti.save_mask(run.prediction(case.id), labels, case.files[0])
         near = truth.ravel()[chosen]

@@ -37,31 +37,49 @@ def slide(models, x, patch, *, overlap=0.5, span=None, out=None, part=1.0, void=
     (x, y, z, class) ndarray of float32
     """
     require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
-    span = span or (0, 0, x.shape[0])
+    axis, low, high = span or (0, 0, x.shape[0])
     shape = list(x.shape[:3])
-    shape[span[0]] = span[2] - span[1]
-    void = np.zeros(x.shape[:3], bool) if void is None else void
-    windows = _list_windows(x.shape, patch, overlap, span)
-    windows = [w for w in windows if not void[w.box].all()] or windows[:1]  # one tells the classes
-    void = void[(slice(None),) * span[0] + (slice(*span[1:]),)]
-    weight, weights = _window_weight(patch), np.zeros(shape, np.float32)
-    for window in windows:
-        weights[window.target] += weight[window.source]
+    shape[axis] = high - low
+    if void is None:
+        void = np.zeros(x.shape[:3], bool)
+    windows = _list_windows(x.shape, patch, overlap, (axis, low, high))
+    windows = _leave_out_void(windows, void)
+    void = void[(slice(None),) * axis + (slice(low, high),)]
+    shares = _Shares(windows, patch, shape, void, part)
     flat = (*(n for n in patch if n > 1), int(np.prod(x.shape[3:])))
     size = max(1, BATCH_VOXELS // int(np.prod(patch)))
     for first in range(0, len(windows), size):
         chosen = windows[first : first + size]
-        found = _predict_batch(models, np.stack([x[w.box].reshape(flat) for w in chosen]))
+        batch = np.stack([x[window.box].reshape(flat) for window in chosen])
+        predicted = _predict_batch(models, batch)
         if out is None:
-            out = np.zeros((*shape, found.shape[-1]), np.float32)
-        for window, probabilities in zip(chosen, found, strict=True):
-            share = part * weight[window.source] / weights[window.target]
-            share[void[window.target]] = 0
+            out = np.zeros((*shape, predicted.shape[-1]), np.float32)
+        for window, probabilities in zip(chosen, predicted, strict=True):
             wanted = probabilities.reshape(*patch, -1)[window.source]
-            wanted *= share[..., None]  # in place: of many classes even a window is large
+            wanted *= shares.of(window)[..., None]  # in place: of many classes it is large
             out[window.target] += wanted
     out[..., 0][void] += part
     return out
+
+
+def _leave_out_void(windows, void):
+    kept = [window for window in windows if not void[window.box].all()]
+    return kept or windows[:1]  # one tells the number of classes
+
+
+class _Shares:
+    """By how much each voxel of each window counts: together `part`, and nothing in the void."""
+
+    def __init__(self, windows, patch, shape, void, part):
+        self.weight, self.void, self.part = _window_weight(patch), void, part
+        self.total = np.zeros(shape, np.float32)
+        for window in windows:
+            self.total[window.target] += self.weight[window.source]
+
+    def of(self, window):
+        share = self.part * self.weight[window.source] / self.total[window.target]
+        share[self.void[window.target]] = 0
+        return share
 
 
 def widest(patch, flat, planes):
@@ -99,12 +117,14 @@ def _list_windows(shape, patch, overlap, span):
     windows = []
     for start in itertools.product(*steps):
         box = [slice(a, a + p) for a, p in zip(start, patch, strict=True)]
-        first, last = max(low, box[axis].start), min(high, box[axis].stop)
-        if first < last:
-            source, target = [slice(0, p) for p in patch], [*box]
-            source[axis] = slice(first - box[axis].start, last - box[axis].start)
-            target[axis] = slice(first - low, last - low)
-            windows.append(_Window(tuple(box), tuple(source), tuple(target)))
+        first = max(low, box[axis].start)
+        last = min(high, box[axis].stop)
+        if first >= last:
+            continue
+        source, target = [slice(0, p) for p in patch], [*box]
+        source[axis] = slice(first - box[axis].start, last - box[axis].start)
+        target[axis] = slice(first - low, last - low)
+        windows.append(_Window(tuple(box), tuple(source), tuple(target)))
     return windows
 
 

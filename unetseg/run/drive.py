@@ -87,29 +87,35 @@ def _remove_gone(folder, local):
     emptied: what was copied from it stays.
     """
     removed, doubted, foreign = [], [], []
-    nothing = not any(path.is_file() for path in folder.rglob("*"))
+    lists_nothing = not any(path.is_file() for path in folder.rglob("*"))
     with _kept_fingerprints():
         for copy in sorted(path for path in local.rglob("*") if path.is_file()):
             name = copy.relative_to(local)
             original = folder / name
             if PASSING.fullmatch(copy.name) or _is_there(original):
                 continue
-            if nothing or _lists_nothing(original.parent):
+            if lists_nothing or _is_without_files(original.parent):
                 doubted.append(str(name))
             elif _is_as_copied(original, copy):
-                copy.unlink()
-                fingerprints.forget(copy)
-                fingerprints.forget(original)
+                _remove(original, copy)
                 removed.append(str(name))
             else:
                 foreign.append(str(name))
-    for names, found in (
-        (removed, f"not on Drive any more, so gone from the copy in {local}"),
-        (doubted, f"not listed in a folder without any file: does Drive answer? Kept in {local}"),
-        (foreign, f"not on Drive, and not as copied from there; kept in {local}"),
-    ):
-        if names:
-            print(f"{folder}: {len(names)} files are {found}: {', '.join(names)}.")
+    _say(folder, removed, f"not on Drive any more, so gone from the copy in {local}")
+    doubt = f"not listed in a folder without any file: does Drive answer? Kept in {local}"
+    _say(folder, doubted, doubt)
+    _say(folder, foreign, f"not on Drive, and not as copied from there; kept in {local}")
+
+
+def _remove(original, copy):
+    copy.unlink()
+    fingerprints.forget(copy)
+    fingerprints.forget(original)
+
+
+def _say(folder, names, what):
+    if names:
+        print(f"{folder}: {len(names)} files are {what}: {', '.join(names)}.")
 
 
 def _is_there(path):
@@ -125,7 +131,7 @@ def _is_as_copied(original, copy):
     return digest is not None and digest == fingerprints.find_known(copy)
 
 
-def _lists_nothing(folder):
+def _is_without_files(folder):
     return folder.is_dir() and not os.listdir(folder)
 
 
@@ -180,10 +186,11 @@ def copy_new(source, target, patterns=("**/*",), *, overwrite=True):
     with _kept_fingerprints():
         for path in _list_files(source, patterns):
             name = path.relative_to(source)
-            if not _is_wanted(path, target / name, failed):
-                continue
             try:
-                copied += _copy(path, target / name, overwrite)
+                if _is_wanted(path, target / name, failed) and _copy(
+                    path, target / name, overwrite
+                ):
+                    copied += 1
             except OSError as error:
                 if path.exists():  # else it was removed meanwhile
                     failed[name] = error
@@ -194,15 +201,18 @@ def copy_new(source, target, patterns=("**/*",), *, overwrite=True):
 
 
 def _list_files(source, patterns):
-    # Twice, so that of a fold which ends meanwhile the marker does not come without the rest.
-    first = {path for pattern in patterns for path in source.glob(pattern)}
-    found = {path for pattern in patterns for path in source.glob(pattern)}
-    files = []
-    for path in found:
-        late = path.name == DONE and path not in first
-        if path.is_file() and not late and not PASSING.fullmatch(path.name):
+    # Markers last. Twice, so that of a fold which ends meanwhile the marker does not come without
+    # the rest.
+    before = {path for pattern in patterns for path in source.glob(pattern)}
+    files, markers = [], []
+    for path in {path for pattern in patterns for path in source.glob(pattern)}:
+        if PASSING.fullmatch(path.name) or not path.is_file():
+            continue
+        if path.name != DONE:
             files.append(path)
-    return sorted(files, key=lambda path: (path.name == DONE, path))
+        elif path in before:
+            markers.append(path)
+    return sorted(files) + sorted(markers)
 
 
 def _is_wanted(path, copy, failed):
@@ -229,8 +239,8 @@ def _copy(path, copy, overwrite):
 def _hold_the_same(path, copy):
     if path.stat().st_size != copy.stat().st_size:
         return False
-    one, other = fingerprints.fingerprint(path), fingerprints.fingerprint(copy)
-    return one["sha256"] == other["sha256"]
+    known, copied = fingerprints.fingerprint(path), fingerprints.fingerprint(copy)
+    return known["sha256"] == copied["sha256"]
 
 
 def back_up(source, target):

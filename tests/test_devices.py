@@ -1,0 +1,47 @@
+"""What Keras computes on, by stand-ins for machines that are not here."""
+
+import keras
+import pytest
+
+from unetseg.run import devices
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_a_precision_that_is_named_is_taken(precision):
+    assert devices.choose_precision(precision) == precision
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags : fpu avx2 avx512f", "float32"),
+        ("flags : fpu avx512_bf16 sse", "mixed_bfloat16"),
+        ("flags : amx_bf16", "mixed_bfloat16"),
+        ("Features : asimd bf16", "float32"),
+    ],
+)
+def test_on_a_processor_bfloat16_is_chosen_where_it_is_built_in(
+    tmp_path, monkeypatch, flags, expected
+):
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["cpu:0"])
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path / "cpuinfo")
+    assert devices.choose_precision() == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [(7.5, "mixed_float16"), (7.0, "mixed_float16"), (3.7, "float32"), (None, "float32")],
+)
+def test_on_a_gpu_float16_is_chosen_from_compute_capability_7(monkeypatch, capability, expected):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["gpu:0"])
+    monkeypatch.setattr(devices, "describe_hardware", lambda: {"gpu_capability": capability})
+    assert devices.choose_precision() == expected
+
+
+def test_a_network_that_does_not_bear_bfloat16_gets_float32(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("flags : avx512_bf16")
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["cpu:0"])
+    monkeypatch.setattr(devices, "Path", lambda path: tmp_path / "cpuinfo")
+    assert devices.choose_precision(bfloat16=False) == "float32"
+    assert devices.choose_precision("mixed_bfloat16", bfloat16=False) == "mixed_bfloat16"
