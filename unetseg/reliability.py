@@ -104,7 +104,10 @@ def _read_channels(cell):
 def _facts(table, by_channel):
     # A column per fact that is compared; what a table does not tell is left out.
     shape, spacing = (table[name].map(read_numbers) for name in ("shape", "spacing_mm"))
-    facts = pd.DataFrame({"stored": table["orientation"], "number of channels": table["channels"]})
+    stored = table["orientation"].where(
+        table["orientation"] != ""
+    )  # of a file that is not readable
+    facts = pd.DataFrame({"stored": stored, "number of channels": table["channels"]})
     for axis, letter in enumerate("xyz"):
         mm = spacing.str[axis].astype(float)
         mm = mm.where(mm > 0)  # earlier versions rounded 0.0004 to 0

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from unetseg.cases import check_cases
+from unetseg.digits import decimals_for
 from unetseg.metrics import dice
 from unetseg.splits import sample_scan
 
@@ -75,7 +77,8 @@ def try_out(preprocessor, cases, views):
         prepared = preprocessor.prepare(case, with_mask=True, loaded=loaded)
         x, place = prepared.x, prepared.place
         restored = preprocessor.restore_labels(prepared.y, case, place=place)
-        seen[case.id] = (x.shape, x.mean(), x.std(), x.min(), x.max())
+        numbers = [x.mean(), x.std(), x.min(), x.max()]
+        seen[case.id] = (x.shape, *np.round(numbers, decimals_for(numbers, 4)))
         back[case.id] = [dice(view.masks[0] == k, restored == k) for k in preprocessor.labels]
     columns = ["shape", "mean", "SD", "lowest", "highest"]
     labels = preprocessor.labels.values()
