@@ -1,10 +1,12 @@
 """The notebooks: their form, their run from top to bottom, and their set-up in Colab."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from html import unescape
 from pathlib import Path
 
@@ -175,9 +177,15 @@ def train(folder):
 def execute(name, folder, settings):
     path = ROOT / "notebooks" / f"{name}.ipynb"
     known = {k: v for k, v in settings.items() if re.search(rf"^{k} = ", source_of(path), re.M)}
-    return papermill.execute_notebook(
-        path, folder / path.name, parameters=known, cwd=path.parent, progress_bar=False
-    )
+    notes = folder / f"{name}.reads"
+    notes.unlink(missing_ok=True)
+    places = [str(ROOT / "tests" / "reads"), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("READS", str(notes))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
+        return papermill.execute_notebook(
+            path, folder / path.name, parameters=known, cwd=path.parent, progress_bar=False
+        )
 
 
 def source_of(path):
@@ -213,6 +221,14 @@ def test_a_run_leaves_what_the_design_lists(run):
     assert {name for name in written if not re.fullmatch(r"new_scans/new/sub-.*\.html", name)} == (
         expected
     )
+
+
+@pytest.mark.parametrize(("name", "most"), zip(NAMES, (2, 2, 1, 2), strict=True))
+def test_no_scan_is_unpacked_more_often_than_is_needed(name, most, run):
+    folder, *_ = run
+    files = [Path(line) for line in (folder / f"{name}.reads").read_text().splitlines()]
+    counts = Counter(path.name for path in files if path.parent.name == "imagesTr")
+    assert max(counts.values()) == most
 
 
 def test_new_scans_are_segmented_and_a_broken_one_is_reported(run):
