@@ -305,6 +305,7 @@ def check_scan(scan):
         None if it cannot be read.
     """
     row, loaded, _ = _check_case(Case(scan.id, scan.image), None, False)
+    row["problem"] = row["problem"].strip()
     image, affine = loaded or (None, None)
     return row, image, affine
 
