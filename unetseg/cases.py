@@ -236,15 +236,15 @@ def read_labels(cases):
     ValueError
         If masks cannot be read; lists them all.
     """
-    found, problems = {}, []
+    labels, problems = {}, []
     for case in cases:
         if case.mask is None:
             problems.append(f"{case.id}: no mask")
         elif mask := _attempt(problems, nifti.load_mask, case.mask):
-            found[case.id] = tuple(value for value in _values(mask[0]) if value)
+            labels[case.id] = tuple(value for value in _values(mask[0]) if value)
     lines = [f"\n  {problem}" for problem in problems]
     refuse_any(lines, "Labels are unknown:", "masks cannot be read", "Repair or remove them.")
-    return found
+    return labels
 
 
 def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None):
