@@ -63,7 +63,7 @@ def read(path, *, voxels=True):
     except Exception as error:  # gzip, zlib, NumPy and nibabel each have their own for bad bytes
         from unetseg.reading.contents import explain  # here: whole files are read without it
 
-        finding, remedy = explain(path, error)
+        finding, remedy = explain(path, error, is_nifti)
         problem = f"cannot be read as NIfTI: {finding}. {remedy}, or remove the case."
         raise ValueError(f"{path}: {problem}") from error
 
