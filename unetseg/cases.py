@@ -305,15 +305,15 @@ def read_labels(cases):
     ValueError
         If masks cannot be read; lists them all.
     """
-    found, problems = {}, []
+    labels, problems = {}, []
     for case in cases:
         if case.mask is None:
             problems.append(f"{case.id}: no mask")
         elif mask := _attempt(problems, nifti.load_mask, case.mask):
-            found[case.id] = tuple(value for value in _values(mask[0]) if value)
+            labels[case.id] = tuple(value for value in _values(mask[0]) if value)
     lines = [f"\n  {problem}" for problem in problems]
     refuse_any(lines, "Labels are unknown:", "masks cannot be read", "Repair or remove them.")
-    return found
+    return labels
 
 
 def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None):
@@ -374,6 +374,7 @@ def check_scan(scan):
         None if it cannot be read.
     """
     row, loaded, _ = _check_case(Case(scan.id, scan.image), None, False)
+    row["problem"] = row["problem"].strip()
     image, affine = loaded or (None, None)
     return row, image, affine
 

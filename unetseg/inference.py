@@ -277,7 +277,7 @@ def _predict_scan(scan, order):
         started = time.monotonic()
         check, image, affine = check_scan(scan)
         if check["problem"]:
-            return _report(scan, check["problem"].strip(), check)
+            return _report(scan, check["problem"], check)
         # Measured: labels and two maps take a byte a voxel.
         needed = math.prod(check["shape"])
         machine.require_room(order.batch.folder, needed, f"labels and maps of {scan.id}")

@@ -61,10 +61,10 @@ def prediction_bytes(preprocessor, shape, spacing_mm, models=(), *, n_models=1, 
 def _window_bytes(preprocessor, models):
     patch = math.prod(preprocessor.patch)
     batch = max(1, windows.BATCH_VOXELS // patch)
-    found = 2 * batch * map_bytes(preprocessor.patch, preprocessor.num_classes)
+    maps = 2 * batch * map_bytes(preprocessor.patch, preprocessor.num_classes)
     layers = getattr(models[0], "layers", ()) if models else ()
     sizes = [math.prod(layer.output.shape[1:]) for layer in layers]
-    return found + batch * FLOAT_BYTES * sum(sorted(sizes)[-4:])  # alive at a time
+    return maps + batch * FLOAT_BYTES * sum(sorted(sizes)[-4:])  # alive at a time
 
 
 def describe_lack(need, free):

@@ -192,9 +192,9 @@ def _directed(border_from, border_to, spacing):
     target, start = border_to.ravel(), np.flatnonzero(border_from)
     distances, left = np.zeros(start.size), np.flatnonzero(~target[start])
     for step, length in _neighbours(border_to.strides, spacing):
-        found = target[start[left] + step]
-        distances[left[found]] = length
-        left = left[~found]
+        hit = target[start[left] + step]
+        distances[left[hit]] = length
+        left = left[~hit]
     if left.size:  # in an empty tree all is at infinity; an unbalanced one is built sooner
         tree = cKDTree(np.argwhere(border_to) * spacing, balanced_tree=False)
         places = np.transpose(np.unravel_index(start[left], border_to.shape))

@@ -274,9 +274,9 @@ def nearest_orthogonal(matrix):
     """
     norm = ops.sqrt(ops.sum(ops.square(matrix))) + 1e-7
     gram = ops.matmul(matrix, ops.transpose(matrix)) / ops.square(norm)
-    one = total = ops.eye(matrix.shape[0])
+    identity = total = ops.eye(matrix.shape[0])
     for _ in range(5):
-        factor = 3.4445 * one - 4.7750 * gram + 2.0315 * ops.matmul(gram, gram)
+        factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * ops.matmul(gram, gram)
         total = ops.matmul(factor, total)
         gram = ops.matmul(ops.matmul(factor, gram), factor)
     return total / norm

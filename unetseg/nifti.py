@@ -63,7 +63,7 @@ def read(path, *, voxels=True):
     except Exception as error:  # gzip, zlib, NumPy and nibabel each have their own for bad bytes
         from unetseg.reading.contents import explain  # here: whole files are read without it
 
-        finding, remedy = explain(path, error)
+        finding, remedy = explain(path, error, is_nifti)
         problem = f"cannot be read as NIfTI: {finding}. {remedy}, or remove the case."
         raise ValueError(f"{path}: {problem}") from error
 
@@ -151,13 +151,15 @@ def _check_affines(header, shape, sizes):
     if not (affines := [affine for affine, code in forms if code]):
         raise ValueError(f"neither qform nor sform tells left from right; {SET_FORMS}")
     for affine in affines:
-        found = nib.affines.voxel_sizes(affine)
-        axes = np.nan_to_num(affine[:3, :3], posinf=0, neginf=0) / np.maximum(found, 1e-12)
+        by_affine = nib.affines.voxel_sizes(affine)
+        axes = np.nan_to_num(affine[:3, :3], posinf=0, neginf=0) / np.maximum(by_affine, 1e-12)
         cosines = np.abs(axes.T @ axes - np.eye(3))
         if not (np.abs(affine).max() < FARTHEST and cosines.max() < SHEAR_TOLERANCE):
             raise ValueError(f"its affine {affine[:3].tolist()} sets no voxels at right angles")
-        if not np.allclose(found[: len(sizes)], sizes, rtol=1e-3, atol=0):
-            raise ValueError(f"voxel size {sizes} by pixdim, {found} by affine; correct the wrong")
+        if not np.allclose(by_affine[: len(sizes)], sizes, rtol=1e-3, atol=0):
+            raise ValueError(
+                f"voxel size {sizes} by pixdim, {by_affine} by affine; correct the wrong"
+            )
     if mismatch := describe_grid_mismatch(shape, affines[0], shape, affines[-1]):
         raise ValueError(f"sform and qform are in conflict, the {mismatch}; {SET_FORMS}")
 

@@ -307,8 +307,9 @@ def _signed_rank(differences):
 def _have_other_masks(both):
     other = ~np.isclose(both["volume_true_ml"], both["volume_true_ml_2"], rtol=1e-4, atol=0)
     if "mask_sha256_2" in both:
-        one, two = both["mask_sha256"], both["mask_sha256_2"]
-        other |= one.notna() & two.notna() & (one != two)
+        first, second = both["mask_sha256"], both["mask_sha256_2"]
+        known = first.notna() & second.notna()
+        other = other | (known & (first != second))
     return other
 
 

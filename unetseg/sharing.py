@@ -103,26 +103,35 @@ def write_model_card(results_dir):
 
     run = Run(Path(results_dir).resolve())
     finished = run.list_finished()
-    about = {path.stem: read_json(path) for path in _list_settings(run)}
-    about["folds"] = {fold.folder.name: read_json(fold.done) for fold in finished}
-    about["weights"] = sum(fold.weights.is_file() for fold in finished)
-    text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
-    card = jinja2.Template(text, finalize=_escape, undefined=jinja2.StrictUndefined)
+    content = {path.stem: read_json(path) for path in _list_settings(run)}
+    content["folds"] = {fold.folder.name: read_json(fold.done) for fold in finished}
+    content["weights"] = sum(fold.weights.is_file() for fold in finished)
+    template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    card = jinja2.Template(template, finalize=_escape, undefined=jinja2.StrictUndefined)
     try:
-        cases = read_table(run.cases)
-        triples = [pd.DataFrame(cases[name].map(read_numbers).tolist()) for name in TRIPLES]
-        spans = pd.concat([*triples, cases[RANGES]], axis=1).astype(float).agg(["min", "max"])
-        about |= {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
+        content.update(_describe_cases(run))
         for path in _list_tables(run):
-            about[path.stem] = read_table(path).to_dict("records") if path.is_file() else None
-        about |= _describe_content(run, about["scores"])
-        about["number"] = lambda value: float(value or "nan")  # NaN is written as ""
-        text = card.render(name=run.folder.name, **about)
+            rows = read_table(path).to_dict("records") if path.is_file() else None
+            content[path.stem] = rows
+        content.update(_describe_content(run, content["scores"]))
+        text = card.render(name=run.folder.name, number=_read_number, **content)
     except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
         problem = f"{run.folder}: a file is not as a run writes it ({error!r})"
         raise ValueError(f"{problem}. Fetch it again, or make it anew.") from error
     write_file(run.card, f"{text}\n".encode())
     return run.card
+
+
+def _describe_cases(run):
+    # The rows of cases.csv, and of shape, spacing, intensities and volume the lowest and highest.
+    cases = read_table(run.cases)
+    columns = [pd.DataFrame(cases[name].map(read_numbers).tolist()) for name in TRIPLES]
+    spans = pd.concat([*columns, cases[RANGES]], axis=1).astype(float).agg(["min", "max"])
+    return {"cases": cases.to_dict("records"), "spans": spans.T.to_numpy().tolist()}
+
+
+def _read_number(text):
+    return float(text or "nan")  # NaN is written as ""
 
 
 def _list_settings(run):
@@ -190,9 +199,13 @@ def pack(results_dir, path):
     with full, tarfile.open(part, "w", dereference=True) as packed:
         for name in sorted([*hashes, run.hashes.name]):
             member = f"{run.folder.name.lstrip('.')}/{name}"
-            packed.add(run.folder / name, member, filter=lambda one: one.replace(**PLAIN))
+            packed.add(run.folder / name, member, filter=_make_plain)
     part.replace(path)
     return hash_file(path)
+
+
+def _make_plain(member):
+    return member.replace(**PLAIN)
 
 
 def unpack(path, results_dir, sha256):

@@ -299,8 +299,8 @@ def _warn_of_lack(cases, preprocessor):
 
 
 def _record(run, plan, seed, folds, leaks):
-    here = {"precision": plan.precision, "batch_size": plan.batch_size}
-    here |= machine.describe_machine()
+    settings = {"precision": plan.precision, "batch_size": plan.batch_size}
+    here = {**settings, **machine.describe_machine()}
     recorded = record_settings(run.experiment, plan.describe(seed), here)
     plan.preprocessor.save(run.preprocessor)
     write_json(run.splits, folds)

@@ -97,12 +97,12 @@ def widest(patch, flat, planes):
     -------
     list of int
     """
-    found = list(patch)
+    sides = list(patch)
     for plane in planes:
         turned = list(patch)
         turned[plane], turned[flat] = patch[flat], patch[plane]
-        found = [max(pair) for pair in zip(found, turned, strict=True)]
-    return found
+        sides = [max(pair) for pair in zip(sides, turned, strict=True)]
+    return sides
 
 
 class _Window(NamedTuple):

@@ -7,8 +7,6 @@ import re
 import zlib
 from pathlib import Path
 
-from unetseg.nifti import is_nifti
-
 HEAD = 4096  # bytes that are looked at
 COPY_AGAIN = "Export or download it again"
 UNPACK = "Unpack it, and put what is in it in its place"
@@ -202,7 +200,7 @@ def _refuse_twice(pairs):
     return content
 
 
-def explain(path, error):
+def explain(path, error, is_nifti):
     """Say why a file could not be read as NIfTI, and what to do.
 
     Parameters
@@ -210,6 +208,8 @@ def explain(path, error):
     path : Path
     error : Exception
         What the reader met. It is passed on if the bytes are those of a NIfTI file.
+    is_nifti : callable
+        Tells that of the first bytes: `unetseg.nifti.is_nifti`.
 
     Returns
     -------

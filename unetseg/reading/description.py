@@ -7,9 +7,31 @@ from unetseg._base import refuse_any
 from unetseg.reading.contents import read_json
 
 IGNORE = re.compile(r"ignored?([ _-]?(label|value|region|area|mask|voxels?))?", re.IGNORECASE)
-BACKGROUND = {"background", "back ground", "bg", "backgr", "back", "unlabeled", "unlabelled"}
-BACKGROUND |= {"clear label", "none", "nothing", "empty", "air", "outside", "other", "rest", ""}
-BACKGROUND |= {"hintergrund", "fond", "arrière-plan", "fondo", "sfondo", "achtergrond", "背景"}
+BACKGROUND = (  # in some of the languages that people name it in
+    "background",
+    "back ground",
+    "bg",
+    "backgr",
+    "back",
+    "unlabeled",
+    "unlabelled",
+    "clear label",
+    "none",
+    "nothing",
+    "empty",
+    "air",
+    "outside",
+    "other",
+    "rest",
+    "",
+    "hintergrund",
+    "fond",
+    "arrière-plan",
+    "fondo",
+    "sfondo",
+    "achtergrond",
+    "背景",
+)
 ENDINGS = (".nii", ".nii.gz")
 
 
@@ -156,11 +178,11 @@ def refuse_ignored(names, subject):
     ValueError
         If a label is named ``ignore``, however it is written: it would be learnt as a structure.
     """
-    found = [f"{n!r} = {v}" for v, n in names.items() if IGNORE.fullmatch(str(n).strip())]
+    ignored = [f"{n!r} = {v}" for v, n in names.items() if IGNORE.fullmatch(str(n).strip())]
     advice = "This is not supported yet, and they would be learnt as a structure: annotate these "
     advice += "voxels, crop scans and masks to what is annotated, or take these cases out; "
     advice += "then remove the label."
-    refuse_any(found, subject, "labels mark voxels to ignore", advice)
+    refuse_any(ignored, subject, "labels mark voxels to ignore", advice)
 
 
 def read_channel_names(folder):

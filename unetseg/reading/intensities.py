@@ -31,13 +31,13 @@ def describe(channels):
     backgrounds = [find_background(values) for values in samples]
     with np.errstate(over="ignore", invalid="ignore"):  # huge and infinite voxels
         pooled = significant(np.percentile(samples, [*POOLED.values()]))
-        found = dict(zip(POOLED, pooled.tolist(), strict=True))
-        found["intensities"] = None
+        facts = dict(zip(POOLED, pooled.tolist(), strict=True))
+        facts["intensities"] = None
         if np.isfinite(samples).all():
             pairs = zip(samples, backgrounds, strict=True)
-            found["intensities"] = tuple(_percentiles(*pair) for pair in pairs)
-        found["smoothness"] = measure_smoothness(channels, backgrounds)
-    return found
+            facts["intensities"] = tuple(_percentiles(*pair) for pair in pairs)
+        facts["smoothness"] = measure_smoothness(channels, backgrounds)
+    return facts
 
 
 def _percentiles(values, background):
@@ -82,13 +82,13 @@ def measure_smoothness(channels, backgrounds):
         axis, on average over the axes; of several channels the lowest. Neither axes of length 1
         nor a background of one value count. NaN if there is no pair, or all voxels are equal.
     """
-    found = []
+    smoothness = []
     for channel, background in zip(channels, backgrounds, strict=True):
         axes = [axis for axis, length in enumerate(channel.shape) if length > 1]
         along = [_correlate(*_neighbours(channel, axis, axes), background) for axis in axes]
         known = [correlation for correlation in along if not np.isnan(correlation)]
-        found.append(np.mean(known) if known else np.nan)
-    return significant(np.fmin.reduce(found), 4)
+        smoothness.append(np.mean(known) if known else np.nan)
+    return significant(np.fmin.reduce(smoothness), 4)
 
 
 def _neighbours(channel, axis, axes):

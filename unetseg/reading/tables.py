@@ -69,15 +69,18 @@ def _split(path, text, wanted):
     told = re.fullmatch(r'"?sep=(.)"?\s*', first)  # Excel's own way to say the separator
     if told:
         text = rest
-    found = []
+    best, rows = (), []
     for separator in told[1] if told else SEPARATORS:
-        rows = _parse(path, text, separator)
-        if not rows:
+        parsed = _parse(path, text, separator)
+        if not parsed:
             raise ValueError(f"{path}: the table has no line. Save it again.")
-        width = len(rows[0])
-        alike = sum(len(row) == width for row in rows)
-        found.append((wanted <= set(rows[0]), width > 1, alike, width, rows))
-    return max(found, key=lambda one: one[:4])[4]
+        width = len(parsed[0])
+        alike = sum(len(row) == width for row in parsed)
+        holds_wanted = all(name in parsed[0] for name in wanted)
+        fit = (holds_wanted, width > 1, alike, width)
+        if fit > best:
+            best, rows = fit, parsed
+    return rows
 
 
 def _parse(path, text, separator):
@@ -96,12 +99,12 @@ def _clean(cell):
     return quoted[1].strip() if quoted else cell
 
 
-def _check_columns(path, found, wanted):
-    twice = sorted({repr(name) for name in found if found.count(name) > 1})
+def _check_columns(path, names, wanted):
+    twice = sorted({repr(name) for name in names if names.count(name) > 1})
     refuse_any(twice, f"{path}:", "columns stand there twice", "Rename or remove one of each.")
-    missing = [repr(name) for name in wanted if name not in found]
+    missing = [repr(name) for name in wanted if name not in names]
     if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; it has {found}. Correct one.")
+        raise ValueError(f"{path}: no column {', '.join(missing)}; it has {names}. Correct one.")
 
 
 def read_results(path, columns=()):

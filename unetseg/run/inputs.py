@@ -300,7 +300,7 @@ class Trained:
             If scan and mask of a case changed: it may be another patient, whom nobody predicted.
         """
         masks = {case.id: self.compare_mask(case) for case in cases}
-        corrected = [case_id for case_id, found in masks.items() if found == CORRECTED]
+        corrected = [case_id for case_id, state in masks.items() if state == CORRECTED]
         scans = [case.id for case in cases if self.knows_scan(case) is False]
         exchanged = sorted({*corrected} & {*scans})
         advice = "Their predictions are of the scans of before. Put the files back, or train on "

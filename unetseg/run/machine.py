@@ -53,9 +53,9 @@ def describe_hardware():
     gpu = [None, None, None]
     if shutil.which("nvidia-smi"):
         query = ["--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
-        found = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
-        if re.match(r".+, [\d.]+, \d+\n", found.stdout):
-            name, capability, mib = found.stdout.splitlines()[0].rsplit(", ", 2)
+        answer = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
+        if re.match(r".+, [\d.]+, \d+\n", answer.stdout):
+            name, capability, mib = answer.stdout.splitlines()[0].rsplit(", ", 2)
             gpu = [name, float(capability), round(int(mib) * 2**20 / 1e9, 1)]
     return {
         "processor": names[0] if names else platform.processor(),
@@ -105,8 +105,8 @@ def require_room(folder, need, purpose, remedy="Make room there, or choose anoth
     """
     free = free_bytes(folder)
     if need * SPARE > free:
-        found = f"{purpose} need {describe_bytes(need)} and {describe_bytes(free)} are free"
-        raise OSError(errno.ENOSPC, f"{folder}: {found}. {remedy}.")
+        finding = f"{purpose} need {describe_bytes(need)} and {describe_bytes(free)} are free"
+        raise OSError(errno.ENOSPC, f"{folder}: {finding}. {remedy}.")
 
 
 def require_room_for_copies(source, target):
@@ -140,8 +140,8 @@ def available_bytes():
         On Linux what is free or can be freed, but no more than a container is left (its control
         group, version 1 or 2); elsewhere all that the machine has; infinity if nobody knows.
     """
-    found = [_read_free(), *_read_left()]
-    known = [number for number in found if number is not None]
+    limits = [_read_free(), *_read_left()]
+    known = [limit for limit in limits if limit is not None]
     return min(known) if known else math.inf
 
 
