@@ -223,7 +223,7 @@ def test_a_run_leaves_what_the_design_lists(run):
     )
 
 
-@pytest.mark.parametrize(("name", "most"), zip(NAMES, (2, 2, 1, 2), strict=True))
+@pytest.mark.parametrize(("name", "most"), [*zip(NAMES, (2, 2, 1, 2), strict=True)])
 def test_no_scan_is_unpacked_more_often_than_is_needed(name, most, run):
     folder, *_ = run
     files = [Path(line) for line in (folder / f"{name}.reads").read_text().splitlines()]
