@@ -59,11 +59,11 @@ test: $(READY)
 # A quarter of an hour on two cores, and 6 GB of temporary files; MONAI brings PyTorch.
 benchmark: $(READY)
 	$(RUN) pip install -q --disable-pip-version-check -e ".[benchmark]"
-	$(RUN) tests.benchmark
+	$(RUN) tests.tools.benchmark
 
 # After a change of a notebook: execute it with its own settings, as it is committed.
 refresh: $(READY)
-	$(RUN) tests.refresh_notebooks
+	$(RUN) tests.tools.refresh_notebooks
 
 $(subst %,\%,$(READY)): requirements.txt pyproject.toml
 	test -x $(BIN)/pip || $(call quote,PYTHON) -m venv $(call quote,VENV)

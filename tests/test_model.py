@@ -10,16 +10,8 @@ import pytest
 from keras import layers, ops
 
 from unetseg import model
-from unetseg.model import (
-    ForegroundDice,
-    InstanceNormalization,
-    Muon,
-    build_for,
-    build_unet,
-    dice_cross_entropy,
-    nearest_orthogonal,
-    plan_unet,
-)
+from unetseg.losses import dice_cross_entropy
+from unetseg.model import InstanceNormalization, build_for, build_unet, plan_unet
 from unetseg.preprocessing import Preprocessor
 
 ROOT = Path(__file__).parent.parent
@@ -148,41 +140,6 @@ def test_an_argument_that_does_not_fit_is_refused_with_what_would(change, messag
         build_unet(**arguments)
 
 
-def random_prediction(shape, num_classes, seed=0):
-    rng = np.random.default_rng(seed)
-    p = rng.uniform(0.01, 1, (*shape, num_classes))
-    p /= p.sum(axis=-1, keepdims=True)
-    return rng.integers(0, num_classes, (*shape, 1)).astype(np.uint8), p.astype(np.float32)
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 3, 4, 5)])
-@pytest.mark.parametrize("num_classes", [2, 4])
-def test_the_loss_is_soft_dice_plus_cross_entropy_voxel_by_voxel(shape, num_classes):
-    y, p = random_prediction(shape, num_classes)
-    truth, flat = y.ravel(), p.reshape(-1, num_classes).astype(float)
-    entropy = -sum(np.log(flat[i, k]) for i, k in enumerate(truth)) / len(truth)
-    dice = [
-        (2 * flat[truth == k, k].sum() + 1) / ((truth == k).sum() + flat[:, k].sum() + 1)
-        for k in range(1, num_classes)
-    ]
-    expected = 1 - sum(dice) / len(dice) + entropy
-    assert float(dice_cross_entropy(y, p)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_loss_of_a_perfect_prediction_is_0_even_if_a_class_is_absent():
-    y = np.array([0, 1, 1, 0], np.uint8).reshape(1, 2, 2, 1)
-    assert float(dice_cross_entropy(y, np.eye(3, dtype=np.float32)[y[..., 0]])) == 0
-
-
-def test_the_loss_with_an_absent_class_is_the_one_worked_out_by_hand():
-    y = np.array([0, 1, 1, 0], np.uint8).reshape(1, 2, 2, 1)
-    p = np.eye(3, dtype=np.float32)[y[..., 0]]
-    p[0, 1, 1] = (0.5, 0, 0.5)
-    # Dice of class 1: (4 + 1) / (4 + 1); of class 2: (0 + 1) / (0.5 + 1). Their mean: 5 / 6.
-    # Cross-entropy: one voxel of four has probability 1/2.
-    assert float(dice_cross_entropy(y, p)) == pytest.approx(1 - 5 / 6 + np.log(2) / 4, abs=1e-6)
-
-
 def gradients(function, *arrays):
     """Gradients of a scalar function of tensors, on the backend that there is."""
     tensors = [ops.convert_to_tensor(array) for array in arrays]
@@ -196,62 +153,6 @@ def gradients(function, *arrays):
         tape.watch(tensors)
         total = function(*tensors)
     return tape.gradient(total, tensors)
-
-
-@pytest.mark.parametrize("certain", ["right", "wrong", "random"])
-def test_the_gradient_of_the_loss_is_finite(certain):
-    y, p = random_prediction((1, 3, 4, 5), 3)
-    if certain != "random":
-        p = np.eye(3, dtype=np.float32)[(y[..., 0] + (certain == "wrong")) % 3]
-    assert np.isfinite(dice_cross_entropy(y, p))
-    [gradient] = gradients(lambda p: dice_cross_entropy(y, p), p)
-    assert np.isfinite(gradient).all()
-
-
-def test_a_better_prediction_has_a_lower_loss():
-    y, p = random_prediction((1, 4, 4, 4), 3)
-    truth = np.eye(3, dtype=np.float32)[y[..., 0]]
-    losses = [float(dice_cross_entropy(y, (1 - s) * p + s * truth)) for s in (0, 0.5, 1)]
-    assert losses[0] > losses[1] > losses[2] == pytest.approx(0, abs=1e-5)
-
-
-def test_foreground_dice_pools_the_voxels_of_all_batches():
-    metric = ForegroundDice(3)
-    overlap, total = np.zeros(3), np.zeros(3)
-    for seed in range(3):
-        y, p = random_prediction((2, 4, 5), 3, seed)
-        metric.update_state(y, p)
-        found, truth = p.argmax(axis=-1).ravel(), y.ravel()
-        for k in (1, 2):
-            a, b = set(np.flatnonzero(truth == k)), set(np.flatnonzero(found == k))
-            overlap[k] += len(a & b)
-            total[k] += len(a) + len(b)
-    expected = np.mean(2 * overlap[1:] / total[1:])
-    assert float(metric.result()) == pytest.approx(expected, rel=1e-6)
-
-
-def test_foreground_dice_leaves_out_a_class_that_does_not_occur():
-    metric = ForegroundDice(4)
-    y = np.array([0, 1, 1, 1], np.uint8).reshape(1, 4, 1, 1)
-    found = np.array([0, 0, 1, 1])
-    metric.update_state(y, np.eye(4, dtype=np.float32)[found].reshape(1, 4, 1, 4))
-    assert float(metric.result()) == pytest.approx(2 * 2 / (3 + 2))  # of class 1 alone
-
-
-def test_foreground_dice_counts_a_class_that_is_predicted_but_absent():
-    metric = ForegroundDice(3)
-    y = np.array([1, 1, 0], np.uint8).reshape(1, 3, 1, 1)
-    metric.update_state(y, np.eye(3, dtype=np.float32)[[1, 1, 2]].reshape(1, 3, 1, 3))
-    assert float(metric.result()) == pytest.approx((1 + 0) / 2)
-
-
-def test_foreground_dice_starts_again_after_a_reset():
-    metric = ForegroundDice(2)
-    y = np.ones((1, 2, 2, 1), np.uint8)
-    metric.update_state(y, np.eye(2, dtype=np.float32)[y[..., 0]])
-    assert float(metric.result()) == 1
-    metric.reset_state()
-    assert float(metric.result()) == 0
 
 
 FITTED = Preprocessor((1, 2, 3), (8, 16, 1), {1: "a", 4: "b"}, 2)
@@ -469,70 +370,12 @@ def test_instance_normalization_of_a_constant_is_finite(shape, value):
     np.testing.assert_allclose(out, 0, atol=abs(value) * 1e-3)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 50), (32, 300)])
-def test_a_matrix_becomes_about_orthogonal_along_its_own_singular_vectors(shape):
-    matrix = noise(*shape)
-    left, _, right = np.linalg.svd(matrix.astype(float), full_matrices=False)
-    product = np.array(nearest_orthogonal(ops.convert_to_tensor(matrix))) @ matrix
-    inner = left.T @ product @ right.T
-    np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=0.01)
-    # Jordan et al. 2024: singular values end up between about 0.7 and 1.2
-    assert np.diag(inner)[:-1].min() > 0.6
-    assert np.diag(inner).max() < 1.3
-
-
-def test_the_scale_of_a_matrix_makes_no_difference():
-    matrix = noise(8, 30)
-    products = [
-        np.array(nearest_orthogonal(ops.convert_to_tensor(scale * matrix))) @ (scale * matrix)
-        for scale in (np.float32(1e-3), np.float32(1e3))
-    ]
-    np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4)
-
-
-def one_step(optimizer, shape, gradient):
-    variable = keras.Variable(np.zeros(shape, np.float32))
-    optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
-    return np.array(variable.numpy())
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 3, 8, 16), (3, 3, 8, 16), (1, 1, 1, 40, 8)])
-def test_muon_moves_a_kernel_against_the_gradient_by_a_fifth_of_the_rate(shape):
-    gradient = noise(*shape)
-    for scale in (1, 1000):
-        step = one_step(Muon(0.01, weight_decay=0), shape, scale * gradient)
-        # an orthogonal (n, m) matrix has a root mean square of 1 / root(max(n, m))
-        rms = np.sqrt(np.mean(step**2))
-        assert 0.7 * 0.002 < rms < 1.2 * 0.002
-        assert np.sum(step * gradient) < 0
-    flat = step.reshape(-1, shape[-1])
-    values = np.linalg.svd(flat, compute_uv=False)
-    assert values.min() > 0.4 * values.max()
-
-
-def test_muon_keeps_a_momentum():
-    variable = keras.Variable(np.zeros((3, 3, 8, 8), np.float32))
-    optimizer, gradient = Muon(0.01, weight_decay=0), noise(3, 3, 8, 8)
-    optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
-    before = np.array(variable.numpy())
-    optimizer.apply([ops.convert_to_tensor(0 * gradient)], [variable])
-    assert np.sum((variable.numpy() - before) * gradient) < 0
-
-
-@pytest.mark.parametrize("shape", [(16,), (3, 3, 3, 1, 4), (1, 1, 1, 16, 3), (20, 30)])
-def test_muon_leaves_scales_and_narrow_kernels_to_adamw(shape):
-    gradient = noise(*shape)
-    steps = [one_step(kind(0.01), shape, gradient) for kind in (Muon, keras.optimizers.AdamW)]
-    np.testing.assert_array_equal(*steps)
-
-
 OTHER_SETTINGS = [
     {"image_data_format": "channels_first"},
     {"floatx": "float16"},
     {"floatx": "float64"},
     {"floatx": "bfloat16", "epsilon": 0.01, "image_data_format": "channels_first"},
 ]
-
 IN_ANOTHER_HOME = """
 import sys
 import keras, numpy as np
@@ -645,7 +488,6 @@ for name, patch in (("3d", (8, 8, 8)), ("2d", (8, 8, 1))):
     net.reset_metrics()
     np.savez(f"{name}.npz", x=x, y=y, after=net.train_on_batch(x, x > 0))
 """
-
 LOAD = """
 import unetseg
 import keras, numpy as np

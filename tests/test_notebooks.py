@@ -14,9 +14,9 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-import refresh_notebooks
 from nbformat.v4 import new_code_cell, new_output
 from papermill.exceptions import PapermillExecutionError
+from tools.refresh_notebooks import clean
 
 from unetseg import _base, sample
 
@@ -122,7 +122,7 @@ def test_refreshing_drops_what_viewers_show_and_old_bars_and_keeps_logs_and_tags
     for tags, kept in ((["viewer"], [last, log]), (["other"], [last, log, shown])):
         metadata = {"tags": tags, "execution": {}}
         cell = new_code_cell("1", metadata=metadata, outputs=[bar, log, shown])
-        refresh_notebooks.clean(cell)
+        clean(cell)
         assert cell.outputs == kept
         assert cell.metadata == {"tags": tags}
 

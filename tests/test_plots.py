@@ -10,12 +10,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from unetseg import plots
-from unetseg.cases import check_cases, find_cases
+from unetseg import charts, plots
 
 LABELS = {1: "front", 4: "back"}
 SPACING = (1.0, 2.0, 3.0)  # mm
-NAN, INF = float("nan"), float("inf")
 
 
 def render(figure):
@@ -162,63 +160,7 @@ def test_an_empty_mask_shows_the_middle(case):
     assert [contours_of(ax) for ax in figure.axes] == [[], [], []]
 
 
-@pytest.mark.parametrize("n_cases", [1, 2, 5])
-def test_the_overview_tells_its_numbers_and_units(n_cases, make_data):
-    table = check_cases(find_cases(make_data(n_cases)))
-    figure = render(plots.cases_overview(table))
-    n = f"(n = {n_cases})"
-    assert titles_of(figure) == [
-        f"{t} {n}" for t in ("shape", "spacing", "intensity", "labelled volume")
-    ]
-    units = [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes]
-    expected = [("axis", "voxels"), ("axis", "mm"), ("case", "stored units"), ("ml", "cases")]
-    assert units == expected
-    assert sum(bar.get_height() for bar in figure.axes[3].patches) == n_cases
-
-
-def test_the_overview_counts_only_what_it_draws(make_data):
-    # Of 4 scans one cannot be read, and one has no mask.
-    folder = make_data(4)
-    (folder / "imagesTr" / "case_00.nii.gz").write_bytes(b"<html>" * 100)
-    (folder / "labelsTr" / "case_01.nii.gz").unlink()
-    figure = render(plots.cases_overview(check_cases(find_cases(folder))))
-    assert [title.split("(")[1] for title in titles_of(figure)] == [*["n = 3)"] * 3, "n = 2)"]
-    assert sum(bar.get_height() for bar in figure.axes[3].patches) == 2
-
-
-def test_the_overview_is_drawn_also_if_there_is_no_mask_at_all(make_data):
-    folder = make_data(2)
-    for mask in (folder / "labelsTr").iterdir():
-        mask.unlink()
-    figure = render(plots.cases_overview(check_cases(find_cases(folder))))
-    assert "n = 0" in titles_of(figure)[3]
-
-
-@pytest.mark.parametrize("n_folds", [1, 9])
-def test_learning_curves_have_training_dashed_and_validation_solid(n_folds):
-    columns = [f"{v}{m}" for v in ("", "val_") for m in ("loss", "accuracy", "dice")]
-    history = pd.DataFrame({"epoch": range(4), **{c: [0.1, 0.3, 0.5, 0.7] for c in columns}})
-    history["val_dice"] = [NAN, 0.2, 0.2, 0.6]
-    figure = render(plots.learning_curves({f"fold {k}": history for k in range(n_folds)}))
-    metrics = ("loss", "accuracy", "dice")
-    assert titles_of(figure) == [f"{m} (n = {n_folds} folds)" for m in metrics]
-    assert [ax.get_xlabel() for ax in figure.axes] == ["epoch"] * 3
-    assert [ax.get_ylabel() for ax in figure.axes] == list(metrics)
-    training, validation = figure.axes[2].lines[:2]
-    np.testing.assert_array_equal(training.get_xdata(), [1, 2, 3, 4])
-    np.testing.assert_array_equal(training.get_ydata(), history["dice"])
-    np.testing.assert_array_equal(validation.get_ydata(), history["val_dice"])
-    assert (training.get_linestyle(), validation.get_linestyle()) == ("--", "-")
-    assert training.get_color() == validation.get_color()
-    assert set(legend_of(figure)) == {
-        *(f"fold {k}" for k in range(n_folds)),
-        "training",
-        "validation",
-    }
-
-
 TRUE, PRED = np.zeros((4, 3, 3), np.uint8), np.zeros((4, 3, 3), np.uint8)
-# Slice z 1, by x: agreed, missed, added, another label; every place holds 3 voxels along y.
 TRUE[:, :, 1] = np.array([1, 1, 0, 4])[:, None]
 PRED[:, :, 1] = np.array([1, 0, 4, 1])[:, None]
 
@@ -357,16 +299,6 @@ def test_small_voxels_are_shown_and_viewed(size_mm, case):
     assert set(colours) == {plots.colour_of(label, LABELS) for label in LABELS}
 
 
-def test_the_overview_shows_small_volumes_and_spacings(write_case, make_arrays, tmp_path):
-    spacing = (0.0004, 0.0004, 0.0008)
-    found = [write_case(tmp_path, f"c{k}", *make_arrays(k), spacing) for k in range(3)]
-    figure = render(plots.cases_overview(check_cases(found)))
-    (bar,) = [bar for bar in figure.axes[3].patches if bar.get_height()]
-    volume = 60 * 0.0004**2 * 0.0008 / 1000
-    assert bar.get_x() < volume < bar.get_x() + bar.get_width() < 2 * volume
-    assert figure.axes[1].get_ylim()[1] == pytest.approx(1.1 * 0.0008)
-
-
 def test_pictures_of_large_slices_are_thinned_and_keep_single_voxels(monkeypatch):
     monkeypatch.setattr(plots, "DRAWN", 20)
     image = np.indices((90, 70, 2)).sum(axis=0)
@@ -416,125 +348,15 @@ def scores_of(dice, distance, volumes=None):
     return table
 
 
-def offsets_of(points):
-    return np.asarray(points.get_offsets())
-
-
-def test_score_boxes_show_every_case_by_label_and_fold_with_units():
-    figure = render(plots.score_boxes(scores_of([0.7, 0.8, 0.9], [1.0, 2.0, 4.0]), LABELS))
-    names = ("Dice", "Hausdorff distance", "HD95")
-    assert titles_of(figure) == [f"{name} (n = 3 cases)" for name in names]
-    units = ["Dice, 0 to 1", "Hausdorff distance, mm", "HD95, mm"]
-    assert [ax.get_ylabel() for ax in figure.axes] == units
-    assert figure.axes[0].get_ylim()[1] == 1
-    assert [ax.get_ylim()[0] for ax in figure.axes[1:]] == [0, 0]
-    for ax in figure.axes:
-        # Label by label, with a gap between them: cases 0 and 2, then case 1.
-        assert ax.get_xticks().tolist() == [0, 1, 3, 4]
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["fold 0", "fold 1"] * 2
-        (above,) = ax.child_axes
-        assert above.get_xticks().tolist() == [0.5, 3.5]
-        assert [tick.get_text() for tick in above.get_xticklabels()] == ["front", "back"]
-        for place, points in zip(ax.get_xticks(), ax.collections, strict=True):
-            assert (np.abs(offsets_of(points)[:, 0] - place) < 0.25).all()
-    distances = [offsets_of(points)[:, 1].tolist() for points in figure.axes[1].collections]
-    assert distances == [[1, 4], [2], [3, 3], [3]]
-    dice = [offsets_of(points)[:, 1].tolist() for points in figure.axes[0].collections]
-    assert dice == [[0.7, 0.9], [0.8], [0.5, 0.5], [0.5]]
-
-
-def test_score_boxes_have_the_median_of_their_fold():
-    distances = [1.0, 5.0, 2.0, 7.0, 4.0, 9.0]  # 1, 2, 4 of fold 0; 5, 7, 9 of fold 1
-    figure = render(plots.score_boxes(scores_of([0.5] * 6, distances), LABELS))
-    medians = {line.get_ydata()[0] for line in figure.axes[1].lines if line.get_color() == "k"}
-    assert medians == {2, 7, 3}  # 3 of the other label
-
-
-@pytest.mark.parametrize(
-    ("dice", "distance", "lost"),
-    [
-        ([NAN, 0.0, 0.9], [NAN, INF, 2.0], (1, 2)),
-        ([0.0, 0.0, 0.9], [INF, INF, 2.0], (0, 2)),
-        ([NAN, NAN, NAN], [NAN, NAN, NAN], (3, 3)),
-    ],
-)
-def test_score_boxes_count_what_cannot_be_drawn(dice, distance, lost):
-    figure = render(plots.score_boxes(scores_of(dice, distance), LABELS))
-    names = {"Dice": lost[0], "Hausdorff distance": lost[1], "HD95": lost[1]}
-    texts = {0: "", **{n: f"; {n} values are NaN or inf and not drawn" for n in (1, 2, 3)}}
-    assert titles_of(figure) == [f"{name} (n = 3 cases{texts[n]})" for name, n in names.items()]
-    drawn = [sum(len(points.get_offsets()) for points in ax.collections) for ax in figure.axes]
-    assert drawn == [6 - n for n in names.values()]
-
-
-def test_volumes_agree_with_a_mean_and_limits_by_hand():
-    # Differences 2, -1, 2 ml: mean 1, variance (1 + 4 + 1) / 2 = 3, so 1 +- 1.96 * 1.732.
-    scores = scores_of([0.5] * 3, [1.0] * 3, [(10.0, 12.0), (20.0, 19.0), (30.0, 32.0)])
-    figure = render(plots.volume_agreement(scores, LABELS))
-    assert titles_of(figure) == ["front (n = 3)", "back (n = 3)"]
-    front, back = figure.axes
-    (points,) = front.collections
-    np.testing.assert_allclose(offsets_of(points), [(11, 2), (19.5, -1), (31, 2)])
-    heights = {line.get_ydata()[0]: line.get_linestyle() for line in front.lines}
-    assert sorted(heights) == pytest.approx([1 - 3.3948, 1, 1 + 3.3948], abs=1e-3)
-    assert [heights[height] for height in sorted(heights)] == ["--", "-", "--"]
-    assert [line.get_ydata()[0] for line in back.lines] == [0, 0, 0]
-    mean, limits = (text.get_text() for text in front.get_legend().get_texts())
-    assert mean == "mean +1 ml"
-    told = [float(number) for number in re.findall(r"[+-][\d.]+", limits)]
-    assert told == pytest.approx([-2.3948, 4.3948], abs=0.01)
-    units = ("mean of true and predicted volume, ml", "predicted - true, ml")
-    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes] == [units] * 2
-
-
-def test_dice_is_drawn_against_the_true_volume_where_it_is_defined():
-    volumes = [(10.0, 12.0), (20.0, 19.0), (0.0, 0.0)]
-    figure = render(plots.dice_by_size(scores_of([0.7, 0.0, NAN], [1.0] * 3, volumes), LABELS))
-    (ax,) = figure.axes
-    front, back = (offsets_of(points).tolist() for points in ax.collections)
-    assert front[:2] == [[10, 0.7], [20, 0]]
-    assert back == [[100, 0.5]] * 3
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["front", "back"]
-    assert ax.get_ylim()[1] == pytest.approx(1.01)  # a point at 1 is drawn whole
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("true volume, ml", "Dice, 0 to 1")
-    assert ax.get_title() == "Dice and size (n = 3 cases; 1 values are NaN and not drawn)"
-
-
-def test_confusion_gives_the_share_of_every_true_label():
-    names = ["background", "front", "back"]
-    counts = pd.DataFrame([[9000, 1000, 0], [5, 15, 0], [0, 0, 0]], names, names)
-    figure = render(plots.confusion(counts, n_cases=2))
-    (ax,) = figure.axes
-    shares = [[0.9, 0.1, 0], [0.25, 0.75, 0], [0, 0, 0]]  # of no voxel nothing is a share
-    np.testing.assert_allclose(ax.images[0].get_array(), shares)
-    assert ax.images[0].get_clim() == (0, 1)
-    texts = {text.get_position(): text.get_text() for text in ax.texts}  # by column and row
-    assert texts[1, 0] == "10.0 %\n1,000"
-    assert texts[0, 1] == "25.0 %\n5"
-    assert texts[2, 2] == "0.0 %\n0"
-    assert len(texts) == 9
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == names
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == names
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "true")
-    assert ax.get_title() == "Voxels (n = 2 cases)"
-
-
-@pytest.mark.parametrize("n_cases", [1, 2])
-def test_figures_of_one_or_two_cases_are_drawn_too(n_cases):
-    scores = scores_of([0.5] * n_cases, [1.0] * n_cases)
-    for draw in (plots.score_boxes, plots.volume_agreement, plots.dice_by_size):
-        render(draw(scores, LABELS))
-
-
 def test_a_label_keeps_its_colour_in_all_figures(case, affine):
     image, mask = case
     scores = scores_of([0.7, 0.8], [1.0, 2.0])
     expected = [plots.colour_of(label, LABELS) for label in LABELS]
-    boxes = render(plots.score_boxes(scores, LABELS))
+    boxes = render(charts.score_boxes(scores, LABELS))
     for ax in boxes.axes:
         colours = [to_hex(points.get_facecolor()[0]).upper() for points in ax.collections]
         assert colours == [expected[0]] * 2 + [expected[1]] * 2
-    for draw in (plots.volume_agreement, plots.dice_by_size):
+    for draw in (charts.volume_agreement, charts.dice_by_size):
         axes = render(draw(scores, LABELS)).axes
         drawn = [points for ax in axes for points in ax.collections]
         assert [to_hex(points.get_facecolor()[0]).upper() for points in drawn] == expected
@@ -605,68 +427,93 @@ def test_maps_go_with_two_masks_but_not_with_differences(case, heat):
         plots.show_cases(rows, SPACING, LABELS, differences=True, maps=[heat])
 
 
-ESTIMATE = {1: np.array([0.5, 0.7, 0.9, 0.8]), 4: np.array([0.4, NAN, 0.6, 0.5])}
-DICES = {1: np.array([0.6, 0.8, 0.9, NAN]), 4: [0.4, 0.5, INF, 0.6]}
+SIZES = [
+    ((64, 64, 64), (1, 1, 1)),
+    ((512, 512, 24), (0.43, 0.43, 6)),
+    ((512, 512, 600), (0.5, 0.5, 0.5)),
+    ((20, 20, 5000), (1, 1, 1)),
+    ((30000, 20000, 1), (0.00025, 0.00025, 0.004)),
+    ((1, 1, 1), (1, 1, 1)),
+]
 
 
-def test_an_estimate_of_quality_is_drawn_against_the_truth_with_its_correlation():
-    rho = {1: (0.954, 0.256, 0.999), 4: (NAN, NAN, NAN)}
-    figure = render(plots.quality_estimate(ESTIMATE, DICES, LABELS, rho=rho))
-    # Pairs that are not finite are not drawn, and n is of those that are.
-    assert titles_of(figure) == [
-        "front: rank correlation 0.95\n(0.26 to 1.00, n = 3)",
-        "back: no rank correlation\n(n = 2)",
-    ]
-    front, back = (ax.collections[0] for ax in figure.axes)
-    np.testing.assert_allclose(offsets_of(front), [(0.5, 0.6), (0.7, 0.8), (0.9, 0.9)])
-    np.testing.assert_allclose(offsets_of(back), [(0.4, 0.4), (0.5, 0.6)])
-    words = ("mean Dice between the folds", "Dice with the truth")
-    assert [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes] == [words] * 2
-    colours = [to_hex(points.get_facecolor()[0]).upper() for points in (front, back)]
-    assert colours == [plots.colour_of(label, LABELS) for label in LABELS]
+@pytest.mark.parametrize(("shape", "spacing"), SIZES)
+def test_blocks_are_as_small_as_fits(shape, spacing):
+    factors, side = plots.choose_factors(shape, np.diag([*spacing, 1.0]), 3_000_000)
+    blocks = [-(-n // k) for n, k in zip(shape, factors, strict=True)]
+    shown = [k * mm for k, mm in zip(factors, spacing, strict=True)]
+    several = [axis for axis in range(3) if shape[axis] > 1]
+    cubes = np.prod([np.ceil(blocks[axis] * shown[axis] / side) for axis in several])
+    assert cubes <= 3_000_000
+    for axis in several:  # no voxel shown is shorter than the cubes: none falls between them
+        assert shown[axis] >= side * (1 - 1e-6)
+    if max(factors) > 1:
+        assert cubes > 500_000
 
 
-def test_estimates_that_hardly_differ_are_not_drawn_far_apart():
-    near, rho = {1: [0.970, 0.971], 4: [0.2, 0.9]}, dict.fromkeys(LABELS, (NAN, NAN, NAN))
-    figure = render(plots.quality_estimate(near, near, LABELS, rho=rho))
-    close, wide = figure.axes
-    for limits in (close.get_xlim(), close.get_ylim()):
-        np.testing.assert_allclose(limits, (0.9205, 1.0205))
-    for limits in (wide.get_xlim(), wide.get_ylim()):
-        np.testing.assert_allclose(limits, (0.55 - 0.385, 0.55 + 0.385))
+@pytest.mark.parametrize(("shape", "spacing"), [SIZES[0], ((512, 512, 1), (0.43, 0.43, 6))])
+def test_what_is_small_is_shown_as_it_is(shape, spacing):
+    factors, side = plots.choose_factors(shape, np.diag([*spacing, 1.0]), 3_000_000)
+    assert (factors, side) == ((1, 1, 1), pytest.approx(spacing[0]))
 
 
-@pytest.mark.parametrize("values", [[], [NAN, NAN], [0.5]])
-def test_an_estimate_without_any_case_is_drawn_too(values):
-    numbers = {label: np.array(values) for label in LABELS}
-    rho = dict.fromkeys(LABELS, (NAN, NAN, NAN))
-    figure = render(plots.quality_estimate(numbers, numbers, LABELS, rho=rho))
-    n = sum(np.isfinite(values))
-    assert titles_of(figure) == [f"{i}: no rank correlation\n(n = {n})" for i in LABELS.values()]
+def test_a_scan_aslant_in_its_box_has_fewer_blocks():
+    # Turned by 45 degrees about z a square of side a fills a box of side 1.41 a: half of it.
+    turned = np.eye(4)
+    turned[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    assert plots.choose_factors((140, 140, 140), np.eye(4), 3_000_000)[0] == (1, 1, 1)
+    assert plots.choose_factors((140, 140, 140), turned, 3_000_000)[0] == (2, 2, 2)
 
 
-def test_reliability_is_drawn_against_a_line_with_the_voxels_below():
-    columns = ("bin", "n", "confidence", "accuracy")
-    tables = {
-        "as trained": [(5, 400, 0.55, 0.4), (9, 1600, 0.97, 0.9)],
-        "calibrated": [(5, 1000, 0.54, 0.5), (7, 400, 0.75, 0.77), (9, 600, 0.95, 0.95)],
-    }
-    tables = {name: pd.DataFrame(rows, columns=columns) for name, rows in tables.items()}
-    errors = {"as trained": 0.086, "calibrated": 0.02412}
-    figure = render(plots.reliability_curves(tables, errors))
-    above, below = figure.axes
-    assert above.get_title() == "2,000 voxels near the structures"
-    *curves, diagonal = above.lines
-    np.testing.assert_array_equal(diagonal.get_xydata(), [(0, 0), (1, 1)])
-    assert diagonal.get_linestyle() == "--"
-    for name, curve, counts in zip(tables, curves, below.lines, strict=True):
-        np.testing.assert_array_equal(curve.get_xydata(), tables[name][["confidence", "accuracy"]])
-        np.testing.assert_array_equal(counts.get_xydata(), tables[name][["confidence", "n"]])
-        assert curve.get_color() == counts.get_color()
-    texts = [text.get_text() for text in above.get_legend().get_texts()]
-    lines = ["as trained: expected error 0.0860", "calibrated: expected error 0.0241"]
-    assert texts == [*lines, "right as often as sure"]
-    assert (above.get_ylabel(), below.get_ylabel()) == ("share that is right", "voxels")
-    assert below.get_xlabel() == "probability of the predicted class"
-    assert below.get_yscale() == "log"
-    assert above.get_xlim() == below.get_xlim()
+def test_blocks_lie_where_their_voxels_lie():
+    # Blocks of 2 x 3 x 1: the first is centred between voxels 0 and 1, at voxel 1, at voxel 0.
+    affine = np.array([[2.0, 0, 0, 10], [0, 3, 0, 20], [0, 0, 4, 30], [0, 0, 0, 1]])
+    thinned = plots.thin_affine(affine, (2, 3, 1))
+    np.testing.assert_allclose(thinned @ [0, 0, 0, 1], [11, 23, 30, 1])
+    np.testing.assert_allclose(thinned @ [1, 1, 1, 1], [15, 32, 34, 1])
+
+
+def flipped(array):
+    return np.flip(np.flip(array).copy())
+
+
+LAYOUTS = [np.ascontiguousarray, np.asfortranarray, flipped, lambda a: a.T.copy().T]
+
+
+@pytest.mark.parametrize("at_once", [1, 20, 10**6])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["C", "Fortran", "flipped", "turned"])
+@pytest.mark.parametrize("factors", [(1, 1, 1), (2, 3, 1), (4, 4, 4), (1, 7, 2)])
+def test_blocks_are_what_loops_make_of_them(factors, layout, at_once, monkeypatch):
+    monkeypatch.setattr(plots, "AT_ONCE", at_once)
+    array = np.random.default_rng(0).integers(0, 50, (5, 7, 6))
+    shape = tuple(-(-n // k) for n, k in zip(array.shape, factors, strict=True))
+    mean, highest = np.zeros(shape), np.zeros(shape, int)
+    for place in np.ndindex(shape):
+        block = array[tuple(slice(p * k, (p + 1) * k) for p, k in zip(place, factors, strict=True))]
+        mean[place], highest[place] = block.mean(), block.max()
+    stored = layout(array)
+    np.testing.assert_allclose(plots.pool_mean(stored, factors), mean, rtol=1e-6)
+    np.testing.assert_array_equal(plots.pool_max(stored, factors), highest)
+
+
+def test_the_rarest_kind_of_a_block_is_shown_and_nothing_only_where_nothing_is():
+    kinds = np.zeros((8, 8, 8), np.uint16)
+    kinds[:4] = kinds[4:, :4] = 9  # 384 voxels
+    kinds[:2, :4] = 5  # 64 of them
+    kinds[3, 3, 3] = kinds[7, 7, 7] = 300  # one within, one alone
+    shown = plots.pool_rarest(lambda part: part, [kinds], (4, 4, 4))
+    expected = np.zeros((2, 2, 2), int)
+    expected[0] = expected[1, 0] = 9
+    expected[0, 0] = 5
+    expected[0, 0, 0] = expected[1, 1, 1] = 300
+    np.testing.assert_array_equal(shown, expected)
+    as_it_is = plots.pool_rarest(lambda part: part, [kinds], (1, 1, 1))
+    np.testing.assert_array_equal(as_it_is, kinds)
+
+
+def test_the_range_of_grey_is_of_finite_voxels_and_close_in_large_scans():
+    image = np.append(np.arange(201.0), [np.nan, np.inf]).reshape(7, 29, 1)
+    assert plots.grey_range(image) == pytest.approx((1, 199))
+    assert plots.grey_range(np.full((3, 3, 3), np.nan)) == (0, 1)
+    ramp = np.linspace(0, 1, 300**3, dtype=np.float32).reshape(300, 300, 300)
+    assert plots.grey_range(ramp) == pytest.approx((0.005, 0.995), abs=0.01)

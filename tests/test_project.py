@@ -29,11 +29,21 @@ ORDER = (
     *("run.drive", "run.batches", "run.state", "run.processes"),
     *("settings", "sample", "cases", "splits", "body", "grids", "planning", "augmentation"),
     *("preprocessing", "survey", "patches", "windows", "ensemble", "memory", "reliability"),
-    *("prediction", "recipe", "fitting", "inference", "training", "scores", "charts"),
+    *(
+        "prediction",
+        "losses",
+        "optimizers",
+        "recipe",
+        "fitting",
+        "inference",
+        "training",
+        "scores",
+        "charts",
+    ),
     *("report", "sharing", "workspace"),
 )
 KERAS = ("model", "patches", "prediction", "recipe", "fitting", "inference", "training")
-KERAS += ("run.devices", "run.state", "ensemble", "memory")
+KERAS += ("losses", "optimizers", "run.devices", "run.state", "ensemble", "memory")
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,

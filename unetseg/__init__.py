@@ -91,7 +91,7 @@ def __dir__():
 
 
 class _WithKeras:
-    """Lets the import of Keras, by whomever, be a quiet one that ends with that of `model`.
+    """Lets the import of Keras, by whomever, be a quiet one, and end with what belongs to it here.
 
     Keras finds the classes of a network that was saved as ``.keras`` only where they are
     registered. A finder of modules that finds none itself.
@@ -109,10 +109,15 @@ class _WithKeras:
 
         def execute_and_register(module):
             _hush(execute, module)
-            importlib.import_module(f"{__name__}.model")
+            _register()
 
         spec.loader.exec_module = execute_and_register
         return spec
+
+
+def _register():
+    for name in ("model", "losses", "optimizers"):
+        importlib.import_module(f"{__name__}.{name}")
 
 
 def _hush(function, *args):
@@ -135,6 +140,6 @@ def _hush(function, *args):
 
 
 if "keras" in sys.modules:
-    importlib.import_module(f"{__name__}.model")
+    _register()
 else:
     sys.meta_path.insert(0, _WithKeras())

@@ -6,7 +6,8 @@ import os
 import keras
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
-from unetseg import model
+from unetseg.losses import ForegroundDice, patch_loss
+from unetseg.optimizers import Muon
 from unetseg.patches import Patches
 from unetseg.run import devices, state
 
@@ -65,10 +66,10 @@ def _compile(net, num_classes, recipe):
     schedule = decay(0.0 if warmup else peak, steps - warmup, **rise)
     average = {"use_ema": recipe.averaging > 0}
     average["ema_momentum"] = 1 - 1 / max(2.0, recipe.averaging * steps)
-    optimizer = model.Muon(schedule, weight_decay=recipe.weight_decay, **average)
+    optimizer = Muon(schedule, weight_decay=recipe.weight_decay, **average)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    metrics = [accuracy, model.ForegroundDice(num_classes)]
-    net.compile(optimizer, model.patch_loss, metrics=metrics)
+    metrics = [accuracy, ForegroundDice(num_classes)]
+    net.compile(optimizer, patch_loss, metrics=metrics)
 
 
 def fit(net, train, val, plan, recipe, seed, saver, callbacks=()):

@@ -1,8 +1,7 @@
-"""The U-Net and its plan, its loss, and the Dice shown while it trains."""
+"""The U-Net and its plan."""
 
 import contextlib
 import functools
-import math
 
 import keras
 import numpy as np
@@ -193,132 +192,6 @@ def _block(x, width, kernel, dropout, stride=1):
     if dropout:
         x = _channels_last(f"SpatialDropout{ndim}D")(dropout)(x)
     return x
-
-
-@registered
-def dice_cross_entropy(y_true, y_pred):
-    """Soft Dice loss of the foreground classes plus cross-entropy (Isensee et al. 2021).
-
-    Parameters
-    ----------
-    y_true : (batch, ..., 1) tensor
-        Class numbers.
-    y_pred : (batch, ..., class) tensor of float32
-        Class probabilities.
-
-    Returns
-    -------
-    scalar tensor
-        ``1 - mean Dice + cross-entropy``, at least 0. Dice pools the batch, so a patch without
-        a class takes no part in it; a class that the whole batch lacks counts as Dice 1 once
-        nothing is predicted for it.
-    """
-    truth = ops.one_hot(ops.cast(y_true[..., 0], "int32"), y_pred.shape[-1])
-    axes = tuple(range(len(y_pred.shape) - 1))
-    overlap = ops.sum(truth * y_pred, axis=axes)
-    total = ops.sum(truth, axis=axes) + ops.sum(y_pred, axis=axes)
-    dice = (2 * overlap + 1.0) / (total + 1.0)  # 1 voxel of smoothing
-    log = ops.log(ops.clip(y_pred, 1e-7, 1.0))
-    return 1 - ops.mean(dice[1:]) - ops.mean(ops.sum(truth * log, axis=-1))
-
-
-@registered
-def patch_loss(y_true, y_pred):
-    """`dice_cross_entropy` in one dimension: Keras would add scalars up over the GPUs."""
-    return ops.expand_dims(dice_cross_entropy(y_true, y_pred), 0)
-
-
-@registered
-class Muon(keras.optimizers.AdamW):
-    """AdamW whose steps for convolution kernels are made orthogonal (Jordan et al. 2024).
-
-    The momentum of a kernel, as a matrix from its inputs to its output channels, is replaced by
-    the nearest orthogonal matrix, times 0.2 and the root of the longer side, so that learning
-    rates of AdamW fit (Liu et al. 2025). A U-Net reaches the same Dice in fewer steps; Keras' own
-    Muon does not take kernels of convolutions. Biases, scales and matrices with a side of less
-    than 8 are left to AdamW. Arguments as for AdamW.
-    """
-
-    momentum = 0.95
-
-    def update_step(self, gradient, variable, learning_rate):
-        """Move one variable."""
-        sides = (math.prod(variable.shape[:-1]), *variable.shape[-1:])
-        if len(variable.shape) < 4 or min(sides) < 8:
-            return super().update_step(gradient, variable, learning_rate)
-        gradient = ops.cast(gradient, variable.dtype)
-        speed = self._momentums[self._get_variable_index(variable)]
-        self.assign(speed, self.momentum * speed + gradient)
-        step = ops.reshape(gradient + self.momentum * speed, sides)
-        step = ops.transpose(step) if sides[0] > sides[1] else step
-        step = ops.matmul(nearest_orthogonal(step), step)
-        step = ops.transpose(step) if sides[0] > sides[1] else step
-        rate = ops.cast(learning_rate, variable.dtype) * 0.2 * max(sides) ** 0.5
-        return self.assign_sub(variable, rate * ops.reshape(step, variable.shape))
-
-
-def nearest_orthogonal(matrix):
-    """Find the matrix that makes another about orthogonal when it multiplies it from the left.
-
-    Five Newton-Schulz steps of Jordan et al. (2024) that bring the singular values to between
-    0.7 and 1.2. They run on the small square matrix of products of rows.
-
-    Parameters
-    ----------
-    matrix : (n, m) tensor of float32
-        With n <= m.
-
-    Returns
-    -------
-    (n, n) tensor of float32
-    """
-    norm = ops.sqrt(ops.sum(ops.square(matrix))) + 1e-7
-    gram = ops.matmul(matrix, ops.transpose(matrix)) / ops.square(norm)
-    identity = total = ops.eye(matrix.shape[0])
-    for _ in range(5):
-        factor = 3.4445 * identity - 4.7750 * gram + 2.0315 * ops.matmul(gram, gram)
-        total = ops.matmul(factor, total)
-        gram = ops.matmul(ops.matmul(factor, gram), factor)
-    return total / norm
-
-
-@registered
-class ForegroundDice(keras.metrics.Metric):
-    """Mean Dice of the foreground classes, pooled over all voxels since the last reset.
-
-    A training monitor: it counts patches on the network's grid. Scores of cases come from
-    `unetseg.scores`. A class that is neither there nor predicted takes no part in the mean.
-
-    Parameters
-    ----------
-    num_classes : int
-        The background included.
-    name : str, default "dice"
-    """
-
-    def __init__(self, num_classes, name="dice", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.num_classes = num_classes
-        self.overlap = self.add_weight(shape=(num_classes,), name="overlap", initializer="zeros")
-        self.total = self.add_weight(shape=(num_classes,), name="total", initializer="zeros")
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        """Count the voxels of one batch; arguments as for `dice_cross_entropy`."""
-        truth = ops.one_hot(ops.cast(y_true[..., 0], "int32"), self.num_classes)
-        found = ops.one_hot(ops.argmax(y_pred, axis=-1), self.num_classes)
-        axes = tuple(range(len(y_pred.shape) - 1))
-        self.overlap.assign_add(ops.sum(truth * found, axis=axes))
-        self.total.assign_add(ops.sum(truth, axis=axes) + ops.sum(found, axis=axes))
-
-    def get_config(self):
-        """Arguments with which Keras makes it again."""
-        return {**super().get_config(), "num_classes": self.num_classes}
-
-    def result(self):
-        """Mean over the foreground classes that occurred, in [0, 1]."""
-        occurred = ops.cast(self.total[1:] > 0, "float32")
-        dice = 2 * self.overlap[1:] / ops.maximum(self.total[1:], 1.0)
-        return ops.sum(dice) / ops.maximum(ops.sum(occurred), 1.0)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
-"""Figures from arrays and tables. Every function returns a Figure; a label keeps its colour."""
+"""Pictures of scans with their masks. A label keeps its colour; large scans are made smaller."""
 
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
+from nibabel.affines import voxel_sizes
 
-from unetseg import thinning
 from unetseg._base import require
 
 # Okabe and Ito's colours, told apart by colour-blind readers and on grey.
@@ -16,25 +16,25 @@ GREY = plt.get_cmap("gray", 64)  # levels: more are not seen, and double the fil
 VIEWED = 3_000_000  # voxels that the viewer takes in a few seconds
 DRAWN = 1000  # pixels along a side of a picture; a panel of a figure has fewer
 STYLES = ("solid", "dashed")
-NOTHING = "Nothing to show."
 DIFFERENCES = {"missed": "#0000FF", "added": "#FFFF00", "other label": "#FF00FF"}  # no label's
+NOTHING = "Nothing to show."
+AT_ONCE = 2**21  # voxels that are looked at together, so that memory stays small
+SAMPLED = 10**6  # voxels that tell the range of the intensities
 
 
-def _figure(rows, columns, width, height):
+def new_figure(rows, columns, width, height):
+    """Make a figure with a grid of axes; it is not shown by itself."""
     kwargs = {"figsize": (width, height), "layout": "constrained", "squeeze": False}
     figure, axes = plt.subplots(rows, columns, **kwargs)
     plt.close(figure)  # else a notebook shows it twice
     return figure, axes
 
 
-def _add_legend(figure, entries):
+def add_legend(figure, entries):
+    """Add a legend below a figure; `entries` are pairs of name and line style."""
     lines = [Line2D([], [], label=name, **style) for name, style in entries]
     columns = min(len(lines), int(figure.get_figwidth() / 1.6))  # inches an entry
     figure.legend(handles=lines, loc="outside lower center", ncols=columns)
-
-
-def _jitter(n):
-    return np.random.default_rng(0).uniform(-0.2, 0.2, n)
 
 
 def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False, maps=None):
@@ -66,30 +66,36 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False, 
     if not rows:
         return NOTHING
     pairs = all(len(masks) == 2 for *_, masks in rows)
-    require(
-        "differences", differences, pairs or not differences, "False, but for rows of two masks"
-    )
+    allowed = "False, but for rows of two masks"
+    require("differences", differences, pairs or not differences, allowed)
     require("maps", maps, not (maps and differences), "None where differences are shown")
-    repeats = 1 + (differences or maps is not None)
-    side = 2.1 if repeats == 2 else 3  # inches
-    figure, axes = _figure(repeats * len(rows), 3, 3 * side, side * repeats * len(rows))
+    second_line = differences or maps is not None
+    lines, side = (2, 2.1) if second_line else (1, 3)  # inches
+    figure, axes = new_figure(lines * len(rows), 3, 3 * side, side * lines * len(rows))
     spacings = np.broadcast_to(spacing_mm, (len(rows), 3))
-    below = "uncertainty" if maps else "where they disagree"
     for number, ((title, image, masks), spacing) in enumerate(zip(rows, spacings, strict=True)):
         image = image if image.ndim == 3 else image[..., 0]
-        seen = _busiest_slices(masks[0]), thinning.grey_range(image)
-        for line, drawn in zip(axes[repeats * number :], (labels, {})[:repeats], strict=False):
-            line[0].set_ylabel(title if drawn else below)
-            heat = maps[number] if maps and not drawn else None
-            shown = _show_planes(line, image, masks, spacing, seen, drawn, heat)
+        look = image, masks, spacing, _busiest_slices(masks[0]), grey_range(image)
+        own = axes[lines * number : lines * (number + 1)]
+        own[0][0].set_ylabel(title)
+        _show_planes(own[0], *look, labels)
+        if second_line:
+            own[1][0].set_ylabel("uncertainty" if maps else "where they disagree")
+            shown = _show_planes(own[1], *look, {}, maps[number] if maps else None)
     if maps:
         figure.colorbar(shown, ax=axes, shrink=0.5 / len(rows), label="uncertainty, 0 to 1")
-    legend = [(name, {"color": colour_of(label, labels)}) for label, name in labels.items()]
-    if len(names) > 1:
-        styles = zip(names, STYLES, strict=True)
-        legend += [(name, {"color": "k", "linestyle": style}) for name, style in styles]
-    _add_legend(figure, legend + [(n, {"color": c}) for n, c in DIFFERENCES.items()] * differences)
+    add_legend(figure, _list_legend(labels, names, differences))
     return figure
+
+
+def _list_legend(labels, names, differences):
+    entries = [(name, {"color": colour_of(label, labels)}) for label, name in labels.items()]
+    if len(names) > 1:
+        for name, style in zip(names, STYLES, strict=True):
+            entries.append((name, {"color": "k", "linestyle": style}))
+    if differences:
+        entries += [(name, {"color": colour}) for name, colour in DIFFERENCES.items()]
+    return entries
 
 
 def colour_of(label, labels):
@@ -100,15 +106,14 @@ def colour_of(label, labels):
 def _busiest_slices(mask):
     # Along each axis the slice that holds most of the mask; the middle if it is empty.
     areas = [np.zeros(length, int) for length in mask.shape]
-    for part, _ in thinning.slabs(mask):
+    for part, _ in slabs(mask):
         inside = mask[part] != 0
         for axis, area in enumerate(areas):
             area[part[axis]] += inside.sum(axis=tuple({0, 1, 2} - {axis}))
     return [int(area.argmax()) if area.any() else len(area) // 2 for area in areas]
 
 
-def _show_planes(axes, image, masks, spacing, seen, labels, heat):
-    places, grey = seen
+def _show_planes(axes, image, masks, spacing, places, grey, labels, heat=None):
     for ax, plane, at in zip(axes, PLANES, places, strict=True):
         cut = (slice(None),) * plane[1] + (at,)  # a view; np.take may copy the whole volume
         flat = [volume[cut].T for volume in (image, *masks)]
@@ -122,22 +127,22 @@ def _show_planes(axes, image, masks, spacing, seen, labels, heat):
 def _show_plane(ax, image, masks, spacing, grey, labels, heat):
     # All are slices of one shape (rows, columns); labels is empty to show where masks disagree.
     factors = [-(-length // DRAWN) for length in image.shape]
-    picture = thinning.pool_mean(image, factors)
+    picture = pool_mean(image, factors)
     height, width = spacing * picture.shape * factors
     place = {"origin": "lower", "extent": (0, width, 0, height)}
     sharp = {"interpolation": "nearest", **place}
     ax.imshow(picture, cmap=GREY, vmin=grey[0], vmax=grey[1], **sharp)
     shown = None
     if heat is not None:
-        hot = np.ma.masked_less(thinning.pool_max(heat, factors), 0.05)
+        hot = np.ma.masked_less(pool_max(heat, factors), 0.05)
         shown = ax.imshow(hot, cmap="plasma", vmin=0, vmax=1, **sharp)
     elif not labels:
         colours = ListedColormap(list(DIFFERENCES.values()))
-        kinds = thinning.pool_rarest(_differences, masks, factors)
+        kinds = pool_rarest(_differences, masks, factors)
         ax.imshow(np.ma.masked_equal(kinds, 0), cmap=colours, vmin=1, vmax=3, **sharp)
     for mask, style in zip(masks, STYLES, strict=False):
         for label in labels:
-            inside = thinning.pool_max(mask == label, factors)
+            inside = pool_max(mask == label, factors)
             if inside.any() and min(inside.shape) > 1:
                 line = {"linestyles": style, "linewidths": 1.2, **place}
                 ax.contour(inside, levels=[0.5], colors=[colour_of(label, labels)], **line)
@@ -187,11 +192,11 @@ def view_case(image, affine, mask_true, mask_pred, labels):
     from nilearn.image import resample_img
 
     image = image if image.ndim == 3 else image[..., 0]
-    factors, side = thinning.choose_factors(image.shape, affine, VIEWED)
-    affine = thinning.thin_affine(affine, factors)
+    factors, side = choose_factors(image.shape, affine, VIEWED)
+    affine = thin_affine(affine, factors)
     places = {label: place for place, label in enumerate(labels, start=4)}
     masks = mask_true, mask_pred
-    kinds = thinning.pool_rarest(lambda t, p: _kinds(t, p, places), masks, factors)
+    kinds = pool_rarest(lambda t, p: _kinds(t, p, places), masks, factors)
     images = [(_grey(image, factors), "linear"), (kinds, "nearest")]
     grid = {"target_affine": np.eye(3) * side}  # cubes, else it is squeezed
     scan, overlay = (
@@ -212,9 +217,9 @@ def view_case(image, affine, mask_true, mask_pred, labels):
 
 
 def _grey(image, factors):
-    low, high = thinning.grey_range(image)
+    low, high = grey_range(image)
     scale = 1000 / (max(abs(low), abs(high)) or 1)  # to nilearn 0.000001 is background
-    return np.clip(thinning.pool_mean(image, factors), low, high) * scale
+    return np.clip(pool_mean(image, factors), low, high) * scale
 
 
 def _kinds(true, pred, places):
@@ -232,256 +237,170 @@ def _kinds(true, pred, places):
     return kinds
 
 
-def cases_overview(table):
-    """Show shape, spacing, intensity and labelled volume of all cases.
+def choose_factors(shape, affine, most):
+    """Choose how many voxels are shown as one, so that cubes of one size are few enough.
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        As `unetseg.cases.check_cases` returns it.
+    shape : tuple of 3 int
+    affine : (4, 4) ndarray
+        From indices to mm. The size of voxels along an axis of length 1 has no influence.
+    most : int
+        Cubes that may fill the box, upright in mm, around the scan.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    factors : tuple of int
+        Per axis; all 1 if the scan is small.
+    side_mm : float
+        Of the cubes: the shortest side of the voxels shown, so that none falls between them.
     """
-    figure, axes = _figure(1, 4, 12, 3)
-    table = table.dropna(subset=["shape"])
-    for column, unit, ax in (("shape", "voxels", axes[0, 0]), ("spacing_mm", "mm", axes[0, 1])):
-        values = np.array(table[column].tolist())
-        places = range(3) + _jitter(len(values))[:, None]
-        ax.plot(places, values, "o", ms=3, color="0.4", alpha=0.6)
-        ax.set(xticks=range(3), xticklabels="xyz", xlabel="axis", ylabel=unit)
-        ax.set(title=f"{column.split('_')[0]} (n = {len(values)})", ylim=(0, 1.1 * values.max()))
-    for column, style, colour in zip(("p99", "median", "p1"), "vo^", COLOURS, strict=False):
-        values = table[f"intensity_{column}"].tolist()
-        axes[0, 2].plot(values, style, ms=3, color=colour, label=column)
-    axes[0, 2].set(title=f"intensity (n = {len(table)})", xlabel="case", ylabel="stored units")
-    axes[0, 2].legend()
-    volumes = table["volume_ml"].dropna().astype(float)
-    middle = volumes.mean()
-    alike = len(volumes) and np.ptp(volumes) <= 1e-6 * middle  # else the bar would be 1 ml wide
-    bins = {"bins": 1, "range": (0.9 * middle, 1.1 * middle)} if alike else {"bins": "auto"}
-    axes[0, 3].hist(volumes, color="0.5", **bins)
-    axes[0, 3].set(title=f"labelled volume (n = {len(volumes)})", xlabel="ml", ylabel="cases")
-    return figure
+    shape, spacing = np.array(shape), voxel_sizes(affine)
+    several = shape > 1 if (shape > 1).any() else shape > 0
+    box_mm = np.abs(affine[:3, :3]) @ shape
+    most *= np.prod(shape * spacing) / np.prod(box_mm)  # fewer if the scan stands aslant in it
+    target = spacing[several].min()
+    while True:
+        factors = np.minimum(np.ceil(target / spacing * (1 - 1e-9)).astype(int), shape)
+        factors = np.maximum(factors, 1)
+        side = (spacing * factors)[several].min()
+        cubes = np.prod(np.ceil(-(-shape // factors) * factors * spacing / side)[several])
+        if cubes <= most or (factors == shape).all():
+            return tuple(factors.tolist()), float(side)
+        target *= 1.05
 
 
-def learning_curves(histories):
-    """Show loss, accuracy and Dice of training and validation over the epochs of all folds.
+def thin_affine(affine, factors):
+    """Affine of the voxels shown, each at the middle of those that it stands for.
 
     Parameters
     ----------
-    histories : dict of str to pandas.DataFrame
-        Per fold the table ``history.csv``.
+    affine : (4, 4) ndarray
+    factors : tuple of 3 int
 
     Returns
     -------
-    matplotlib.figure.Figure
+    (4, 4) ndarray
     """
-    figure, axes = _figure(1, 3, 12, 3.5)
-    for ax, metric in zip(axes[0], ("loss", "accuracy", "dice"), strict=True):
-        for name, history in histories.items():
-            epochs, colour = history["epoch"] + 1, colour_of(name, histories)
-            ax.plot(epochs, history[metric], color=colour, linestyle="dashed", alpha=0.6)
-            ax.plot(epochs, history[f"val_{metric}"], color=colour)
-        ax.set(title=f"{metric} (n = {len(histories)} folds)", xlabel="epoch", ylabel=metric)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_yscale("log")
-    legend = [(name, {"color": colour_of(name, histories)}) for name in histories]
-    legend += [("validation", {"color": "0.3"}), ("training", {"color": "0.3", "linestyle": "--"})]
-    _add_legend(figure, legend)
-    return figure
+    step = np.diag([*factors, 1.0])
+    step[:3, 3] = (np.array(factors) - 1) / 2
+    return affine @ step
 
 
-def score_boxes(scores, labels):
-    """Show Dice, Hausdorff distance and HD95 per label and fold: boxes with a point per case.
+def pool_mean(array, factors):
+    """Mean of every block of voxels.
 
     Parameters
     ----------
-    scores : pandas.DataFrame
-        As `unetseg.scores.score_predictions` returns it.
-    labels : dict of int to str
-        Value and name of every label.
+    array : (...) ndarray of numbers
+    factors : tuple of int
+        Voxels of a block along each axis; the last block of an axis may hold fewer.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        What is NaN or inf cannot be drawn; the titles count it.
+    (...) ndarray of float32
     """
-    folds = sorted(scores["fold"].unique())
-    figure, axes = _figure(3, 1, 3 + 0.6 * len(labels) * (len(folds) + 1), 9)
-    titles = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
-    starts = np.arange(len(labels)) * (len(folds) + 1)
-    for ax, (metric, title) in zip(axes[:, 0], titles.items(), strict=True):
-        lost = int((~np.isfinite(scores[metric].astype(float))).sum())
-        for (label, fold), part in scores.groupby(["label", "fold"]):
-            drawn = part[metric].to_numpy(float)
-            drawn = drawn[np.isfinite(drawn)]
-            place = starts[list(labels).index(label)] + folds.index(fold)
-            points = {"s": 18, "color": colour_of(label, labels), "alpha": 0.9, "linewidths": 0}
-            ax.scatter(place + _jitter(drawn.size), drawn, zorder=3, **points)
-            lines = {name: {"color": "0.6"} for name in ("boxprops", "whiskerprops", "capprops")}
-            lines["medianprops"] = {"color": "k", "zorder": 4}
-            ax.boxplot(drawn, positions=[place], widths=0.6, sym="", **lines)
-        places = starts[:, None] + range(len(folds))
-        ax.set_xticks(places.ravel(), [f"fold {fold}" for fold in folds] * len(labels))
-        above = ax.secondary_xaxis("top")
-        above.set_xticks(places.mean(axis=1), labels.values())
-        above.tick_params(length=0)
-        share = metric == "dice"
-        ax.set(ylabel="Dice, 0 to 1" if share else f"{title}, mm")
-        highest = scores[metric][np.isfinite(scores[metric].astype(float))].max()
-        ax.set_ylim((None, 1) if share else (0, 1.05 * highest if highest > 0 else 1))
-        without = f"; {lost} values are NaN or inf and not drawn" if lost else ""
-        ax.set_title(f"{title} (n = {scores['case'].nunique()} cases{without})")
-    return figure
+    total = _pool(np.add, lambda part: array[part].astype(np.float32), array, factors)
+    for axis, (length, factor) in enumerate(zip(array.shape, factors, strict=True)):
+        sizes = np.diff(np.arange(0, length, factor), append=length)
+        total /= np.expand_dims(
+            sizes.astype(np.float32), [a for a in range(array.ndim) if a != axis]
+        )
+    return total
 
 
-def volume_agreement(scores, labels):
-    """Bland-Altman plot of the volumes: a panel per label.
+def pool_max(array, factors):
+    """Largest value of every block of voxels; parameters as of `pool_mean`."""
+    return _pool(np.maximum, lambda part: array[part], array, factors)
+
+
+def pool_rarest(kinds_of, arrays, factors):
+    """Of every block of voxels the kind that is rarest in the whole scan, so that none vanishes.
 
     Parameters
     ----------
-    scores, labels
-        As for `score_boxes`.
+    kinds_of : callable
+        Makes (...) uint16 kinds of a part of each of the arrays; 0 is nothing, shown only where a
+        block holds nothing else.
+    arrays : sequence of (...) ndarray
+        Of one shape.
+    factors : tuple of int
+        As for `pool_mean`.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        The mean difference (predicted - true, solid) and the limits of agreement, 1.96 SD around
-        it (dashed), over all cases (Bland and Altman 1986).
+    (...) ndarray of uint16
     """
-    figure, axes = _figure(1, len(labels), max(5, 4 * len(labels)), 4)
-    for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
-        part = scores[scores["label"] == label]
-        difference = part["volume_difference_ml"]
-        mean, sd = difference.mean(), difference.std()
-        middle = (part["volume_true_ml"] + part["volume_pred_ml"]) / 2
-        ax.scatter(middle, difference, s=12, color=colour_of(label, labels), alpha=0.7)
-        ax.axhline(mean, color="k", label=f"mean {mean:+.4g} ml")
-        if len(part) > 1:
-            low, high = mean - 1.96 * sd, mean + 1.96 * sd
-            ax.axhline(low, color="k", ls="dashed", label=f"limits {low:+.4g} to {high:+.4g} ml")
-            ax.axhline(high, color="k", ls="dashed")
-        ax.set(xlabel="mean of true and predicted volume, ml", ylabel="predicted - true, ml")
-        ax.set_title(f"{name} (n = {len(part)})")
-        ax.legend(loc="best", fontsize="small")
-    return figure
+    if set(factors) == {1}:
+        return kinds_of(*arrays)
+    every = tuple(slice(None, None, factor) for factor in factors)
+    counts = np.bincount(kinds_of(*(array[every] for array in arrays)).ravel(), minlength=2**16)
+    counts[0] = counts.max() + 1  # first of all, as the most frequent
+    by_rank = np.argsort(-counts, kind="stable").astype(np.uint16)
+    rank_of = np.argsort(by_rank).astype(np.uint16)
+
+    def ranks(part):
+        return rank_of[kinds_of(*(array[part] for array in arrays))]
+
+    return by_rank[_pool(np.maximum, ranks, arrays[0], factors)]
 
 
-def dice_by_size(scores, labels):
-    """Show Dice against the true volume: small structures score lower for the same contour error.
+def slabs(array, factors=None):
+    """Cut an array, whatever its order in memory, into parts that are small; whole blocks each.
 
     Parameters
     ----------
-    scores, labels
-        As for `score_boxes`.
+    array : (...) ndarray
+    factors : tuple of int, optional
+        Voxels of a block along each axis; by default 1.
 
-    Returns
-    -------
-    matplotlib.figure.Figure
+    Yields
+    ------
+    part, place : tuple of slice
+        Of the array, and of the blocks.
     """
-    figure, axes = _figure(1, 1, 6, 4)
-    for label, name in labels.items():
-        part = scores[scores["label"] == label]
-        look = {"s": 12, "color": colour_of(label, labels), "alpha": 0.7}
-        axes[0, 0].scatter(part["volume_true_ml"], part["dice"], label=name, **look)
-    axes[0, 0].set(xlabel="true volume, ml", ylabel="Dice, 0 to 1", ylim=(None, 1.01))
-    lost = int(scores["dice"].isna().sum())
-    without = f"; {lost} values are NaN and not drawn" if lost else ""
-    axes[0, 0].set_title(f"Dice and size (n = {scores['case'].nunique()} cases{without})")
-    axes[0, 0].legend()
-    return figure
+    factors = factors or (1,) * array.ndim
+    axis = int(np.argmax(np.abs(array.strides) * (np.array(array.shape) > 1)))  # the slowest
+    layer = array.size // array.shape[axis] * factors[axis]
+    blocks = max(1, AT_ONCE // layer)
+    whole = [slice(None)] * array.ndim
+    for first in range(0, -(-array.shape[axis] // factors[axis]), blocks):
+        part, place = list(whole), list(whole)
+        place[axis] = slice(first, first + blocks)
+        part[axis] = slice(first * factors[axis], (first + blocks) * factors[axis])
+        yield tuple(part), tuple(place)
 
 
-def confusion(counts, n_cases):
-    """Show what was predicted where a label is: shares of the voxels of each true label.
+def _pool(ufunc, load, array, factors):
+    pooled = None
+    for part, place in slabs(array, factors):
+        block = load(part)
+        for axis, factor in enumerate(factors):
+            if factor > 1:
+                block = ufunc.reduceat(block, np.arange(0, block.shape[axis], factor), axis=axis)
+        if pooled is None:
+            shape = [-(-n // factor) for n, factor in zip(array.shape, factors, strict=True)]
+            pooled = np.empty(shape, block.dtype)
+        pooled[place] = block
+    return pooled
+
+
+def grey_range(image):
+    """Intensities to show as black and white: percentiles 0.5 and 99.5.
 
     Parameters
     ----------
-    counts : pandas.DataFrame
-        As `unetseg.scores.count_confusion` returns it.
-    n_cases : int
+    image : (...) ndarray
+        Of large ones every n-th voxel along each axis is looked at.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    tuple of float
+        (0, 1) if no voxel is finite.
     """
-    shares = counts.div(counts.sum(axis=1).replace(0, 1), axis=0)
-    side = 2.5 + 0.8 * len(counts)
-    figure, axes = _figure(1, 1, side, 0.9 * side)
-    axes[0, 0].imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares.to_numpy()):
-        text = f"{100 * share:.1f} %\n{counts.iloc[row, column]:,}"
-        colour = "w" if share > 0.5 else "k"
-        axes[0, 0].text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    ticks = range(len(counts))
-    axes[0, 0].set_xticks(ticks, counts.columns)
-    axes[0, 0].set_yticks(ticks, counts.index)
-    axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"Voxels (n = {n_cases} cases)")
-    return figure
-
-
-def quality_estimate(estimate, dices, labels, *, rho):
-    """Show how well an estimate of quality, such as the agreement of the folds, foretells Dice.
-
-    Parameters
-    ----------
-    estimate, dices : dict of int to (n,) array of float
-        Per label, a number per case.
-    labels : dict of int to str
-        Value and name of every label.
-    rho : dict of int to (rho, low, high)
-        As `unetseg.reliability.rank_correlation` returns it, per label.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Pairs in which either is not finite are neither drawn nor counted.
-    """
-    figure, axes = _figure(1, len(labels), max(5, 4 * len(labels)), 4)
-    for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
-        pairs = np.array([estimate[label], dices[label]], float)
-        pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-        ax.scatter(*pairs, s=16, color=colour_of(label, labels), alpha=0.7)
-        ax.set(xlabel="mean Dice between the folds", ylabel="Dice with the truth")
-        for values, set_limits in zip(pairs, (ax.set_xlim, ax.set_ylim), strict=True):
-            if values.size:  # a few thousandths are not drawn as if they were much
-                half = max(0.05, 0.55 * np.ptp(values))
-                set_limits((values.min() + values.max()) / 2 + np.array([-half, half]))
-        middle, low, high = rho[label]
-        title = f"{name}: rank correlation {middle:.2f}\n({low:.2f} to {high:.2f}, "
-        title = f"{name}: no rank correlation\n(" if np.isnan(middle) else title
-        ax.set_title(f"{title}n = {pairs.shape[1]})")
-    return figure
-
-
-def reliability_curves(tables, errors):
-    """Show how often voxels are right against how sure the prediction is of them.
-
-    Parameters
-    ----------
-    tables : dict of str to pandas.DataFrame
-        As `unetseg.reliability.calibration_table` returns them, such as before and after.
-    errors : dict of str to float
-        The expected calibration error of each.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        On the dashed line a voxel is right as often as the prediction is sure of it; below it
-        the prediction is too sure.
-    """
-    figure, (axes, below) = _figure(2, 1, 5, 6)
-    for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
-        look = {"color": colour, "label": f"{name}: expected error {errors[name]:.4f}"}
-        axes[0].plot(table["confidence"], table["accuracy"], "o-", **look)
-        below[0].plot(table["confidence"], table["n"], "o-", color=colour)
-    axes[0].plot([0, 1], [0, 1], "k--", linewidth=1, label="right as often as sure")
-    voxels = max(table["n"].sum() for table in tables.values())
-    axes[0].set(ylabel="share that is right", title=f"{voxels:,} voxels near the structures")
-    axes[0].legend()
-    below[0].set(xlabel="probability of the predicted class", ylabel="voxels", yscale="log")
-    for ax in (axes[0], below[0]):
-        ax.set_xlim(0, 1.02)
-    return figure
+    long = sum(n > 1 for n in image.shape) or 1
+    step = int(np.ceil((image.size / SAMPLED) ** (1 / long)))
+    values = image[(slice(None, None, step),) * image.ndim]
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, (0.5, 99.5)) if values.size else (0, 1)
+    return float(low), float(high)

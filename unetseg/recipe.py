@@ -31,7 +31,7 @@ class Recipe:
         Patches per step, shared out among the GPUs. By default as
         `plan_batch` says.
     learning_rate : float
-        At its peak, for `unetseg.model.Muon`.
+        At its peak, for `unetseg.optimizers.Muon`.
     weight_decay : float
     warmup : float
         Share of the steps in which the learning rate rises; after it, it falls as a cosine.

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage, optimize, stats
+from scipy import ndimage, optimize
 
 from unetseg.digits import read_numbers, short
 from unetseg.metrics import dice
@@ -447,31 +447,3 @@ def expected_calibration_error(table):
     """
     gap = (table["confidence"] - table["accuracy"]).abs()
     return float(np.average(gap, weights=table["n"]))
-
-
-def rank_correlation(estimate, dices):
-    """Spearman's correlation of an estimate of quality with the real Dice.
-
-    Parameters
-    ----------
-    estimate, dices : (n,) array of float
-        Pairs in which either is not finite are left out.
-
-    Returns
-    -------
-    rho : float
-        In [-1, 1]; 1 if the estimate puts the cases in the order of their Dice. NaN for fewer
-        than three pairs, or if either is the same for all.
-    low, high : float
-        95 % confidence interval by Fisher's transformation, with Bonett and Wright's (2000)
-        standard error.
-    """
-    pairs = np.array([estimate, dices], float)
-    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
-    n = pairs.shape[1]
-    if n < 3 or not np.ptp(pairs, axis=1).all():
-        return np.nan, np.nan, np.nan
-    rho = stats.spearmanr(*pairs).statistic
-    width = 1.96 * np.sqrt((1 + rho**2 / 2) / max(n - 3, 1e-9))
-    middle = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
-    return float(rho), float(np.tanh(middle - width)), float(np.tanh(middle + width))

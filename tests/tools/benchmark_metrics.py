@@ -1,6 +1,6 @@
 """Time `surface_distances` beside its peers, on one thread; prints rows as JSON.
 
-python -m tests.benchmark_metrics       called by tests.benchmark as a process of its own
+python -m tests.tools.benchmark_metrics    called by the benchmark as a process of its own
 
 Every peer gets the masks in the form that it likes best, made beforehand, and computes the
 distances of both directions or their maximum. Times are medians of repeats in which all took turns,

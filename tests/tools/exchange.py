@@ -1,7 +1,7 @@
 """Write an experiment with one version of Keras, open it with another.
 
-python tests/exchange.py write FOLDER   trains a tiny fold and notes what it predicts
-python tests/exchange.py read FOLDER    loads it and compares
+python -m tests.tools.exchange write FOLDER   trains a tiny fold and notes what it predicts
+python -m tests.tools.exchange read FOLDER    loads it and compares
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Execute the notebooks with their own settings and write them back, without noise.
 
-python tests/refresh_notebooks.py                 after a change; takes minutes
-python tests/refresh_notebooks.py 03_evaluate     one alone, on the results that are there
+python -m tests.tools.refresh_notebooks                 after a change; takes minutes
+python -m tests.tools.refresh_notebooks 03_evaluate     one alone, on the results that are there
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 
 
 def clean(cell):

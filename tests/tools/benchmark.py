@@ -1,11 +1,12 @@
 """Measure speed and memory: prints a table and writes results/benchmark.json.
 
-python -m tests.benchmark                      everything, minutes
-python -m tests.benchmark memory N X,Y,Z STEPS   peak memory of training on N cases of 128 x 128
-                                               x 128; called by the first, as a process each
-python -m tests.benchmark folds apart|inside   memory of a process after 1 and after 5 tiny folds,
-                                               each in a process of its own or all inside it, and
-                                               seconds per fold; called by the first likewise
+python -m tests.tools.benchmark
+    everything, minutes
+python -m tests.tools.benchmark memory N X,Y,Z STEPS
+    peak memory of training on N cases of 128 x 128 x 128; called by the first, as a process each
+python -m tests.tools.benchmark folds apart|inside
+    memory of a process after 1 and after 5 tiny folds, each in a process of its own or all inside
+    it, and seconds per fold; called by the first likewise
 
 Every time is the median of repeats. Times that are compared come from one run, in which the
 alternatives took turns. Training is as in a fold: the optimiser, the weight averaging and the
@@ -39,7 +40,7 @@ from unetseg.cases import Case
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import machine, processes
 
-TARGET = Path(__file__).parent.parent / "results" / "benchmark.json"
+TARGET = Path(__file__).parents[2] / "results" / "benchmark.json"
 CROP = (35, 50, 36)  # as of the hippocampus data, at 1 mm
 REPEATS = 7
 STEPS = 5  # per repeat
@@ -259,7 +260,7 @@ def memory():
     found = {}
     for n_cases, patch, steps in ((50, SMALL, 250), (500, SMALL, 250), (50, LARGE, 5)):
         arguments = ["memory", str(n_cases), ",".join(map(str, patch)), str(steps)]
-        command = [sys.executable, "-m", "tests.benchmark", *arguments]
+        command = [sys.executable, "-m", "tests.tools.benchmark", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[n_cases, patch] = float(done.stdout.split()[-1])
     rows = []
@@ -295,7 +296,7 @@ def train_folds(where):
 def memory_of_folds():
     rows = []
     for where, setting in (("apart", "a process per fold"), ("inside", "all folds in one process")):
-        command = [sys.executable, "-m", "tests.benchmark", "folds", where]
+        command = [sys.executable, "-m", "tests.tools.benchmark", "folds", where]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         one, five, seconds = map(float, done.stdout.split()[-3:])
         for count, value in (("1 fold", one), ("5 folds", five)):
@@ -305,8 +306,8 @@ def memory_of_folds():
 
 
 def peers():
-    """Rows of tests.benchmark_metrics, from a process of one thread."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmark_metrics"]
+    """Rows of tests.tools.benchmark_metrics, from a process of one thread."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.tools.benchmark_metrics"]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -1,6 +1,6 @@
 """How well do the folds' agreement and the probabilities hold on cases that no model has seen?
 
-python -m tests.reliability_study path/to/Task04_Hippocampus 0 [1 ...]
+python -m tests.tools.reliability_study path/to/Task04_Hippocampus 0 [1 ...]
 
 For each of the named folds of the published split, five models are trained by cross-validation
 within its training part alone (38 minutes on two cores) and together predict its validation part,
@@ -20,13 +20,76 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
-from scipy import ndimage
+from scipy import ndimage, stats
 
-from unetseg import cases, inference, metrics, nifti, plots, reliability, training
+from unetseg import cases, charts, inference, metrics, nifti, reliability, training
+from unetseg.plots import colour_of, new_figure
 from unetseg.preprocessing import Preprocessor
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OUT = ROOT / "results" / "hippocampus"
+
+
+def rank_correlation(estimate, dices):
+    """Spearman's correlation of an estimate of quality with the real Dice.
+
+    Parameters
+    ----------
+    estimate, dices : (n,) array of float
+        Pairs in which either is not finite are left out.
+
+    Returns
+    -------
+    rho : float
+        In [-1, 1]; 1 if the estimate puts the cases in the order of their Dice. NaN for fewer
+        than three pairs, or if either is the same for all.
+    low, high : float
+        95 % confidence interval by Fisher's transformation, with Bonett and Wright's (2000)
+        standard error.
+    """
+    pairs = np.array([estimate, dices], float)
+    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+    n = pairs.shape[1]
+    if n < 3 or not np.ptp(pairs, axis=1).all():
+        return np.nan, np.nan, np.nan
+    rho = stats.spearmanr(*pairs).statistic
+    width = 1.96 * np.sqrt((1 + rho**2 / 2) / max(n - 3, 1e-9))
+    middle = np.arctanh(np.clip(rho, -1 + 1e-12, 1 - 1e-12))
+    return float(rho), float(np.tanh(middle - width)), float(np.tanh(middle + width))
+
+
+def quality_estimate(estimate, dices, labels, *, rho):
+    """Show how well an estimate of quality, such as the agreement of the folds, foretells Dice.
+
+    Parameters
+    ----------
+    estimate, dices : dict of int to (n,) array of float
+        Per label, a number per case.
+    labels : dict of int to str
+        Value and name of every label.
+    rho : dict of int to (rho, low, high)
+        As `rank_correlation` returns it, per label.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Pairs in which either is not finite are neither drawn nor counted.
+    """
+    figure, axes = new_figure(1, len(labels), max(5, 4 * len(labels)), 4)
+    for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
+        pairs = np.array([estimate[label], dices[label]], float)
+        pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+        ax.scatter(*pairs, s=16, color=colour_of(label, labels), alpha=0.7)
+        ax.set(xlabel="mean Dice between the folds", ylabel="Dice with the truth")
+        for values, set_limits in zip(pairs, (ax.set_xlim, ax.set_ylim), strict=True):
+            if values.size:  # a few thousandths are not drawn as if they were much
+                half = max(0.05, 0.55 * np.ptp(values))
+                set_limits((values.min() + values.max()) / 2 + np.array([-half, half]))
+        middle, low, high = rho[label]
+        title = f"{name}: rank correlation {middle:.2f}\n({low:.2f} to {high:.2f}, "
+        title = f"{name}: no rank correlation\n(" if np.isnan(middle) else title
+        ax.set_title(f"{title}n = {pairs.shape[1]})")
+    return figure
 
 
 def train(found, folds, outer, labels):
@@ -113,7 +176,7 @@ def main(data, outers):
         parts = {label: part[part["label"] == label] for label in labels}
         agreement = {label: one["agreement"].to_numpy() for label, one in parts.items()}
         dices = {label: one["dice"].to_numpy() for label, one in parts.items()}
-        rho = {k: reliability.rank_correlation(agreement[k], dices[k]) for k in labels}
+        rho = {k: rank_correlation(agreement[k], dices[k]) for k in labels}
         low = {k: one["agreement"] < usual[k] for k, one in parts.items()}
         bad = {k: one["dice"] < 0.7 for k, one in parts.items()}
         said[name] = {
@@ -125,8 +188,8 @@ def main(data, outers):
             "rank_correlation": {labels[k]: np.round(rho[k], 4).tolist() for k in labels},
         }
     said["expected_calibration_error"] = {k: round(v, 4) for k, v in errors.items()}
-    figures = {"quality_estimate": plots.quality_estimate(agreement, dices, labels, rho=rho)}
-    figures["calibration"] = plots.reliability_curves(tables, errors)
+    figures = {"quality_estimate": quality_estimate(agreement, dices, labels, rho=rho)}
+    figures["calibration"] = charts.reliability_curves(tables, errors)
     for name, figure in figures.items():
         figure.savefig(OUT / "figures" / f"{name}.png", dpi=100)
     (OUT / "reliability.json").write_text(json.dumps(said, indent=1), encoding="utf-8")

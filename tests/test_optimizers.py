@@ -1,0 +1,78 @@
+"""Muon: steps that are about orthogonal."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from unetseg.optimizers import Muon, nearest_orthogonal
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """Every test starts and leaves with float32."""
+    keras.config.set_dtype_policy("float32")
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def noise(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 50), (32, 300)])
+def test_a_matrix_becomes_about_orthogonal_along_its_own_singular_vectors(shape):
+    matrix = noise(*shape)
+    left, _, right = np.linalg.svd(matrix.astype(float), full_matrices=False)
+    product = np.array(nearest_orthogonal(ops.convert_to_tensor(matrix))) @ matrix
+    inner = left.T @ product @ right.T
+    np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=0.01)
+    # Jordan et al. 2024: singular values end up between about 0.7 and 1.2
+    assert np.diag(inner)[:-1].min() > 0.6
+    assert np.diag(inner).max() < 1.3
+
+
+def test_the_scale_of_a_matrix_makes_no_difference():
+    matrix = noise(8, 30)
+    products = [
+        np.array(nearest_orthogonal(ops.convert_to_tensor(scale * matrix))) @ (scale * matrix)
+        for scale in (np.float32(1e-3), np.float32(1e3))
+    ]
+    np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4)
+
+
+def one_step(optimizer, shape, gradient):
+    variable = keras.Variable(np.zeros(shape, np.float32))
+    optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
+    return np.array(variable.numpy())
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 8, 16), (3, 3, 8, 16), (1, 1, 1, 40, 8)])
+def test_muon_moves_a_kernel_against_the_gradient_by_a_fifth_of_the_rate(shape):
+    gradient = noise(*shape)
+    for scale in (1, 1000):
+        step = one_step(Muon(0.01, weight_decay=0), shape, scale * gradient)
+        # an orthogonal (n, m) matrix has a root mean square of 1 / root(max(n, m))
+        rms = np.sqrt(np.mean(step**2))
+        assert 0.7 * 0.002 < rms < 1.2 * 0.002
+        assert np.sum(step * gradient) < 0
+    flat = step.reshape(-1, shape[-1])
+    values = np.linalg.svd(flat, compute_uv=False)
+    assert values.min() > 0.4 * values.max()
+
+
+def test_muon_keeps_a_momentum():
+    variable = keras.Variable(np.zeros((3, 3, 8, 8), np.float32))
+    optimizer, gradient = Muon(0.01, weight_decay=0), noise(3, 3, 8, 8)
+    optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
+    before = np.array(variable.numpy())
+    optimizer.apply([ops.convert_to_tensor(0 * gradient)], [variable])
+    assert np.sum((variable.numpy() - before) * gradient) < 0
+
+
+@pytest.mark.parametrize("shape", [(16,), (3, 3, 3, 1, 4), (1, 1, 1, 16, 3), (20, 30)])
+def test_muon_leaves_scales_and_narrow_kernels_to_adamw(shape):
+    gradient = noise(*shape)
+    steps = [one_step(kind(0.01), shape, gradient) for kind in (Muon, keras.optimizers.AdamW)]
+    np.testing.assert_array_equal(*steps)

@@ -1,0 +1,230 @@
+"""Charts of tables: what was found of all cases. A label keeps its colour."""
+
+import numpy as np
+
+from unetseg.plots import COLOURS, add_legend, colour_of, new_figure
+
+
+def _jitter(n):
+    return np.random.default_rng(0).uniform(-0.2, 0.2, n)
+
+
+def cases_overview(table):
+    """Show shape, spacing, intensity and labelled volume of all cases.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `unetseg.cases.check_cases` returns it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = new_figure(1, 4, 12, 3)
+    table = table.dropna(subset=["shape"])
+    for column, unit, ax in (("shape", "voxels", axes[0, 0]), ("spacing_mm", "mm", axes[0, 1])):
+        values = np.array(table[column].tolist())
+        places = range(3) + _jitter(len(values))[:, None]
+        ax.plot(places, values, "o", ms=3, color="0.4", alpha=0.6)
+        ax.set(xticks=range(3), xticklabels="xyz", xlabel="axis", ylabel=unit)
+        ax.set(title=f"{column.split('_')[0]} (n = {len(values)})", ylim=(0, 1.1 * values.max()))
+    for column, style, colour in zip(("p99", "median", "p1"), "vo^", COLOURS, strict=False):
+        values = table[f"intensity_{column}"].tolist()
+        axes[0, 2].plot(values, style, ms=3, color=colour, label=column)
+    axes[0, 2].set(title=f"intensity (n = {len(table)})", xlabel="case", ylabel="stored units")
+    axes[0, 2].legend()
+    volumes = table["volume_ml"].dropna().astype(float)
+    middle = volumes.mean()
+    alike = len(volumes) and np.ptp(volumes) <= 1e-6 * middle  # else the bar would be 1 ml wide
+    bins = {"bins": 1, "range": (0.9 * middle, 1.1 * middle)} if alike else {"bins": "auto"}
+    axes[0, 3].hist(volumes, color="0.5", **bins)
+    axes[0, 3].set(title=f"labelled volume (n = {len(volumes)})", xlabel="ml", ylabel="cases")
+    return figure
+
+
+def learning_curves(histories):
+    """Show loss, accuracy and Dice of training and validation over the epochs of all folds.
+
+    Parameters
+    ----------
+    histories : dict of str to pandas.DataFrame
+        Per fold the table ``history.csv``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = new_figure(1, 3, 12, 3.5)
+    for ax, metric in zip(axes[0], ("loss", "accuracy", "dice"), strict=True):
+        for name, history in histories.items():
+            epochs, colour = history["epoch"] + 1, colour_of(name, histories)
+            ax.plot(epochs, history[metric], color=colour, linestyle="dashed", alpha=0.6)
+            ax.plot(epochs, history[f"val_{metric}"], color=colour)
+        ax.set(title=f"{metric} (n = {len(histories)} folds)", xlabel="epoch", ylabel=metric)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].set_yscale("log")
+    legend = [(name, {"color": colour_of(name, histories)}) for name in histories]
+    legend += [("validation", {"color": "0.3"}), ("training", {"color": "0.3", "linestyle": "--"})]
+    add_legend(figure, legend)
+    return figure
+
+
+def score_boxes(scores, labels):
+    """Show Dice, Hausdorff distance and HD95 per label and fold: boxes with a point per case.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As `unetseg.scores.score_predictions` returns it.
+    labels : dict of int to str
+        Value and name of every label.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        What is NaN or inf cannot be drawn; the titles count it.
+    """
+    folds = sorted(scores["fold"].unique())
+    figure, axes = new_figure(3, 1, 3 + 0.6 * len(labels) * (len(folds) + 1), 9)
+    titles = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
+    starts = np.arange(len(labels)) * (len(folds) + 1)
+    for ax, (metric, title) in zip(axes[:, 0], titles.items(), strict=True):
+        lost = int((~np.isfinite(scores[metric].astype(float))).sum())
+        for (label, fold), part in scores.groupby(["label", "fold"]):
+            drawn = part[metric].to_numpy(float)
+            drawn = drawn[np.isfinite(drawn)]
+            place = starts[list(labels).index(label)] + folds.index(fold)
+            points = {"s": 18, "color": colour_of(label, labels), "alpha": 0.9, "linewidths": 0}
+            ax.scatter(place + _jitter(drawn.size), drawn, zorder=3, **points)
+            lines = {name: {"color": "0.6"} for name in ("boxprops", "whiskerprops", "capprops")}
+            lines["medianprops"] = {"color": "k", "zorder": 4}
+            ax.boxplot(drawn, positions=[place], widths=0.6, sym="", **lines)
+        places = starts[:, None] + range(len(folds))
+        ax.set_xticks(places.ravel(), [f"fold {fold}" for fold in folds] * len(labels))
+        above = ax.secondary_xaxis("top")
+        above.set_xticks(places.mean(axis=1), labels.values())
+        above.tick_params(length=0)
+        share = metric == "dice"
+        ax.set(ylabel="Dice, 0 to 1" if share else f"{title}, mm")
+        highest = scores[metric][np.isfinite(scores[metric].astype(float))].max()
+        ax.set_ylim((None, 1) if share else (0, 1.05 * highest if highest > 0 else 1))
+        without = f"; {lost} values are NaN or inf and not drawn" if lost else ""
+        ax.set_title(f"{title} (n = {scores['case'].nunique()} cases{without})")
+    return figure
+
+
+def volume_agreement(scores, labels):
+    """Bland-Altman plot of the volumes: a panel per label.
+
+    Parameters
+    ----------
+    scores, labels
+        As for `score_boxes`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The mean difference (predicted - true, solid) and the limits of agreement, 1.96 SD around
+        it (dashed), over all cases (Bland and Altman 1986).
+    """
+    figure, axes = new_figure(1, len(labels), max(5, 4 * len(labels)), 4)
+    for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
+        part = scores[scores["label"] == label]
+        difference = part["volume_difference_ml"]
+        mean, sd = difference.mean(), difference.std()
+        middle = (part["volume_true_ml"] + part["volume_pred_ml"]) / 2
+        ax.scatter(middle, difference, s=12, color=colour_of(label, labels), alpha=0.7)
+        ax.axhline(mean, color="k", label=f"mean {mean:+.4g} ml")
+        if len(part) > 1:
+            low, high = mean - 1.96 * sd, mean + 1.96 * sd
+            ax.axhline(low, color="k", ls="dashed", label=f"limits {low:+.4g} to {high:+.4g} ml")
+            ax.axhline(high, color="k", ls="dashed")
+        ax.set(xlabel="mean of true and predicted volume, ml", ylabel="predicted - true, ml")
+        ax.set_title(f"{name} (n = {len(part)})")
+        ax.legend(loc="best", fontsize="small")
+    return figure
+
+
+def dice_by_size(scores, labels):
+    """Show Dice against the true volume: small structures score lower for the same contour error.
+
+    Parameters
+    ----------
+    scores, labels
+        As for `score_boxes`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = new_figure(1, 1, 6, 4)
+    for label, name in labels.items():
+        part = scores[scores["label"] == label]
+        look = {"s": 12, "color": colour_of(label, labels), "alpha": 0.7}
+        axes[0, 0].scatter(part["volume_true_ml"], part["dice"], label=name, **look)
+    axes[0, 0].set(xlabel="true volume, ml", ylabel="Dice, 0 to 1", ylim=(None, 1.01))
+    lost = int(scores["dice"].isna().sum())
+    without = f"; {lost} values are NaN and not drawn" if lost else ""
+    axes[0, 0].set_title(f"Dice and size (n = {scores['case'].nunique()} cases{without})")
+    axes[0, 0].legend()
+    return figure
+
+
+def confusion(counts, n_cases):
+    """Show what was predicted where a label is: shares of the voxels of each true label.
+
+    Parameters
+    ----------
+    counts : pandas.DataFrame
+        As `unetseg.scores.count_confusion` returns it.
+    n_cases : int
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    shares = counts.div(counts.sum(axis=1).replace(0, 1), axis=0)
+    side = 2.5 + 0.8 * len(counts)
+    figure, axes = new_figure(1, 1, side, 0.9 * side)
+    axes[0, 0].imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares.to_numpy()):
+        text = f"{100 * share:.1f} %\n{counts.iloc[row, column]:,}"
+        colour = "w" if share > 0.5 else "k"
+        axes[0, 0].text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    ticks = range(len(counts))
+    axes[0, 0].set_xticks(ticks, counts.columns)
+    axes[0, 0].set_yticks(ticks, counts.index)
+    axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"Voxels (n = {n_cases} cases)")
+    return figure
+
+
+def reliability_curves(tables, errors):
+    """Show how often voxels are right against how sure the prediction is of them.
+
+    Parameters
+    ----------
+    tables : dict of str to pandas.DataFrame
+        As `unetseg.reliability.calibration_table` returns them, such as before and after.
+    errors : dict of str to float
+        The expected calibration error of each.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        On the dashed line a voxel is right as often as the prediction is sure of it; below it
+        the prediction is too sure.
+    """
+    figure, (axes, below) = new_figure(2, 1, 5, 6)
+    for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
+        look = {"color": colour, "label": f"{name}: expected error {errors[name]:.4f}"}
+        axes[0].plot(table["confidence"], table["accuracy"], "o-", **look)
+        below[0].plot(table["confidence"], table["n"], "o-", color=colour)
+    axes[0].plot([0, 1], [0, 1], "k--", linewidth=1, label="right as often as sure")
+    voxels = max(table["n"].sum() for table in tables.values())
+    axes[0].set(ylabel="share that is right", title=f"{voxels:,} voxels near the structures")
+    axes[0].legend()
+    below[0].set(xlabel="probability of the predicted class", ylabel="voxels", yscale="log")
+    for ax in (axes[0], below[0]):
+        ax.set_xlim(0, 1.02)
+    return figure
