@@ -259,3 +259,26 @@ def test_reliability_is_drawn_against_a_line_with_the_voxels_below():
     assert below.get_xlabel() == "probability of the predicted class"
     assert below.get_yscale() == "log"
     assert above.get_xlim() == below.get_xlim()
+
+
+def test_many_labels_stay_on_a_page_and_are_all_named():
+    labels = {k: f"structure {k}" for k in range(1, 13)}
+    few = scores_of([0.7, 0.8, 0.9], [1.0, 2.0, 4.0])
+    scores = pd.concat([few[few["label"] == 1].assign(label=k) for k in labels])
+    boxes = render(charts.score_boxes(scores, labels))
+    assert boxes.get_figwidth() == charts.WIDEST
+    for ax in boxes.axes:
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1"] * 12
+        assert ax.get_xlabel() == "fold"
+        (above,) = ax.child_axes
+        assert [tick.get_text() for tick in above.get_xticklabels()] == [*labels.values()]
+    volumes = render(charts.volume_agreement(scores, labels))
+    assert titles_of(volumes) == [f"{name} (n = 3)" for name in labels.values()]
+    assert volumes.get_figwidth() <= charts.WIDEST
+    five = dict(list(labels.items())[:5])
+    assert len(render(charts.volume_agreement(scores, five)).axes) == 5
+
+
+def test_where_nothing_was_trained_or_measured_there_are_words():
+    assert charts.learning_curves({}) == "Nothing to show."
+    assert charts.reliability_curves({}, {}) == "Nothing to show."

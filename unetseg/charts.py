@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from unetseg.plots import COLOURS, add_legend, colour_of, new_figure
+from unetseg.plots import COLOURS, NOTHING, add_legend, colour_of, new_figure
+
+BOXES = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
+WIDEST = 16  # inches of a figure; what is wider cannot be read on a page
+ACROSS = 4  # panels beside one another
 
 
 def _jitter(n):
@@ -53,8 +57,11 @@ def learning_curves(histories):
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or str
+        Words if there is no history.
     """
+    if not histories:
+        return NOTHING
     figure, axes = new_figure(1, 3, 12, 3.5)
     for ax, metric in zip(axes[0], ("loss", "accuracy", "dice"), strict=True):
         for name, history in histories.items():
@@ -86,32 +93,51 @@ def score_boxes(scores, labels):
         What is NaN or inf cannot be drawn; the titles count it.
     """
     folds = sorted(scores["fold"].unique())
-    figure, axes = new_figure(3, 1, 3 + 0.6 * len(labels) * (len(folds) + 1), 9)
-    titles = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
-    starts = np.arange(len(labels)) * (len(folds) + 1)
-    for ax, (metric, title) in zip(axes[:, 0], titles.items(), strict=True):
-        lost = int((~np.isfinite(scores[metric].astype(float))).sum())
+    width = 3 + 0.6 * len(labels) * (len(folds) + 1)
+    figure, axes = new_figure(3, 1, min(width, WIDEST), 9)
+    for ax, metric in zip(axes[:, 0], BOXES, strict=True):
+        lost = 0
         for (label, fold), part in scores.groupby(["label", "fold"]):
-            drawn = part[metric].to_numpy(float)
-            drawn = drawn[np.isfinite(drawn)]
-            place = starts[list(labels).index(label)] + folds.index(fold)
-            points = {"s": 18, "color": colour_of(label, labels), "alpha": 0.9, "linewidths": 0}
-            ax.scatter(place + _jitter(drawn.size), drawn, zorder=3, **points)
-            lines = {name: {"color": "0.6"} for name in ("boxprops", "whiskerprops", "capprops")}
-            lines["medianprops"] = {"color": "k", "zorder": 4}
-            ax.boxplot(drawn, positions=[place], widths=0.6, sym="", **lines)
-        places = starts[:, None] + range(len(folds))
-        ax.set_xticks(places.ravel(), [f"fold {fold}" for fold in folds] * len(labels))
-        above = ax.secondary_xaxis("top")
-        above.set_xticks(places.mean(axis=1), labels.values())
-        above.tick_params(length=0)
-        share = metric == "dice"
-        ax.set(ylabel="Dice, 0 to 1" if share else f"{title}, mm")
-        highest = scores[metric][np.isfinite(scores[metric].astype(float))].max()
-        ax.set_ylim((None, 1) if share else (0, 1.05 * highest if highest > 0 else 1))
+            values = part[metric].to_numpy(float)
+            finite = values[np.isfinite(values)]
+            lost += len(values) - len(finite)
+            place = list(labels).index(label) * (len(folds) + 1) + folds.index(fold)
+            _draw_box(ax, place, finite, colour_of(label, labels))
+        _name_boxes(ax, folds, labels, crowded=width > WIDEST)
+        _set_heights(ax, metric, scores[metric])
         without = f"; {lost} values are NaN or inf and not drawn" if lost else ""
-        ax.set_title(f"{title} (n = {scores['case'].nunique()} cases{without})")
+        ax.set_title(f"{BOXES[metric]} (n = {scores['case'].nunique()} cases{without})")
     return figure
+
+
+def _draw_box(ax, place, values, colour):
+    points = {"s": 18, "color": colour, "alpha": 0.9, "linewidths": 0}
+    ax.scatter(place + _jitter(values.size), values, zorder=3, **points)
+    lines = {name: {"color": "0.6"} for name in ("boxprops", "whiskerprops", "capprops")}
+    median = {"color": "k", "zorder": 4}
+    ax.boxplot(values, positions=[place], widths=0.6, sym="", medianprops=median, **lines)
+
+
+def _name_boxes(ax, folds, labels, *, crowded):
+    # Below each box its fold, above those of a label its name.
+    starts = np.arange(len(labels)) * (len(folds) + 1)
+    places = starts[:, None] + range(len(folds))
+    names = [str(fold) if crowded else f"fold {fold}" for fold in folds]
+    ax.set_xticks(places.ravel(), names * len(labels))
+    ax.set_xlabel("fold" if crowded else "")
+    above = ax.secondary_xaxis("top")
+    turn = {"rotation": 30, "ha": "left"} if crowded else {}
+    above.set_xticks(places.mean(axis=1), labels.values(), **turn)
+    above.tick_params(length=0)
+
+
+def _set_heights(ax, metric, values):
+    if metric == "dice":
+        ax.set(ylabel="Dice, 0 to 1", ylim=(None, 1))
+        return
+    highest = values[np.isfinite(values.astype(float))].max()
+    top = 1.05 * highest if highest > 0 else 1
+    ax.set(ylabel=f"{BOXES[metric]}, mm", ylim=(0, top))
 
 
 def volume_agreement(scores, labels):
@@ -128,8 +154,13 @@ def volume_agreement(scores, labels):
         The mean difference (predicted - true, solid) and the limits of agreement, 1.96 SD around
         it (dashed), over all cases (Bland and Altman 1986).
     """
-    figure, axes = new_figure(1, len(labels), max(5, 4 * len(labels)), 4)
-    for ax, (label, name) in zip(axes[0], labels.items(), strict=True):
+    columns = min(ACROSS, len(labels))
+    rows = -(-len(labels) // columns)
+    figure, axes = new_figure(rows, columns, max(5, 4 * columns), 4 * rows)
+    panels = list(axes.ravel())
+    for ax in panels[len(labels) :]:
+        ax.remove()
+    for ax, (label, name) in zip(panels, labels.items(), strict=False):
         part = scores[scores["label"] == label]
         difference = part["volume_difference_ml"]
         mean, sd = difference.mean(), difference.std()
@@ -158,7 +189,7 @@ def dice_by_size(scores, labels):
     -------
     matplotlib.figure.Figure
     """
-    figure, axes = new_figure(1, 1, 6, 4)
+    figure, axes = new_figure(1, 1, 7, 4)
     for label, name in labels.items():
         part = scores[scores["label"] == label]
         look = {"s": 12, "color": colour_of(label, labels), "alpha": 0.7}
@@ -167,7 +198,7 @@ def dice_by_size(scores, labels):
     lost = int(scores["dice"].isna().sum())
     without = f"; {lost} values are NaN and not drawn" if lost else ""
     axes[0, 0].set_title(f"Dice and size (n = {scores['case'].nunique()} cases{without})")
-    axes[0, 0].legend()
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -193,7 +224,8 @@ def confusion(counts, n_cases):
         colour = "w" if share > 0.5 else "k"
         axes[0, 0].text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     ticks = range(len(counts))
-    axes[0, 0].set_xticks(ticks, counts.columns)
+    turn = {"rotation": 45, "ha": "right"} if len(counts) > 5 else {}
+    axes[0, 0].set_xticks(ticks, counts.columns, **turn)
     axes[0, 0].set_yticks(ticks, counts.index)
     axes[0, 0].set(xlabel="predicted", ylabel="true", title=f"Voxels (n = {n_cases} cases)")
     return figure
@@ -211,10 +243,12 @@ def reliability_curves(tables, errors):
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.figure.Figure or str
         On the dashed line a voxel is right as often as the prediction is sure of it; below it
-        the prediction is too sure.
+        the prediction is too sure. Words if there is no table.
     """
+    if not tables:
+        return NOTHING
     figure, (axes, below) = new_figure(2, 1, 5, 6)
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
         look = {"color": colour, "label": f"{name}: expected error {errors[name]:.4f}"}

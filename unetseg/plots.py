@@ -77,7 +77,8 @@ def show_cases(rows, spacing_mm, labels, *, names=("mask",), differences=False, 
         image = image if image.ndim == 3 else image[..., 0]
         look = image, masks, spacing, _busiest_slices(masks[0]), grey_range(image)
         own = axes[lines * number : lines * (number + 1)]
-        own[0][0].set_ylabel(title)
+        longest = max(map(len, title.splitlines()), default=1)
+        own[0][0].set_ylabel(title, fontsize=min(10, 120 * side / longest))  # long ids in full
         _show_planes(own[0], *look, labels)
         if second_line:
             own[1][0].set_ylabel("uncertainty" if maps else "where they disagree")

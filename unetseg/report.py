@@ -141,10 +141,10 @@ def _describe_training(run):
 
 def _describe_machine(hardware):
     if hardware.get("gpu"):
-        return f"an {hardware['gpu']}"
+        return f"a GPU ({hardware['gpu']})"
     if "cores" not in hardware:
         return "a machine that is not recorded"
-    return f"{hardware['cores']} cores of an {hardware.get('processor', 'unknown processor')}"
+    return f"{hardware['cores']} cores ({hardware.get('processor', 'not recorded')})"
 
 
 def _count(table):
