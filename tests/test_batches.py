@@ -8,14 +8,14 @@ import pytest
 
 from unetseg import _base, workspace
 from unetseg.cases import Case
-from unetseg.run import batches
+from unetseg.run import batches, drive
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A laptop: the project's folder, at which relative paths start."""
     monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
-    monkeypatch.setattr(workspace, "project_dir", lambda: tmp_path / "project")
+    monkeypatch.setattr(drive, "project_dir", lambda: tmp_path / "project")
     (tmp_path / "project").mkdir()
     return tmp_path / "project"
 
@@ -76,12 +76,12 @@ def test_a_folder_keeps_its_own_by_whatever_path_it_is_given(project, monkeypatc
 
 
 def test_in_colab_a_folder_on_drive_keeps_its_own_in_each_session(colab):
-    drive, _ = colab
+    there, _ = colab
     for hospital in "AB":
-        scans_in(drive / hospital / "images", "a", content=hospital.encode())
+        scans_in(there / hospital / "images", "a", content=hospital.encode())
     names = []
     for session in range(2):
-        for given in ("A/images", "B/images", str(drive / "A" / "images")):
+        for given in ("A/images", "B/images", str(there / "A" / "images")):
             place = workspace.prepare(given, "mine")
             scans = [Case("a", place.data / "a.nii.gz")]
             out = batches.choose_folder(place.results, place.data, scans)

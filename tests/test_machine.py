@@ -1,6 +1,7 @@
 """The machine is described as it is."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -8,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unetseg.run import machine
+
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
+def install(tmp_path, monkeypatch):
     """Return a function that puts a script in the place of nvidia-smi; at first there is none."""
 
-    def install(script):
+    def write(script):
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         (tmp_path / "nvidia-smi").chmod(0o755)
 
     monkeypatch.setenv("PATH", str(tmp_path))
     machine.describe_hardware.cache_clear()
-    yield install
+    yield write
     machine.describe_hardware.cache_clear()
 
 
@@ -42,9 +45,9 @@ NO_GPU = (None, None, None)
         ("exit 1", NO_GPU),
     ],
 )
-def test_the_hardware_is_described_with_its_first_gpu(machine, script, gpu):
+def test_the_hardware_is_described_with_its_first_gpu(install, script, gpu):
     if script:
-        machine(script)
+        install(script)
     hardware = machine.describe_hardware()
     assert (hardware["gpu"], hardware["gpu_capability"], hardware["gpu_memory_gb"]) == gpu
     assert hardware.keys() == {
@@ -56,23 +59,23 @@ def test_the_hardware_is_described_with_its_first_gpu(machine, script, gpu):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of the memory")
-def test_the_memory_is_what_the_system_says(machine):
+def test_the_memory_is_what_the_system_says(install):
     kib = Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0]
     expected = int(kib) * 1024 / 1e9
     assert machine.describe_hardware()["memory_gb"] == pytest.approx(expected, abs=0.06)
 
 
-def test_the_hardware_is_asked_for_once(machine, tmp_path):
-    machine(f"echo asked >> {tmp_path / 'log'}; echo 'NVIDIA H200, 9.0, 143771'")
+def test_the_hardware_is_asked_for_once(install, tmp_path):
+    install(f"echo asked >> {tmp_path / 'log'}; echo 'NVIDIA H200, 9.0, 143771'")
     assert machine.describe_hardware() == machine.describe_hardware()
     machine.describe_machine()
     assert (tmp_path / "log").read_text() == "asked\n"
 
 
 @pytest.mark.parametrize("script", [None, "echo 'NVIDIA H200, 9.0, 143771'"])
-def test_the_machine_is_described_in_json(machine, script):
+def test_the_machine_is_described_in_json(install, script):
     if script:
-        machine(script)
+        install(script)
     found = machine.describe_machine()
     assert json.loads(json.dumps(found)) == found
     assert found.keys() == {"versions", "hardware"}
@@ -80,3 +83,49 @@ def test_the_machine_is_described_in_json(machine, script):
     assert found["versions"]["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
     assert found["versions"]["numpy"] == np.__version__
     assert None not in found["versions"].values()
+
+
+def fill(root, **texts):
+    for name, text in texts.items():
+        path = root / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """A made /proc and /sys/fs/cgroup; 8 GB are free."""
+    monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path / "cgroup")
+    fill(tmp_path, proc__meminfo="MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\n")
+    return tmp_path
+
+
+def test_what_is_free_is_what_the_kernel_says(system):
+    assert machine.available_bytes() == 8_192_000_000
+
+
+def test_a_container_may_leave_less(system):
+    fill(system, proc__self__cgroup="0::/user/job\n")
+    for folder in ("cgroup__user__job", "cgroup__user"):
+        fill(
+            system, **{f"{folder}__memory_dot_max": "max\n", f"{folder}__memory_dot_current": "9\n"}
+        )
+        fill(system, **{f"{folder}__memory_dot_stat": "anon 5\ninactive_file 4\n"})
+    assert machine.available_bytes() == 8_192_000_000
+    fill(system, cgroup__user__memory_dot_max="1000\n", cgroup__user__memory_dot_current="900\n")
+    assert machine.available_bytes() == 104  # of 1000, 900 taken, 4 of which can be freed
+
+
+def test_the_older_kind_of_container_is_known_too(system):
+    fill(system, proc__self__cgroup="5:cpu:/x\n4:memory,hugetlb:/docker/1\n")
+    folder = "cgroup__memory__memory_dot"
+    fill(system, **{f"{folder}_limit_in_bytes": "5000", f"{folder}_usage_in_bytes": "2000"})
+    fill(system, **{f"{folder}_stat": "total_inactive_file 500\n"})
+    assert machine.available_bytes() == 3500  # the group's own folder is the root, from inside
+
+
+def test_where_nobody_knows_there_is_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(machine.os, "name", "nt")
+    assert machine.available_bytes() == math.inf

@@ -1,4 +1,3 @@
-import math
 import subprocess
 import sys
 
@@ -7,53 +6,6 @@ import pytest
 
 from unetseg import memory
 from unetseg.preprocessing import Preprocessor
-
-
-def fill(root, **texts):
-    for name, text in texts.items():
-        path = root / name.replace("__", "/").replace("_dot_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-@pytest.fixture
-def system(tmp_path, monkeypatch):
-    """A made /proc and /sys/fs/cgroup; 8 GB are free."""
-    monkeypatch.setattr(memory, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path / "cgroup")
-    fill(tmp_path, proc__meminfo="MemTotal: 16000000 kB\nMemFree: 1 kB\nMemAvailable: 8000000 kB\n")
-    return tmp_path
-
-
-def test_what_is_free_is_what_the_kernel_says(system):
-    assert memory.available_bytes() == 8_192_000_000
-
-
-def test_a_container_may_leave_less(system):
-    fill(system, proc__self__cgroup="0::/user/job\n")
-    for folder in ("cgroup__user__job", "cgroup__user"):
-        fill(
-            system, **{f"{folder}__memory_dot_max": "max\n", f"{folder}__memory_dot_current": "9\n"}
-        )
-        fill(system, **{f"{folder}__memory_dot_stat": "anon 5\ninactive_file 4\n"})
-    assert memory.available_bytes() == 8_192_000_000
-    fill(system, cgroup__user__memory_dot_max="1000\n", cgroup__user__memory_dot_current="900\n")
-    assert memory.available_bytes() == 104  # of 1000, 900 taken, 4 of which can be freed
-
-
-def test_the_older_kind_of_container_is_known_too(system):
-    fill(system, proc__self__cgroup="5:cpu:/x\n4:memory,hugetlb:/docker/1\n")
-    folder = "cgroup__memory__memory_dot"
-    fill(system, **{f"{folder}_limit_in_bytes": "5000", f"{folder}_usage_in_bytes": "2000"})
-    fill(system, **{f"{folder}_stat": "total_inactive_file 500\n"})
-    assert memory.available_bytes() == 3500  # the group's own folder is the root, from inside
-
-
-def test_where_nobody_knows_there_is_no_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "PROC", tmp_path)
-    monkeypatch.setattr(memory.os, "name", "nt")
-    assert memory.available_bytes() == math.inf
-
 
 LABELS = {k: str(k) for k in range(1, 33)}
 

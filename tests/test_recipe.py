@@ -1,8 +1,10 @@
 """Fields of a recipe."""
 
+import json
+
 import pytest
 
-from unetseg.recipe import Recipe
+from unetseg.recipe import Recipe, record_settings
 
 
 def test_the_defaults_fit():
@@ -29,3 +31,62 @@ def test_a_field_out_of_range_is_refused_by_name(field, value):
 @pytest.mark.parametrize("field", ["warmup", "averaging", "foreground"])
 def test_shares_may_be_0(field):
     assert getattr(Recipe(**{field: 0}), field) == 0
+
+
+SETTINGS = {"epochs": 15, "model": {"filters": 16, "patch": (8, 16, 8)}, "labels": {1: "a"}}
+RUN = {"precision": "float32"}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "settings.json"  # of a name that has no schema
+    record_settings(path, SETTINGS, RUN)
+    return path
+
+
+def test_settings_are_written_down_beside_the_run(experiment):
+    assert json.loads(experiment.read_text()) == {
+        "settings": {
+            "epochs": 15,
+            "model": {"filters": 16, "patch": [8, 16, 8]},
+            "labels": {"1": "a"},
+        },
+        "precision": "float32",
+    }
+
+
+@pytest.mark.parametrize("patch", [(8, 16, 8), [8, 16, 8]])
+def test_the_same_settings_are_accepted_and_the_file_is_kept(experiment, patch):
+    before = experiment.read_bytes()
+    again = {**SETTINGS, "model": {"patch": patch, "filters": 16}}
+    record_settings(experiment, again, {"precision": "mixed_bfloat16"})
+    assert experiment.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"epochs": 30}, "epochs: 15 there, 30 now"),
+        ({"model": {**SETTINGS["model"], "filters": 8}}, "model.filters: 16 there, 8 now"),
+        ({"labels": {1: "b"}}, "labels.1: a there, b now"),
+        (
+            {"model": {**SETTINGS["model"], "patch": (8, 8, 8)}},
+            "model.patch: [8, 16, 8] there, [8, 8, 8] now",
+        ),
+        ({"seed": 3}, "seed: None there, 3 now"),
+    ],
+)
+def test_other_settings_are_refused_with_what_differs_and_nothing_else(experiment, change, line):
+    before = experiment.read_bytes()
+    with pytest.raises(ValueError) as error:
+        record_settings(experiment, SETTINGS | change, RUN)
+    listed = [row.strip() for row in str(error.value).splitlines()[1:-1]]
+    assert listed == [line]
+    assert str(experiment) in str(error.value)
+    assert experiment.read_bytes() == before
+
+
+def test_a_setting_that_is_gone_is_listed(experiment):
+    fewer = {key: value for key, value in SETTINGS.items() if key != "epochs"}
+    with pytest.raises(ValueError, match="epochs: 15 there, None now"):
+        record_settings(experiment, fewer, RUN)

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from unetseg.cases import Case, check_cases, find_cases
 from unetseg.reading.intensities import describe
@@ -549,17 +549,3 @@ def test_tables_of_parts_pool_to_the_table_of_all(tmp_path):
     for tables in (parts, read):
         pd.testing.assert_frame_equal(pool_calibration(pd.concat(tables)), expected)
     pd.testing.assert_frame_equal(pool_calibration(expected), expected)
-
-
-def test_ties_are_counted_as_scipy_does():
-    rng = np.random.default_rng(0)
-    estimate, dices = rng.integers(0, 5, (2, 40)) / 5
-    rho, low, high = rank_correlation(estimate, dices)
-    assert rho == pytest.approx(stats.spearmanr(estimate, dices).statistic)
-    assert rho == pytest.approx(np.corrcoef(stats.rankdata(estimate), stats.rankdata(dices))[0, 1])
-    assert low < rho < high
-
-
-def test_three_pairs_tell_the_order_and_nothing_about_its_certainty():
-    rho, low, high = rank_correlation([0.1, 0.2, 0.3], [0.5, 0.7, 0.6])
-    assert (rho, low, high) == pytest.approx((0.5, -1, 1))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from tools.reliability_study import rank_correlation
 
 NAN = float("nan")
@@ -47,3 +48,17 @@ def test_pairs_that_are_not_finite_are_left_out():
 )
 def test_too_few_or_constant_numbers_have_no_correlation_and_raise_no_warning(estimate, dices):
     assert np.isnan(rank_correlation(estimate, dices)).all()
+
+
+def test_ties_are_counted_as_scipy_does():
+    rng = np.random.default_rng(0)
+    estimate, dices = rng.integers(0, 5, (2, 40)) / 5
+    rho, low, high = rank_correlation(estimate, dices)
+    assert rho == pytest.approx(stats.spearmanr(estimate, dices).statistic)
+    assert rho == pytest.approx(np.corrcoef(stats.rankdata(estimate), stats.rankdata(dices))[0, 1])
+    assert low < rho < high
+
+
+def test_three_pairs_tell_the_order_and_nothing_about_its_certainty():
+    rho, low, high = rank_correlation([0.1, 0.2, 0.3], [0.5, 0.7, 0.6])
+    assert (rho, low, high) == pytest.approx((0.5, -1, 1))

@@ -1,17 +1,14 @@
 """The report and the models that are sent to others, and the data sets that are fetched."""
 
 import csv
-import functools
 import gzip
 import hashlib
-import http.server
 import io
 import json
 import os
 import re
 import shutil
 import tarfile
-import threading
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -388,13 +385,6 @@ def test_a_packed_file_that_is_not_there_is_named(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_packed_models_can_be_fetched_from_an_address(experiment, tmp_path):
-    address = experiment.packed.as_uri()
-    target = sharing.download(address, tmp_path / "fetched", experiment.digest)
-    assert set(content_of(target)) == PACKED
-    assert len(inference.load_models(target)) == 2
-
-
 TITLES = {"dice": "Dice", "surface_dice": "surface Dice"}
 TITLES |= {"hausdorff_mm": "Hausdorff, mm", "hd95_mm": "HD95, mm"}
 
@@ -624,22 +614,6 @@ def test_the_card_is_in_what_is_installed():
     assert (Path(sharing.__file__).parent / "model_card.md").is_file()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A web server on this machine: its folder and its address."""
-    folder = tmp_path_factory.mktemp("server")
-    quiet = {"log_message": lambda *_: None}
-    handler = type("Handler", (http.server.SimpleHTTPRequestHandler,), quiet)
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(handler, directory=folder)
-    ) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
 def pack(path, *members, mode="w"):
     """Write a tar file of (name, content or settings of the member); return its SHA-256."""
     with tarfile.open(path, mode) as packed:
@@ -653,33 +627,26 @@ def pack(path, *members, mode="w"):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def unpack_tar(path, folder):
+    return sharing.unpack_tar(path, folder, path, max_gb=0.001)
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-@pytest.mark.parametrize("kind", [hashlib.sha256, hashlib.md5])
-def test_a_task_of_the_decathlon_is_fetched_and_unpacked(mode, kind, server, make_data, tmp_path):
-    source, (folder, address) = make_data(2), server
-    with tarfile.open(folder / "Task00.tar", mode) as packed:
+def test_the_only_folder_of_an_archive_is_told(mode, make_data, tmp_path):
+    source, path = make_data(2), tmp_path / "Task00.tar"
+    with tarfile.open(path, mode) as packed:
         packed.add(source, "Task00")
         packed.addfile(tarfile.TarInfo("._Task00"))  # as a Mac leaves it
-    digest = kind((folder / "Task00.tar").read_bytes()).hexdigest()
-    target = tmp_path / "new" / "Task00"
-    assert sharing.download(f"{address}/Task00.tar", target, digest) == target
+    target = unpack_tar(path, tmp_path / "new")
+    assert target == tmp_path / "new" / "Task00"
     assert content_of(target) == content_of(source)
-    assert [case.id for case in find_cases(target)] == ["case_00", "case_01"]
-    assert os.listdir(target.parent) == ["Task00"]
 
 
-def test_files_without_a_folder_around_them_are_unpacked_too(server, tmp_path):
-    folder, address = server
-    digest = pack(folder / "flat.tar", ("images/a.nii", b"a"), ("labels/a.nii", b"b"))
-    target = sharing.download(f"{address}/flat.tar", tmp_path / "flat", digest)
-    assert content_of(target) == {"images/a.nii": b"a", "labels/a.nii": b"b"}
-
-
-def test_a_data_set_that_is_there_is_not_fetched_again(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine.txt").write_bytes(b"kept")
-    kept = sharing.download("http://127.0.0.1:9/x.tar", tmp_path / "data", "0" * 64)
-    assert content_of(kept) == {"mine.txt": b"kept"}
+def test_files_without_a_folder_around_them_are_unpacked_too(tmp_path):
+    path, members = tmp_path / "flat.tar", {"images/a.nii": b"a", "labels/a.nii": b"b"}
+    pack(path, *members.items())
+    assert unpack_tar(path, tmp_path / "flat") == tmp_path / "flat"
+    assert content_of(tmp_path / "flat") == members
 
 
 @pytest.mark.parametrize(
@@ -694,56 +661,36 @@ def test_a_data_set_that_is_there_is_not_fetched_again(tmp_path):
         ("data/large", bytes(2_000_000), "over max_gb=0.001"),
     ],
 )
-def test_an_archive_that_is_not_sound_leaves_nothing(name, content, reason, server, tmp_path):
-    folder, address = server
-    digest = pack(folder / "bad.tar.gz", ("data/first", b"1"), (name, content), mode="w:gz")
+def test_an_archive_that_is_not_sound_leaves_nothing_outside_its_folder(
+    name, content, reason, tmp_path
+):
+    path = tmp_path / "bad.tar.gz"
+    pack(path, (name, content), ("data/second", b"1"), mode="w:gz")
     with pytest.raises(ValueError, match=rf"bad\.tar\.gz: not a sound tar file .*{reason}"):
-        sharing.download(f"{address}/bad.tar.gz", tmp_path / "in" / "x", digest, max_gb=0.001)
-    assert content_of(tmp_path) == {}
-    assert os.listdir(tmp_path / "in") == []
+        unpack_tar(path, tmp_path / "in" / "x")
+    assert {*content_of(tmp_path)} == {"bad.tar.gz"}
 
 
-def test_an_absolute_name_stays_in_the_folder(server, tmp_path):
-    folder, address = server
-    digest = pack(folder / "absolute.tar", (f"{tmp_path}/outside", b"x"), ("data/a", b"a"))
-    target = sharing.download(f"{address}/absolute.tar", tmp_path / "in", digest)
+def test_an_absolute_name_stays_in_the_folder(tmp_path):
+    path = tmp_path / "absolute.tar"
+    pack(path, (f"{tmp_path}/outside", b"x"), ("data/a", b"a"))
+    target = unpack_tar(path, tmp_path / "in")
     assert (target / "data" / "a").read_bytes() == b"a"
     assert not (tmp_path / "outside").exists()
 
 
-def test_too_many_files_are_refused(server, tmp_path, monkeypatch):
-    folder, address = server
+def test_too_many_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sharing, "MAX_FILES", 2)
-    digest = pack(folder / "many.tar", *[(f"data/{k}", b"") for k in range(4)])
+    pack(tmp_path / "many.tar", *[(f"data/{k}", b"") for k in range(4)])
     with pytest.raises(ValueError, match="over 2 files"):
-        sharing.download(f"{address}/many.tar", tmp_path / "x", digest)
+        unpack_tar(tmp_path / "many.tar", tmp_path / "x")
 
 
 @pytest.mark.parametrize(
     "data", [b"<html>not a tar</html>" * 100, gzip.compress(b"x" * 10**5, mtime=0)[:90]]
 )
-def test_what_is_no_tar_file_is_refused_by_its_address(data, server, tmp_path):
-    folder, address = server
-    (folder / "page.tar").write_bytes(data)
+def test_what_is_no_tar_file_is_refused_by_its_name(data, tmp_path):
+    (tmp_path / "page.tar").write_bytes(data)
     with pytest.raises(ValueError, match=r"page\.tar: not a sound tar file"):
-        sharing.download(f"{address}/page.tar", tmp_path / "x", hashlib.sha256(data).hexdigest())
-    assert os.listdir(tmp_path) == []
-
-
-def test_another_content_than_was_published_is_refused_and_not_unpacked(server, tmp_path):
-    folder, address = server
-    pack(folder / "changed.tar", ("data/a", b"a"))
-    with pytest.raises(ValueError, match=r"changed\.tar: .*hash does not match"):
-        sharing.download(f"{address}/changed.tar", tmp_path / "x", "0" * 64)
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_address_that_answers_nothing_is_named(server, tmp_path):
-    with pytest.raises(OSError, match=r"missing\.tar: cannot be fetched .*404"):
-        sharing.download(f"{server[1]}/missing.tar", tmp_path / "x", "0" * 64)
-
-
-@pytest.mark.parametrize("digest", ["", "md5", "G" * 64, "0" * 63])
-def test_a_data_set_is_not_fetched_without_a_hash(digest, tmp_path):
-    with pytest.raises(ValueError, match="file_hash must be the SHA-256 or MD5"):
-        sharing.download("http://127.0.0.1:9/x.tar", tmp_path / "x", digest)
+        unpack_tar(tmp_path / "page.tar", tmp_path / "x")
+    assert os.listdir(tmp_path) == ["page.tar"]

@@ -1,206 +1,260 @@
-"""The report of an experiment: one page to be read and printed, the scores first."""
+"""The report of an experiment: one HTML file, to be read, printed and sent to others."""
 
 import base64
-import io
-import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from unetseg._base import require, write_file
-from unetseg.digits import show
-from unetseg.reading.tables import read_table
-from unetseg.run.inputs import CORRECTED
+from unetseg._base import write_file
+from unetseg.digits import short
 from unetseg.run.layout import Run, read_json
-from unetseg.splits import describe_leaks
 
-SCORES = {
+NO_NUMBER = "-"
+LOWEST = 10
+MOST_NAMED = 3  # labels of a case
+TITLES = {
     "dice": "Dice",
-    "surface_dice": "Surface Dice",
-    "hd95_mm": "HD95, mm",
+    "surface_dice": "surface Dice",
     "hausdorff_mm": "Hausdorff, mm",
-    "volume_difference_ml": "Volume difference, ml",
+    "hd95_mm": "HD95, mm",
+    "assd_mm": "ASSD, mm",
+    "sensitivity": "sensitivity",
+    "precision": "precision",
+    "volume_true_ml": "true volume, ml",
+    "volume_pred_ml": "predicted volume, ml",
+    "volume_difference_ml": "volume difference, ml",
 }
-FIGURES = (
-    *("examples", "scores", "volumes", "dice_by_size", "confusion", "learning_curves"),
-    "calibration",
-)
-WIDTH = 1600  # pixels of the widest picture
-LOWEST = 10  # scores that tell where it fails
+SHARES = ("dice", "surface_dice", "sensitivity", "precision")
+SHOWN = ("dice", "surface_dice", "hd95_mm", "hausdorff_mm", "volume_difference_ml")
+CAPTIONS = {
+    "scores": "All scores: a point per case, a box per fold. The spread between folds is what "
+    "another split of the same data would change.",
+    "examples": "Worst, median and best case by mean Dice. The truth is solid, the prediction "
+    "dashed; below each case is where the two disagree.",
+    "volumes": "True against predicted volume (Bland-Altman). A mean difference far from zero: "
+    "the label is drawn too large or too small.",
+    "dice_by_size": "Dice against the true volume. The same error of the contour costs a small "
+    "structure more Dice.",
+    "confusion": "What was predicted where a label is, in shares of its voxels.",
+    "learning_curves": "Training dashed, validation on patches solid. For watching the training "
+    "only: they choose nothing.",
+}
 
 
 def write_report(
-    results_dir,
-    table,
-    summary,
-    *,
-    figures,
-    leaks,
-    compared=None,
-    viewer=None,
-    simulated=False,
-    predictions_note="",
+    results_dir, table, summary, *, leaks, compared=None, viewer=None, title="", simulated=False
 ):
-    """Write what came of an experiment as one page of HTML, for those who read it elsewhere.
+    """Write the report of an evaluated experiment.
 
-    Everything is in the file and nothing is fetched from elsewhere. **The ids of cases are in it,
-    and pictures of scans may be.**
+    The figures are those that notebook 03 has saved beside it.
 
     Parameters
     ----------
     results_dir : str or Path
-        Results of an experiment: what was trained on what is read from its files.
+        The experiment. Gets ``report.html``: figures and styles are inside, nothing is fetched
+        from elsewhere.
     table : pandas.DataFrame
         As `unetseg.scores.score_predictions` returns it.
     summary : pandas.DataFrame
         As `unetseg.scores.summarise` returns it.
-    figures : dict of str to matplotlib.figure.Figure or str
-        Figures, or words in the place of one, by the names in `FIGURES`; what is not there is
-        left out.
     leaks : pandas.DataFrame
         As `unetseg.splits.find_leaks` returns it.
-    compared : pandas.DataFrame or str, optional
-        As `unetseg.scores.compare_with` returns it; words are left out.
-    viewer : nilearn.plotting.html_stat_map.StatMapView or str, optional
-        As `unetseg.plots.view_case` returns it; words are left out. Not printed.
+    compared : pandas.DataFrame, optional
+        As `unetseg.scores.compare` returns it; words are passed over.
+    viewer : nilearn.plotting.html_stat_map.StatMapView, optional
+        As `unetseg.plots.view_case` returns it; words are passed over.
+    title : str
+        Of the case in the viewer.
     simulated : bool, default False
-        Whether the scans are, which is said first.
-    predictions_note : str
-        What a reader has to know of the predictions, such as that some are of an earlier training.
+        Whether the scans are those of the embedded sample.
 
     Returns
     -------
     Path
-        ``report.html`` in that folder.
+        The file.
 
     Raises
     ------
-    FileNotFoundError
-        If a file is missing that every run leaves.
-    ValueError
-        If a figure has another name.
+    FileNotFoundError, ValueError
+        If a file that every training leaves is missing or damaged.
     """
-    unknown = sorted(set(figures) - set(FIGURES))
-    require("figures", unknown, not unknown, f"named as in {FIGURES}")
-    run = Run(Path(results_dir).resolve())
-    page = _load_template().render(
-        title=run.folder.name,
-        training=_describe_training(run),
-        labels=_list_labels(summary),
-        counts=_count(table),
-        figures={name: _draw(figure) for name, figure in figures.items()},
-        lowest=_list_scores(table.nsmallest(LOWEST, "dice")),
-        rows=_list_scores(table),
-        leaks={"words": describe_leaks(leaks), "rows": leaks.to_dict("records")},
-        compared=_list_compared(compared),
-        viewer=viewer.get_iframe() if hasattr(viewer, "get_iframe") else "",
+    import jinja2  # here, as only this needs it
+
+    run = Run(results_dir)
+    experiment, folds = read_json(run.experiment), read_json(run.splits)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(source).render(
+        name=run.folder.resolve().name,
         simulated=simulated,
-        note=predictions_note,
-        settings=_list_settings(run),
+        trained_on=_describe_data(table, folds),
+        trained_how=_describe_training(experiment),
+        scored_how="Each case was scored once, on its own grid, by the model without it.",
+        unit="patients" if table["group"].notna().any() else "cases",
+        main=_tabulate_main(summary),
+        missed=_list_missed(table),
+        lowest=_tabulate_cases(table.nsmallest(LOWEST, "dice")),
+        leaks=_tabulate_text(leaks),
+        compared=_tabulate_comparison(compared),
+        measures=_tabulate_measures(summary),
+        cases=_tabulate_cases(table.sort_values(["case", "label"], kind="stable")),
+        tolerance=short(table["tolerance_mm"].iloc[0]),
+        pictures=_read_pictures(run, table["case"].nunique()),
+        viewer=_embed(viewer),
+        viewer_title=title.replace("\n", ", "),
+        settings=_list_settings(experiment),
     )
     write_file(run.report, page.encode())
     return run.report
 
 
-def _load_template():
-    import jinja2  # here, as only this needs it
-
-    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(autoescape=True, **options)
-    environment.filters["number"] = _show_number
-    path = Path(__file__).with_name("report.html.j2")
-    return environment.from_string(path.read_text(encoding="utf-8"))
+def _describe_data(table, folds):
+    cases, known = table["case"].nunique(), table["group"].notna()
+    patients = table.loc[known, "group"].nunique()
+    whose = f"{cases} cases of {patients} patients" if patients else f"{cases} cases"
+    labels = ", ".join(map(str, table["name"].unique()))
+    return f"{whose} in {len(folds)} folds; labels: {labels}."
 
 
-def _show_number(value):
-    if pd.isna(value):
-        return "NaN"
-    return show(value).replace("-", "\N{MINUS SIGN}")
+def _describe_training(experiment):
+    settings, hardware = experiment["settings"], experiment.get("hardware", {})
+    patch = settings["preprocessor"]["patch"]
+    sides = " x ".join(str(side) for side in patch)
+    builder = settings["builder"].rpartition(".")[2]
+    network = "U-Net" if builder == "build_unet" else f"network of {builder}"
+    kind = "2-D" if 1 in patch else "3-D"
+    words = (
+        f"A {kind} {network} on patches of {sides} voxels, {settings['recipe']['epochs']} epochs"
+    )
+    if "minutes" in experiment:
+        words += f", {experiment['minutes']:.0f} minutes for all folds"
+    machine = hardware.get("gpu") or hardware.get("processor")
+    if machine:
+        cores = "" if hardware.get("gpu") else f"{hardware.get('cores')} cores of "
+        words += f" on {cores}{machine}"
+    return f"{words}."
 
 
-def _describe_training(run):
-    experiment, folds = read_json(run.experiment), read_json(run.splits)
-    preprocessor, hardware = read_json(run.preprocessor), experiment.get("hardware", {})
-    used = {case_id for fold in folds for part in ("train", "val") for case_id in fold[part]}
-    cases = read_table(run.cases)
-    groups = cases.loc[cases["case"].isin(used), "group"]
-    named = groups[groups != ""]
-    return {
-        "dimensions": 2 if 1 in preprocessor["patch"] else 3,
-        "labels": list(preprocessor["labels"].values()),
-        "builder": experiment["settings"]["builder"].rpartition(".")[2],
-        "epochs": experiment["settings"]["recipe"]["epochs"],
-        "precision": experiment.get("precision", "").removeprefix("mixed_"),
-        "minutes": experiment.get("minutes"),
-        "machine": _describe_machine(hardware),
-        "folds": len(folds),
-        "cases": len(used),
-        "patients": named.nunique() + len(used) - len(named) if len(named) else None,
-    }
+def _list_missed(table):
+    # Cases with a label whose Dice is 0, and which.
+    missed = []
+    for case, part in table[table["dice"] == 0].groupby("case"):
+        names = part["name"].astype(str).tolist()
+        labels = ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} labels"
+        missed.append((case, labels))
+    return missed
 
 
-def _describe_machine(hardware):
-    if hardware.get("gpu"):
-        return f"a GPU ({hardware['gpu']})"
-    if "cores" not in hardware:
-        return "a machine that is not recorded"
-    return f"{hardware['cores']} cores ({hardware.get('processor', 'not recorded')})"
+def _column(title, kind=""):
+    return {"title": title, "kind": kind}
 
 
-def _count(table):
-    corrected = table.loc[table["mask"] == CORRECTED, "case"] if "mask" in table else ()
-    return {
-        "cases": table["case"].nunique(),
-        "patients": table["group"].nunique(),
-        "scores": len(table),
-        "corrected": sorted({*corrected}),
-        "tolerances_mm": sorted(table["tolerance_mm"].unique()),
-    }
-
-
-def _list_labels(summary):
-    """List per label its name, the rows of Dice and HD95, and the cases in which it failed."""
-    labels = []
+def _tabulate_main(summary):
+    columns = [_column("label", "text")]
+    for metric in ("dice", "hd95_mm"):
+        columns += [_column(TITLES[metric]), _column("95 % interval"), _column("SD")]
+    columns += [_column("n"), _column("without"), _column("missed")]
+    rows = []
     for name, part in summary.groupby("name", sort=False):
-        rows = part.set_index("metric").loc[["dice", "hd95_mm"]].reset_index()
-        failures = [case for case in str(rows["failures"].iloc[0]).split("; ") if case]
-        labels.append({"name": name, "rows": rows.to_dict("records"), "failures": failures})
-    return labels
+        by_metric = part.set_index("metric")
+        row = [name]
+        for metric in ("dice", "hd95_mm"):
+            row += _say_mean(by_metric.loc[metric], metric)
+        distance = by_metric.loc["hd95_mm"]
+        without = int(distance["nan"] + distance["inf"])
+        failures = distance["failures"]
+        missed = len(failures.split("; ")) if isinstance(failures, str) and failures else 0
+        rows.append([*row, int(distance["n"]) - without, without, missed])
+    return {"columns": columns, "rows": rows}
 
 
-def _list_scores(table):
-    rows = table[["case", "fold", "name", *SCORES]].to_dict("records")
-    return [{**row, "scores": [row[metric] for metric in SCORES]} for row in rows]
+def _say_mean(row, metric):
+    low, high = _say(row["ci_low"], metric), _say(row["ci_high"], metric)
+    interval = NO_NUMBER if low == NO_NUMBER else f"{low} to {high}"
+    return [_say(row["mean"], metric), interval, _say(row["sd"], metric)]
 
 
-def _list_compared(compared):
+def _say(value, metric):
+    if pd.isna(value):
+        return NO_NUMBER
+    if np.isinf(value):
+        return "∞"
+    return f"{value:.3f}" if metric in SHARES else short(float(value))
+
+
+def _tabulate_measures(summary):
+    columns = [_column("label", "text"), _column("measure", "text"), _column("mean")]
+    columns += [_column("95 % interval"), _column("SD"), _column("median")]
+    columns += [_column("quartiles"), _column("n"), _column("neither"), _column("one only")]
+    rows = []
+    for row in summary.to_dict("records"):
+        metric = row["metric"]
+        quartiles = f"{_say(row['q1'], metric)} to {_say(row['q3'], metric)}"
+        cells = [*_say_mean(row, metric), _say(row["median"], metric), quartiles]
+        counts = [int(row[name]) for name in ("n", "nan", "inf")]
+        rows.append([row["name"], TITLES[metric], *cells, *counts])
+    return {"columns": columns, "rows": rows}
+
+
+def _tabulate_cases(table):
+    columns = [_column("case", "text"), _column("fold"), _column("label", "text")]
+    columns += [_column(TITLES[metric]) for metric in SHOWN]
+    rows = []
+    for row in table.to_dict("records"):
+        numbers = [_say(row[metric], metric) for metric in SHOWN]
+        rows.append([row["case"], row["fold"], row["name"], *numbers])
+    return {"columns": columns, "rows": rows}
+
+
+def _tabulate_text(table):
+    columns = [_column(name, "words") for name in table.columns]
+    rows = [["" if pd.isna(cell) else cell for cell in row] for row in table.to_numpy().tolist()]
+    return {"columns": columns, "rows": rows}
+
+
+def _tabulate_comparison(compared):
     if not isinstance(compared, pd.DataFrame):
-        return []
-    rows = compared[compared["metric"].isin(SCORES)].to_dict("records")
-    return [{**row, "title": SCORES[row["metric"]]} for row in rows]
+        return None
+    columns = [_column("label", "text"), _column("measure", "text"), _column("first")]
+    columns += [_column("second"), _column("difference"), _column("95 % interval")]
+    columns += [_column("p"), _column("n"), _column("left out")]
+    rows = []
+    for row in compared.to_dict("records"):
+        metric = row["metric"]
+        interval = f"{_say(row['ci_low'], metric)} to {_say(row['ci_high'], metric)}"
+        numbers = [_say(row[name], metric) for name in ("first", "second", "difference")]
+        p = NO_NUMBER if pd.isna(row["p"]) else short(row["p"], 2)
+        counts = [int(row["n"]), int(row["left_out"])]
+        rows.append([row["name"], TITLES[metric], *numbers, interval, p, *counts])
+    return {"columns": columns, "rows": rows}
 
 
-def _draw(figure):
-    """Draw a figure as the text of a PNG, with its width on the page; words stay words."""
-    if isinstance(figure, str):
-        return {"words": figure}
-    inches = figure.get_figwidth()
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=min(150, WIDTH / inches))
-    return {"png": base64.b64encode(file.getvalue()).decode(), "width": round(96 * inches)}
+def _read_pictures(run, n_cases):
+    pictures = {}
+    for name, caption in CAPTIONS.items():
+        path = run.figure(name)
+        if path.is_file():
+            content = base64.b64encode(path.read_bytes()).decode()
+            pictures[name] = {
+                "address": f"data:image/png;base64,{content}",
+                "caption": f"{caption} n = {n_cases} cases.",
+                "alt": caption.partition(".")[0],
+            }
+    return pictures
 
 
-def _list_settings(run):
-    """List all settings, the machine and the versions as pairs of name and text."""
-    experiment = read_json(run.experiment)
-    settings = dict(experiment.pop("settings"))
-    settings["preprocessor"] = read_json(run.preprocessor)
-    return [*_flatten(settings), *_flatten(experiment)]
+def _embed(viewer):
+    # What nilearn makes is a page of its own, as an iframe.
+    if not hasattr(viewer, "get_iframe"):
+        return ""
+    return viewer.get_iframe(width=960, height=420)
 
 
-def _flatten(settings, prefix=""):
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+def _list_settings(experiment):
+    content = {**experiment["settings"], **experiment.get("hardware", {})}
+    content.update(experiment.get("versions", {}))
+    for name in ("minutes", "batch_size", "precision"):
+        content[name] = experiment.get(name)
+    flat = pd.json_normalize(content, max_level=1).astype(object).iloc[0]
+    return [(key, str(value)) for key, value in flat.items() if value is not None]

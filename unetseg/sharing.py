@@ -1,4 +1,4 @@
-"""What is passed on and received: models with their card."""
+"""What is passed on and received: models, with their card."""
 
 import lzma
 import re
