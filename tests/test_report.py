@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from browser import open_in_browser
 
+from unetseg.plots import view_case
 from unetseg.report import write_report
 from unetseg.scores import METRICS, compare, summarise
 from unetseg.splits import COLUMNS
@@ -56,7 +57,7 @@ def results(tmp_path):
     (folder / "experiment.json").write_text(json.dumps(experiment))
     folds = [{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]
     (folder / "splits.json").write_text(json.dumps(folds))
-    for name in ("scores", "examples", "volumes"):
+    for name in ("scores", "examples", "learning_curves"):
         (folder / "figures" / f"{name}.png").write_bytes(PIXEL)
     return folder
 
@@ -123,7 +124,35 @@ def test_what_strangers_named_stays_text(results):
 def test_without_patients_it_says_cases(results):
     words = words_of(write(results, make_scores(group=None)))
     assert "4 cases in 2 folds" in words
-    assert "95 % interval over cases" in words
+    assert "95 % interval over cases, as the patients are not known." in words
+
+
+def test_a_case_of_an_unknown_patient_counts_as_one(results):
+    table = make_scores(4)
+    table.loc[table["case"] == "case_03", "group"] = None
+    words = words_of(write(results, table))
+    assert "4 cases of 3 patients" in words  # p0, p1 and one more
+    assert "95 % interval over patients." in words
+
+
+def test_masks_that_were_corrected_since_training_are_named(results):
+    table = make_scores()
+    assert "corrected" not in words_of(write(results, table))
+    table["mask"] = ["corrected since"] * 2 + ["as in training"] * 6
+    words = words_of(write(results, table))
+    assert "Masks that were corrected since training: case_00." in words
+
+
+def test_the_viewer_is_not_cut_off(results, make_arrays, affine, tmp_path):
+    image, mask = make_arrays()
+    labels = {1: "front", 2: "back"}
+    viewer = view_case(image, affine, mask, np.roll(mask, 1, axis=1), labels)
+    page = write(results, make_scores(), viewer=viewer, title="worst: a")
+    [frame] = open_in_browser(page, tmp_path)["frames"]
+    assert frame["width"] <= 0
+    assert len(frame["canvases"]) == 1
+    assert frame["fetched"] == []
+    assert "<iframe" not in write(results, make_scores(), viewer="Nothing to show.")
 
 
 def test_another_experiment_is_compared_only_if_there_is_one(results):
@@ -139,7 +168,8 @@ def test_figures_that_are_not_there_are_left_out(results):
     page = write(results, make_scores())
     assert page.count("<img") == 3
     assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == 3
-    assert page.count("n = 4 cases.") == 3
+    assert page.count("n = 4 cases.") == 2
+    assert page.count("n = 2 folds.") == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from unetseg._base import write_file
 from unetseg.digits import short
+from unetseg.run.inputs import CORRECTED
 from unetseg.run.layout import Run, read_json
 
 NO_NUMBER = "-"
@@ -100,7 +101,8 @@ def write_report(
         measures=_tabulate_measures(summary),
         cases=_tabulate_cases(table.sort_values(["case", "label"], kind="stable")),
         tolerance=short(table["tolerance_mm"].iloc[0]),
-        pictures=_read_pictures(run, table["case"].nunique()),
+        corrected=_list_corrected(table),
+        pictures=_read_pictures(run, table["case"].nunique(), len(folds)),
         viewer=_embed(viewer),
         viewer_title=title.replace("\n", ", "),
         settings=_list_settings(experiment),
@@ -111,8 +113,9 @@ def write_report(
 
 def _describe_data(table, folds):
     cases, known = table["case"].nunique(), table["group"].notna()
-    patients = table.loc[known, "group"].nunique()
-    whose = f"{cases} cases of {patients} patients" if patients else f"{cases} cases"
+    alone = table.loc[~known, "case"].nunique()  # each a patient of its own
+    patients = table["group"].nunique() + alone
+    whose = f"{cases} cases of {patients} patients" if known.any() else f"{cases} cases"
     labels = ", ".join(map(str, table["name"].unique()))
     return f"{whose} in {len(folds)} folds; labels: {labels}."
 
@@ -134,6 +137,11 @@ def _describe_training(experiment):
         cores = "" if hardware.get("gpu") else f"{hardware.get('cores')} cores of "
         words += f" on {cores}{machine}"
     return f"{words}."
+
+
+def _list_corrected(table):
+    # Scores of an earlier version do not tell which mask was scored.
+    return sorted(set(table.loc[table["mask"] == CORRECTED, "case"])) if "mask" in table else []
 
 
 def _list_missed(table):
@@ -230,25 +238,24 @@ def _tabulate_comparison(compared):
     return {"columns": columns, "rows": rows}
 
 
-def _read_pictures(run, n_cases):
+def _read_pictures(run, n_cases, n_folds):
     pictures = {}
     for name, caption in CAPTIONS.items():
         path = run.figure(name)
         if path.is_file():
+            counted = f"{n_folds} folds" if name == "learning_curves" else f"{n_cases} cases"
             content = base64.b64encode(path.read_bytes()).decode()
             pictures[name] = {
                 "address": f"data:image/png;base64,{content}",
-                "caption": f"{caption} n = {n_cases} cases.",
+                "caption": f"{caption} n = {counted}.",
                 "alt": caption.partition(".")[0],
             }
     return pictures
 
 
 def _embed(viewer):
-    # What nilearn makes is a page of its own, as an iframe.
-    if not hasattr(viewer, "get_iframe"):
-        return ""
-    return viewer.get_iframe(width=960, height=420)
+    # What nilearn makes is a page of its own, as an iframe of the size that it needs.
+    return viewer.get_iframe() if hasattr(viewer, "get_iframe") else ""
 
 
 def _list_settings(experiment):
