@@ -141,6 +141,9 @@ def test_figures_that_are_not_there_are_left_out(results):
     assert page.count("n = 4 cases.") == 3
 
 
+MANY = [f"structure {number} of the brain" for number in range(12)]
+
+
 @pytest.mark.parametrize(
     ("case", "labels"),
     [
