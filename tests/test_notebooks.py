@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from browser import open_in_browser
 from nbformat.v4 import new_code_cell, new_output
 from papermill.exceptions import PapermillExecutionError
 from tools.refresh_notebooks import clean
@@ -25,7 +26,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = ["01_load_data", "02_train_kfold", "03_evaluate", "04_predict_new_scans"]
 REPORTED = ("learning_curves", "scores", "volumes", "dice_by_size", "confusion", "examples")
 FIGURES = ("cases", "masks", *REPORTED)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def count_lines(lines):
@@ -322,63 +322,30 @@ def test_the_evaluation_shows_no_log_while_it_writes_the_report(run):
     assert [o.text for o in outputs if o.get("name") == "stderr"] == []
 
 
-PROBE = """<script>addEventListener("load", () => setTimeout(() => {
-  const look = page => ({
-    images: [...page.images].map(image => image.naturalWidth),
-    tables: [...page.querySelectorAll("table")].map(table => table.rows.length),
-    canvases: [...page.querySelectorAll("canvas")].map(canvas => {
-      const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-      const colours = new Set(new Uint32Array(data.buffer));
-      return [canvas.width, canvas.height, colours.size];
-    }),
-    fetched: page.defaultView.performance.getEntriesByType("resource").map(entry => entry.name)
-      .filter(name => !name.startsWith("data:")),
-  });
-  const frames = [...document.querySelectorAll("iframe")].map(f => look(f.contentDocument));
-  const found = JSON.stringify({...look(document), frames, text: document.body.innerText});
-  document.body.textContent = found;
-}, 3000));</script>"""
-
-
-def find_browser():
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-def open_in_browser(page, folder):
-    """Open a page in headless Chromium and tell what became of it."""
-    browser = find_browser()
-    if browser is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    before, end, after = page.rpartition("</body>")
-    (folder / "probed.html").write_text(before + PROBE + end + after, encoding="utf-8")
-    quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    quiet += " --disable-component-update --disable-sync --virtual-time-budget=20000 --dump-dom"
-    address = (folder / "probed.html").as_uri()
-    command = [browser, *quiet.split(), f"--user-data-dir={folder / 'browser'}", address]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    body = re.search(r"<body[^>]*>(\{.*\})\s*</body>", done.stdout, re.DOTALL)
-    assert body, done.stderr[-2000:]
-    return json.loads(unescape(body[1]))
-
-
 def test_the_report_shows_its_figures_tables_and_viewer_in_a_browser(run, tmp_path):
     folder, *_ = run
     page = (folder / "results" / "small" / "report.html").read_text(encoding="utf-8")
     seen = open_in_browser(page, tmp_path)
     assert len(seen["images"]) == len(REPORTED)
     assert min(seen["images"]) > 300  # pixels; 0 is an image that could not be decoded
-    # With their headers: 2 labels; the ten lowest; 2 labels with 10 measures each; 5 cases with 2
+    # With their headers: 2 labels; the ten lowest; 2 labels with 10 metrics each; 5 cases with 2
     # labels each.
     assert seen["tables"] == [3, 11, 21, 11]
+    assert seen["width"] <= 0  # nothing to scroll to at the right
     [frame] = seen["frames"]
     [[width, height, colours]] = frame["canvases"]
     assert width > 300
     assert height > 100
     assert colours > 50  # greys of the scan and the labels on it
     assert seen["fetched"] == frame["fetched"] == []
-    for text in ("5 cases of 4 patients in 2 folds", "How the training went", "No leak found"):
+    for text in (
+        "5 cases of 4 patients in 2 folds",
+        "Where does it fail?",
+        "No leak found",
+        "Appendix: settings",
+    ):
         assert text in seen["text"]
-    for text in ("import ", "print(", "On the sample", "Compared with", "LEAK", str(folder)):
+    for text in ("import ", "print(", "On the sample", "Settings.", "Keep it"):
         assert text not in seen["text"]
 
 

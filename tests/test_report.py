@@ -1,0 +1,158 @@
+"""The report of made scores, as text and as a browser shows it."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import open_in_browser
+
+from unetseg.report import write_report
+from unetseg.scores import METRICS, compare, summarise
+from unetseg.splits import COLUMNS
+
+LONG = "subject-{:03d}_session-2021-03-14_run-01"  # 40 characters
+NO_LEAKS = pd.DataFrame(columns=COLUMNS)
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c636068f8ff1f0005830280"
+    "a1ec2bd40000000049454e44ae426082"
+)
+
+
+def make_scores(n_cases=4, labels=("front", "back"), case="case_{:02d}", group="p{}"):
+    rows = []
+    rng = np.random.default_rng(0)
+    for number in range(n_cases):
+        for label, name in enumerate(labels, start=1):
+            about = {"case": case.format(number), "group": group and group.format(number // 2)}
+            about.update(fold=number % 2, label=label, name=name, tolerance_mm=1.0)
+            rows.append({**about, **{metric: rng.uniform(0.5, 0.9) for metric in METRICS}})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """What a training leaves, as far as the report reads it."""
+    folder = tmp_path / "knees"
+    (folder / "figures").mkdir(parents=True)
+    settings = {
+        "builder": "unetseg.model.build_unet",
+        "model_args": {"filters": 16},
+        "preprocessor": {
+            "spacing_mm": [1.0, 1.0, 1.0],
+            "patch": [40, 48, 40],
+            "labels": {"1": "front", "2": "back"},
+            "channels": 1,
+            "normalisation": "zscore",
+        },
+        "recipe": {"epochs": 12, "precision": "auto"},
+        "seed": 12345,
+    }
+    experiment = {"settings": settings, "precision": "float32", "batch_size": 1, "minutes": 38.4}
+    experiment["hardware"] = {"processor": "Some CPU", "cores": 2, "gpu": None}
+    (folder / "experiment.json").write_text(json.dumps(experiment))
+    folds = [{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]
+    (folder / "splits.json").write_text(json.dumps(folds))
+    for name in ("scores", "examples", "volumes"):
+        (folder / "figures" / f"{name}.png").write_bytes(PIXEL)
+    return folder
+
+
+def write(results, table, **settings):
+    settings = {"leaks": NO_LEAKS, **settings}
+    return write_report(results, table, summarise(table), **settings).read_text(encoding="utf-8")
+
+
+def words_of(page):
+    return " ".join(re.sub(r"<[^>]+>", " ", page.partition("<body>")[2]).split())
+
+
+def test_it_begins_with_what_was_trained_on_what_and_how_good_it_is(results):
+    table = make_scores()
+    words = words_of(write(results, table))
+    first = words.index("4 cases of 2 patients in 2 folds; labels: front, back.")
+    second = words.index("A 3-D U-Net on patches of 40 x 48 x 40 voxels, 12 epochs, 38 minutes")
+    assert "on 2 cores of Some CPU." in words
+    front = table[table["name"] == "front"]
+    third = words.index(f"front {front['dice'].mean():.3f}")
+    order = ["Where does it fail?", "Volumes", "Every case", "Appendix: settings"]
+    places = [first, second, third, *map(words.index, order)]
+    assert places == sorted(places)
+
+
+def test_every_case_is_listed_with_its_main_scores(results):
+    table = make_scores(3)
+    page = write(results, table)
+    last = page[page.index("Every case") :]
+    for row in table.itertuples():
+        assert re.search(rf">{row.case}</td><td[^>]*>{row.fold}</td>.*{row.dice:.3f}", last)
+
+
+def test_what_has_no_number_and_what_was_missed_is_counted_and_named(results):
+    table = make_scores(4)
+    table.loc[0, ["dice", "hd95_mm"]] = 0, np.inf  # case_00, front
+    table.loc[2, ["dice", "hd95_mm"]] = np.nan  # case_01, front: in neither mask
+    page = write(results, table)
+    words = words_of(page)
+    assert re.search(r"Missed altogether: case_00 \(front ?\)", words)
+    row = re.search(r"<td[^>]*>front</td>(.*?)</tr>", page)[1]
+    cells = re.findall(r">([^<]*)</td>", row)
+    assert cells[-3:] == ["2", "2", "1"]  # with a distance, without, missed
+    assert "inf" not in words.lower().replace("information", "")
+
+
+def test_leaks_and_simulated_brains_are_said_on_the_first_page(results):
+    leaks = pd.DataFrame([("identical scan", "a", "b", 0, "the same")], columns=COLUMNS)
+    words = words_of(write(results, make_scores(), leaks=leaks, simulated=True))
+    assert words.index("simulated brains") < words.index("1 leak found") < words.index("Volumes")
+    assert "No leak found" not in words
+    assert "simulated" not in words_of(write(results, make_scores()))
+
+
+def test_what_strangers_named_stays_text(results):
+    evil = "<script>alert(1)</script>"
+    page = write(results, make_scores(2, labels=(evil, "b & c"), case="<b>{}</b>"))
+    assert "<script>alert" not in page
+    assert "<b>0" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_without_patients_it_says_cases(results):
+    words = words_of(write(results, make_scores(group=None)))
+    assert "4 cases in 2 folds" in words
+    assert "95 % interval over cases" in words
+
+
+def test_another_experiment_is_compared_only_if_there_is_one(results):
+    table = make_scores()
+    assert "Compared with" not in write(results, table, compared="No COMPARE_WITH is set.")
+    other = table.assign(dice=table["dice"] - 0.1)
+    page = write(results, table, compared=compare(other, table))
+    part = page[page.index("Compared with") :]
+    assert re.search(r">front</td><td[^>]*>Dice</td>.*>0\.100<", part)
+
+
+def test_figures_that_are_not_there_are_left_out(results):
+    page = write(results, make_scores())
+    assert page.count("<img") == 3
+    assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == 3
+    assert page.count("n = 4 cases.") == 3
+
+
+@pytest.mark.parametrize(
+    ("case", "labels"),
+    [
+        ("case_{:02d}", ("front", "back")),
+        (LONG, MANY),
+    ],
+)
+def test_nothing_is_wider_than_the_page_and_nothing_is_fetched(case, labels, results, tmp_path):
+    table = make_scores(30, labels, case)
+    leaks = pd.DataFrame([("one patient", *table["case"].unique()[:2], 0, "p")], columns=COLUMNS)
+    page = write(results, table, leaks=leaks, compared=compare(table, table))
+    seen = open_in_browser(page, tmp_path)
+    assert seen["width"] <= 0  # at 1100 pixels
+    assert seen["fetched"] == []
+    assert seen["frames"] == []
