@@ -213,8 +213,10 @@ def reliability_curves(tables, errors):
     -------
     matplotlib.figure.Figure
         On the dashed line a voxel is right as often as the prediction is sure of it; below it
-        the prediction is too sure.
+        the prediction is too sure. Words if there is no table.
     """
+    if not tables:
+        return "Trained before this was counted."
     figure, (axes, below) = new_figure(2, 1, 5, 6)
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
         look = {"color": colour, "label": f"{name}: expected error {errors[name]:.4f}"}
