@@ -1,7 +1,10 @@
 """Small NIfTI files of known geometry, for all tests."""
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import nibabel as nib
@@ -168,3 +171,111 @@ class _Drive:
 def break_drive(monkeypatch):
     """Return a function that makes a folder fail as Google Drive does; see `_Drive`."""
     return lambda *args, **kwargs: _Drive(monkeypatch, *args, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def make_cases(tmp_path_factory, write_case):
+    """Return a function that writes n cases for trainings, stored in different orders."""
+    from training_helpers import arrays
+
+    def make(n=4, channels=1, orientations=("RAS", "PSL", "LPS", "IRA")):
+        folder = tmp_path_factory.mktemp("cases")
+        return [
+            write_case(folder, f"c{k}", *arrays(k, channels), codes=orientations[k % 4])
+            for k in range(n)
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cases(make_cases):
+    """Four cases that trainings read and no test changes."""
+    return make_cases()
+
+
+@pytest.fixture(scope="session")
+def run(cases, tmp_path_factory):
+    """A finished cross-validation that tests look at and never change."""
+    from training_helpers import SETTINGS
+
+    from unetseg.training import cross_validate
+
+    folder = tmp_path_factory.mktemp("run")
+    folds = cross_validate(cases, folder / "results", backup_dir=folder / "backup", **SETTINGS)
+    return SimpleNamespace(results=folder / "results", backup=folder / "backup", folds=folds)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """The results of `run`, to be changed."""
+    return shutil.copytree(run.results, tmp_path / "results")
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Folds are trained in this process, so that a test may replace what they call."""
+    from unetseg.run import processes
+
+    monkeypatch.setattr(processes, "run_apart", lambda folder, function, *args: function(*args))
+
+
+@pytest.fixture
+def trained(monkeypatch, in_process):
+    """Training only notes which folds it was called for."""
+    from unetseg import training
+
+    calls = []
+
+    def note(plan, train_cases, val_cases, fold_dir, *_):
+        assert not (fold_dir / "done.json").exists()
+        calls.append((fold_dir.name, [c.id for c in train_cases], [c.id for c in val_cases]))
+
+    monkeypatch.setattr(training, "_train_fold", note)
+    return calls
+
+
+@pytest.fixture
+def own(cases, tmp_path):
+    """The same cases in files that a test may change."""
+
+    def take(path):
+        return Path(shutil.copy2(path, tmp_path))
+
+    return [replace(case, image=take(case.image), mask=take(case.mask)) for case in cases]
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Return a function that makes TensorFlow list so many GPUs."""
+    from unetseg.run import devices
+
+    def pretend(count):
+        names = [f"gpu:{number}" for number in range(count)]
+        monkeypatch.setattr(devices, "list_gpus", lambda: names)
+
+    return pretend
+
+
+@pytest.fixture
+def patch_budget(monkeypatch):
+    """Return a function that lets this machine bear patches of so many voxels."""
+    from unetseg import recipe
+
+    return lambda voxels: monkeypatch.setattr(recipe, "patch_budget", lambda: voxels)
+
+
+@pytest.fixture
+def free_memory(monkeypatch):
+    """Return a function that leaves so many bytes of memory on this machine."""
+    from unetseg.run import machine
+
+    return lambda count: monkeypatch.setattr(machine, "available_bytes", lambda: count)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Return a function that limits the bytes of a class map, as if memory were small."""
+    from unetseg import ensemble
+
+    return lambda most_bytes: monkeypatch.setattr(ensemble, "BLOCK_BYTES", most_bytes)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unetseg import cases, digits, plots, reliability, scores, splits, survey
+from unetseg import cases, charts, digits, plots, reliability, scores, splits, survey
 from unetseg._base import write_json
 from unetseg.preprocessing import Preprocessor
 from unetseg.run.layout import Run
@@ -92,6 +92,7 @@ def test_cases_and_patients_of_the_folds_are_counted():
 
 def test_the_calibration_of_the_finished_folds_is_pooled(tmp_path):
     assert reliability.read_calibration(tmp_path) == {}
+    assert charts.reliability_curves({}, {}) == "Trained before this was counted."
     run = Run(tmp_path)
     for number, (n, right) in enumerate(((10, 0.5), (30, 0.9), (60, 0.1))):
         fold = run.fold(number)

@@ -281,4 +281,4 @@ def test_many_labels_stay_on_a_page_and_are_all_named():
 
 def test_where_nothing_was_trained_or_measured_there_are_words():
     assert charts.learning_curves({}) == "Nothing to show."
-    assert charts.reliability_curves({}, {}) == "Nothing to show."
+    assert charts.reliability_curves({}, {}) == "Trained before this was counted."

@@ -2,6 +2,7 @@
 
 import keras
 import pytest
+import tensorflow as tf
 
 from unetseg.run import devices
 
@@ -45,3 +46,17 @@ def test_a_network_that_does_not_bear_bfloat16_gets_float32(tmp_path, monkeypatc
     monkeypatch.setattr(devices, "Path", lambda path: tmp_path / "cpuinfo")
     assert devices.choose_precision(bfloat16=False) == "float32"
     assert devices.choose_precision("mixed_bfloat16", bfloat16=False) == "mixed_bfloat16"
+
+
+@pytest.mark.parametrize(("batch", "shared"), [(1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (5, 1)])
+def test_a_batch_is_shared_by_as_many_gpus_as_divide_it(monkeypatch, gpus, batch, shared):
+    class Strategy:
+        def __init__(self, devices):
+            self.devices = devices
+
+        def scope(self):
+            return self
+
+    gpus(3)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", Strategy)
+    assert len(getattr(devices.share_gpus(batch), "devices", ["one"])) == shared

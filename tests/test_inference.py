@@ -19,19 +19,13 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from unetseg import inference, memory, nifti, windows
+from unetseg import ensemble, inference, memory, nifti, windows
 from unetseg.augmentation import add_neighbours
 from unetseg.cases import check_cases, find_cases
-from unetseg.inference import (
-    load_models,
-    load_temperature,
-    normalised_entropy,
-    predict_and_sample,
-    predict_case,
-    predict_scans,
-)
+from unetseg.inference import load_models, load_temperature, predict_scans
 from unetseg.metrics import dice
 from unetseg.model import build_for, build_unet, plan_unet
+from unetseg.prediction import normalised_entropy, predict_and_sample, predict_case
 from unetseg.preprocessing import Preprocessor
 from unetseg.reliability import compare_with_training
 from unetseg.run.state import load_weights
@@ -425,7 +419,7 @@ def blocks():
 @pytest.fixture
 def predict(tmp_path, experiment, monkeypatch):
     """Return a function that predicts scans into the folder "out" by default, in this process."""
-    monkeypatch.setattr(inference.parallel, "call_apart", lambda function, *args: function(*args))
+    monkeypatch.setattr(inference.processes, "call_apart", lambda function, *args: function(*args))
 
     def run(scans, results_dir=experiment, **kwargs):
         kwargs = {"build_model": build_scale, **kwargs}
@@ -820,7 +814,7 @@ def test_scans_that_fail_are_reported_and_the_others_go_on(
             assert "\n" not in row.problem
             assert pd.isna(row.label) == pd.isna(row.volume_ml) == bool(words)
         assert files_in(tmp_path / "out" / "labels") == {"a.nii.gz", "z.nii.gz"}
-    assert counted == ["a", "z", "two", "two"]
+    assert counted == ["a", "z"]
 
 
 def test_a_mask_beside_a_scan_is_not_looked_at(tmp_path, predict, write_case):
@@ -1066,7 +1060,7 @@ def test_blocks_change_no_number(kind, most_bytes, tmp_path, write_case, monkeyp
     case = write_case(tmp_path, "a", image, codes="PIR")
     models = [Textured(seed) for seed in range(count)]
     mean, votes = by_the_book(models, case, preprocessor, more.get("mirror_axes", ()))
-    monkeypatch.setattr(inference.blocks, "BLOCK_BYTES", most_bytes)
+    monkeypatch.setattr(ensemble, "BLOCK_BYTES", most_bytes)
     found = predict_case(models, case, preprocessor)
     np.testing.assert_allclose(found.probabilities, mean, atol=2e-6)
     np.testing.assert_array_equal(found.votes, votes)
@@ -1092,7 +1086,7 @@ def test_the_probabilities_of_chosen_voxels_are_those_of_the_map(
     image[2:16, :12, 1:14] = np.random.default_rng(0).normal(9, 2, (14, 12, 13))
     case = write_case(tmp_path, "a", image)
     preprocessor = Preprocessor((1.2, 2, 3), (8, 8, 8), **FOUR, mirror_axes=(0,))
-    monkeypatch.setattr(inference.blocks, "BLOCK_BYTES", most_bytes)
+    monkeypatch.setattr(ensemble, "BLOCK_BYTES", most_bytes)
     whole = predict_case(Textured(0), case, preprocessor)
     seen = []
 
@@ -1100,7 +1094,9 @@ def test_the_probabilities_of_chosen_voxels_are_those_of_the_map(
         seen.append(labels)
         return np.random.default_rng(1).choice(labels.size, 500, replace=False)
 
-    labels, chosen, sampled = predict_and_sample(Textured(0), case, preprocessor, choose)
+    labels, chosen, sampled = predict_and_sample(
+        Textured(0), preprocessor.prepare(case), preprocessor, choose
+    )
     np.testing.assert_array_equal(labels, whole.labels)
     assert seen[0] is labels
     expected = whole.probabilities.reshape(-1, 4)[chosen]
@@ -1176,7 +1172,7 @@ def test_a_process_that_is_killed_costs_its_scan_alone(
     assert "N_JOBS" in problems[1]
     assert files_in(tmp_path / "out" / "labels") == {"a.nii.gz", "c.nii.gz", "d.nii.gz"}
     assert not multiprocessing.active_children()
-    assert (inference.parallel._IDLE, inference.parallel._BUSY) == ([], {})
+    assert (inference.processes._IDLE, inference.processes._BUSY) == ([], {})
 
 
 def test_a_scan_that_takes_more_memory_than_there_is_is_reported_before(

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from unetseg.recipe import Recipe, record_settings
+from unetseg.recipe import Recipe, plan_batch, record_settings
+from unetseg.training import cross_validate
 
 
 def test_the_defaults_fit():
@@ -17,15 +18,48 @@ def test_the_defaults_fit():
         ("epochs", 0),
         ("steps", 0),
         ("batch_size", 0),
-        ("warmup", 1),
-        ("averaging", -0.1),
-        ("foreground", 1.1),
-        ("precision", "half"),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("averaging", 1.5),
+        ("foreground", -0.5),
+        ("precision", "float16"),
     ],
 )
-def test_a_field_out_of_range_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be"):
+def test_a_bad_field_of_the_recipe_is_refused_by_name_before_anything_is_read(
+    tmp_path, field, value
+):
+    words = rf"{field} must be .*Received: {field}='?{value}'?"
+    with pytest.raises(ValueError, match=words):
         Recipe(**{field: value})
+    with pytest.raises(ValueError, match=words):
+        cross_validate([], tmp_path / "results", **{field: value})
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_misspelt_field_of_the_recipe_is_refused(cases, tmp_path):
+    with pytest.raises(TypeError, match="epoch"):
+        cross_validate(cases, tmp_path / "results", epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("patch", "budget", "batch"),
+    [
+        ((40, 56, 40), 10**9, 1),  # 89,600 voxels
+        ((40, 56, 1), 10**9, 22),  # 2,240: 22 of them have 49,280
+        ((40, 56, 1), 25_000, 11),  # what little memory bears
+        ((128, 128, 128), 10**9, 1),
+    ],
+)
+def test_small_patches_make_larger_batches(patch_budget, patch, budget, batch):
+    patch_budget(budget)
+    assert plan_batch(patch) == batch
+
+
+@pytest.mark.parametrize(("count", "batch"), [(0, 11), (1, 11), (2, 12), (4, 12), (16, 16)])
+def test_the_automatic_batch_is_a_multiple_of_the_gpus(gpus, patch_budget, count, batch):
+    patch_budget(25_000)
+    gpus(count)
+    assert plan_batch((40, 56, 1)) == batch
 
 
 @pytest.mark.parametrize("field", ["warmup", "averaging", "foreground"])

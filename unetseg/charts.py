@@ -248,7 +248,7 @@ def reliability_curves(tables, errors):
         the prediction is too sure. Words if there is no table.
     """
     if not tables:
-        return NOTHING
+        return "Trained before this was counted."
     figure, (axes, below) = new_figure(2, 1, 5, 6)
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
         look = {"color": colour, "label": f"{name}: expected error {errors[name]:.4f}"}

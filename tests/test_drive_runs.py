@@ -1,0 +1,551 @@
+"""Runs on machines that are lost, and what Google Drive kept of them.
+
+What is trained is a single number, by `learn`, but where whole processes are stopped: states,
+markers, copies, locks and messages are those of every run.
+"""
+
+import contextlib
+import json
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from training_helpers import PATCH, TINY, assert_same_run, content, files
+
+from unetseg import _base, training, workspace
+from unetseg.preprocessing import Preprocessor
+from unetseg.run import drive, inputs, lock, processes, state
+from unetseg.run.layout import Fold, Run
+
+DROPPED = {**TINY, "model_args": {"filters": 3, "dropout": 0.3}, "epochs": 3}
+VALUES = [f"{part}{name}" for part in ("", "val_") for name in ("loss", "accuracy", "dice")]
+
+
+def learn(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
+    """Stand in for the training of a fold, as far as a machine that is lost can tell."""
+    fold, run, cases = Fold(fold_dir), Run(fold_dir.parent), [*train_cases, *val_cases]
+    about = {"seed": seed, "batch_size": plan.batch_size, "precision": plan.precision}
+    about["train"], about["val"] = ([c.id for c in part] for part in (train_cases, val_cases))
+    weight = keras.Variable(float(seed))
+    net = SimpleNamespace(variables=[weight], optimizer=SimpleNamespace(variables=[]))
+    saver = state.SaveState(fold_dir, state.load_state(net, fold_dir, about), time.monotonic())
+    saver.set_model(net)
+    saver.on_train_begin()
+    for epoch in range(len(saver.about["history"]), plan.recipe.epochs):
+        saver.on_train_batch_end(0)
+        weight.assign(weight / 2 + epoch)
+        saver.on_epoch_end(epoch, dict.fromkeys(VALUES, float(weight)))
+    for path in (fold.weights, fold.calibration):
+        _base.write_file(path, f"{path.name} {float(weight)}".encode())
+    for case in val_cases:
+        for path in (run.prediction(case.id), run.mask(case.id)):
+            _base.write_file(path, f"{path.name} {float(weight)}".encode())
+    done = {**about, "minutes": 0, "inputs": inputs.describe_inputs(cases)}
+    done["weights_sha256"] = _base.sha256(fold.weights)
+    _base.write_json(fold.done, {**done, **state.hash_masks(run, about["val"])})
+    for path in fold.list_states():
+        path.unlink()
+
+
+class CutOff(BaseException):
+    """The virtual machine is gone, with its local disk."""
+
+
+def train_here(patch):
+    """Train folds in this process, and look at them after each epoch and each fold, never else.
+
+    So each epoch is copied to Drive before the next one begins, however fast this machine is.
+    """
+    looks = []
+
+    class Follower(processes.Follower):
+        def __enter__(self):
+            looks.append(self._look)
+            return super().__enter__()
+
+    class SaveState(state.SaveState):
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            looks[-1]()
+
+    def run(folder, function, *args):
+        with lock.only_run(folder):
+            function(*args)
+        looks[-1]()
+
+    patch.setattr(processes, "Follower", Follower)
+    patch.setattr(state, "SaveState", SaveState)
+    patch.setattr(processes, "run_apart", run)
+    patch.setattr(processes, "LOOK_SECONDS", 3600)
+    patch.setattr(processes, "BACK_UP_SECONDS", -1)
+
+
+def cut_off_now(patch):
+    """End this machine, which then copies nothing more."""
+    patch.setattr(processes, "back_up", lambda *_: False)
+    raise CutOff
+
+
+def stop(patch, fold, epochs, end=cut_off_now):
+    """Make something happen in a fold, in the epoch after so many full ones; by default the end."""
+
+    class Stopped(state.SaveState):
+        def on_train_batch_end(self, batch, logs=None):
+            if (self.folder.name, len(self.about["history"])) == (f"fold_{fold}", epochs):
+                end(patch)
+
+    patch.setattr(state, "SaveState", Stopped)
+
+
+@pytest.fixture(scope="module")
+def trained_through(cases, tmp_path_factory):
+    """The results of a real run that nothing interrupted."""
+    results = tmp_path_factory.mktemp("trained through") / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        train_here(patch)
+        training.cross_validate(cases, results, **DROPPED)
+    return results
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cases, tmp_path_factory):
+    """A finished run, its copy on Drive, and the names of the files there after each write."""
+    folder, seen, write_file = tmp_path_factory.mktemp("uninterrupted"), [], _base.write_file
+
+    def watched(path, data):
+        write_file(path, data)
+        seen.append(files(folder / "drive"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        train_here(patch)
+        patch.setattr(training, "_train_fold", learn)
+        patch.setattr(drive, "write_file", watched)
+        backup = folder / "drive"
+        training.cross_validate(cases, folder / "results", backup_dir=backup, **DROPPED)
+    return SimpleNamespace(results=folder / "results", drive=backup, seen=seen)
+
+
+@pytest.fixture(scope="module")
+def cut_off(cases, tmp_path_factory):
+    """What is on Drive of a run whose machine was lost in the third epoch of its second fold."""
+    folder = tmp_path_factory.mktemp("cut off")
+    backup = folder / "drive"
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutOff):
+        train_here(patch)
+        patch.setattr(training, "_train_fold", learn)
+        stop(patch, fold=1, epochs=2)
+        training.cross_validate(cases, folder / "results", backup_dir=backup, **DROPPED)
+    other = {"host": "the lost one", "pid": 1, "time": time.time() - 3600}
+    (backup / "running.json").write_text(json.dumps(other))
+    return backup
+
+
+@pytest.fixture
+def real_machine(colab, monkeypatch):
+    """Return a function that prepares a machine with an empty disk, as the notebooks do.
+
+    What is on Drive is a copy of a folder, or what was left there. Every epoch is copied there.
+    """
+    mine, disk = colab
+    train_here(monkeypatch)
+
+    def prepare(content=None, spoil=lambda folder: None):
+        shutil.rmtree(disk, ignore_errors=True)
+        if content:
+            shutil.copytree(content, mine / "results" / "x")
+        spoil(mine / "results" / "x")
+        return workspace.prepare("sample", "x")
+
+    return prepare
+
+
+@pytest.fixture
+def new_machine(real_machine, monkeypatch):
+    """The same, on which `learn` stands in for training."""
+    monkeypatch.setattr(training, "_train_fold", learn)
+    return real_machine
+
+
+def go_on(place, cases, **settings):
+    """Train as the notebooks do."""
+    preprocessor = Preprocessor(patch=PATCH)
+    if (path := place.results / "preprocessor.json").exists():
+        preprocessor = Preprocessor.load(path)
+    settings = {**DROPPED, "preprocessor": preprocessor, **settings}
+    return training.cross_validate(cases, place.results, backup_dir=place.backup, **settings)
+
+
+def epochs_of(said):
+    """Which epochs of which folds were trained, in the words of the output."""
+    return [line.split("  ")[0] for line in said.splitlines() if " epoch " in line]
+
+
+def spoil(name, change):
+    """Return a function that changes the content of one file of a folder, or removes it."""
+
+    def spoil_file(folder):
+        path = folder / name
+        left = change(path.read_bytes(), folder)
+        path.unlink()
+        if left is not None:
+            path.write_bytes(left)
+
+    return spoil_file
+
+
+def gone(data, folder):
+    return None
+
+
+def half(data, folder):
+    return data[: len(data) // 2]
+
+
+def empty(data, folder):
+    return b""
+
+
+def one_before(data, folder):
+    (folder / "fold_1" / "0.state.part").write_bytes(half(data, folder))
+    return (folder / "fold_1" / "1.state").read_bytes()
+
+
+def of_another(data, folder):
+    return (folder / "predictions" / "c0.nii.gz").read_bytes()
+
+
+def both(first, second):
+    def spoil_both(folder):
+        first(folder)
+        second(folder)
+
+    return spoil_both
+
+
+@pytest.mark.parametrize(
+    ("spoil", "since", "warning"),
+    [
+        (lambda folder: None, 3, None),
+        (spoil("fold_1/0.state", gone), 2, None),
+        (spoil("fold_1/0.state", half), 2, r"fold_1.0\.state: damaged"),
+        (spoil("fold_1/0.state", empty), 2, r"fold_1.0\.state: damaged"),
+        (spoil("fold_1/0.state", one_before), 2, None),
+        (spoil("fold_1/1.state", half), 3, r"fold_1.1\.state: damaged"),
+        (both(spoil("fold_1/0.state", gone), spoil("fold_1/1.state", gone)), 1, None),
+        (
+            both(spoil("fold_1/0.state", half), spoil("fold_1/1.state", half)),
+            *(1, r"fold_1.[01]\.state: damaged"),
+        ),
+    ],
+    ids=[
+        *("nothing", "newest state", "half of the newest", "all but the name of the newest"),
+        *("last write of the newest", "half of the older", "both states", "half of both"),
+    ],
+)
+def test_a_run_whose_machine_is_lost_goes_on_from_what_drive_kept(
+    cut_off, uninterrupted, new_machine, cases, capsys, spoil, since, warning
+):
+    place = new_machine(cut_off, spoil)
+    with pytest.warns(UserWarning, match=warning) if warning else contextlib.nullcontext():
+        go_on(place, cases)
+    said = capsys.readouterr().out
+    assert epochs_of(said) == [f"fold 1 epoch {k}/3" for k in range(since, 4)]
+    assert "1 of 2 folds are finished" in said
+    assert "taken over from process 1 on the lost one" in said
+    for folder in (place.results, place.backup):
+        assert content(folder) == content(uninterrupted.results)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("fold_1/model.weights.h5", gone, "fold_1: was finished, but files are"),
+        ("fold_1/model.weights.h5", half, "fold_1: was finished, but files are"),
+        ("predictions/{}.nii.gz", gone, "fold_1: was finished, but files are"),
+        ("predictions/{}.nii.gz", half, "fold_1: was finished, but files are"),
+        ("predictions/{}.nii.gz", of_another, "fold_1: was finished, but files are"),
+        ("fold_1/done.json", half, "fold_1: was finished, but files are"),
+        ("fold_1/done.json", empty, "fold_1: was finished, but files are"),
+        ("fold_1/done.json", gone, "1 of 2 folds are finished"),
+    ],
+)
+def test_a_finished_fold_of_which_drive_lost_a_file_is_trained_again(
+    uninterrupted, new_machine, cases, capsys, name, change, sentence
+):
+    folds = json.loads((uninterrupted.results / "splits.json").read_text())
+    name = name.format(max(folds[1]["val"]))  # not c0
+    place = new_machine(uninterrupted.drive, spoil(name, change))
+    go_on(place, cases)
+    said = capsys.readouterr().out
+    assert sentence in said
+    assert epochs_of(said) == [f"fold 1 epoch {k}/3" for k in (1, 2, 3)]
+    for folder in (place.results, place.backup):
+        assert content(folder) == content(uninterrupted.results)
+
+
+def test_two_finished_folds_of_which_drive_lost_something_are_both_trained_again(
+    uninterrupted, new_machine, cases, capsys
+):
+    lost = both(spoil("fold_0/model.weights.h5", gone), spoil("fold_1/done.json", half))
+    place = new_machine(uninterrupted.drive, lost)
+    go_on(place, cases)
+    assert len(epochs_of(capsys.readouterr().out)) == 6
+    for folder in (place.results, place.backup):
+        assert content(folder) == content(uninterrupted.results)
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "splits.json", "preprocessor.json"])
+@pytest.mark.parametrize("change", [half, empty])
+def test_a_file_of_settings_that_drive_truncated_is_named(
+    cut_off, new_machine, cases, trained, name, change
+):
+    place = new_machine(cut_off, spoil(name, change))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(place.results / name))}: "):
+        go_on(place, cases)
+    assert trained == []
+
+
+@pytest.mark.parametrize("fault", [5, 28, 30, 107, "truncates"])  # EIO, ENOSPC, EROFS, ENOTCONN
+def test_training_ends_without_drive_and_another_call_copies_all_of_it(
+    cut_off, uninterrupted, new_machine, cases, break_drive, capsys, fault
+):
+    place = new_machine(cut_off)
+    broken = break_drive(place.backup, fault, since=".state")
+    go_on(place, cases)
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("NOT SAFE ON DRIVE YET: ")
+    assert "fold_1/model.weights.h5" in last
+    assert last.endswith(f"All of it is on the local disk, in {place.results}.")
+    assert content(place.results) == content(uninterrupted.results)
+    assert not (place.backup / "fold_1" / "done.json").exists()
+    broken.fault = None
+    go_on(place, cases)
+    said = capsys.readouterr().out
+    assert "2 of 2 folds are finished" in said
+    assert "NOT SAFE" not in said
+    assert epochs_of(said) == []
+    assert content(place.backup) == content(uninterrupted.results)
+
+
+def test_drive_holds_at_most_two_states_of_a_fold_and_none_of_a_finished_one(uninterrupted):
+    for fold in ("fold_0", "fold_1"):
+        states = [{n for n in names if fold in n and ".state" in n} for names in uninterrupted.seen]
+        assert max(map(len, states)) == 2
+    assert not any(name.endswith(".part") for names in uninterrupted.seen for name in names)
+    assert not [name for name in files(uninterrupted.drive) if ".state" in name]
+    assert content(uninterrupted.drive) == content(uninterrupted.results)
+
+
+def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
+    uninterrupted, new_machine, cases, monkeypatch, capsys
+):
+    place = new_machine(uninterrupted.drive)
+    with monkeypatch.context() as patch, contextlib.suppress(CutOff):
+        stop(patch, fold=0, epochs=2)
+        patch.setattr(processes, "back_up", lambda *_: False)  # not yet, in so short a time
+        go_on(place, cases, retrain=True)
+    place = workspace.prepare("sample", "x")  # on the same machine
+    capsys.readouterr()
+    go_on(place, cases)
+    assert epochs_of(capsys.readouterr().out) == [
+        *("fold 0 epoch 3/3", "fold 1 epoch 1/3", "fold 1 epoch 2/3", "fold 1 epoch 3/3")
+    ]
+    for folder in (place.results, place.backup):
+        assert content(folder) == content(uninterrupted.results)
+
+
+def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
+    uninterrupted, new_machine, cases, break_drive, monkeypatch, capsys
+):
+    place = new_machine()
+    broken = break_drive(place.backup, 107)  # ENOTCONN
+    stop(monkeypatch, fold=1, epochs=1, end=lambda patch: setattr(broken, "fault", None))
+    go_on(place, cases)
+    said = capsys.readouterr().out
+    assert "NOT SAFE ON DRIVE YET: " in said
+    assert "[Errno 107]" in said
+    assert len(epochs_of(said)) == 6
+    assert content(place.backup) == content(uninterrupted.results)
+
+
+HELD = """
+import pickle
+import signal
+import sys
+import time
+from unetseg import training
+
+def hold(*args):  # defined here, so what it does is done in the process of the fold
+    from unetseg.run import state
+
+    class Held(state.SaveState):
+        def on_epoch_begin(self, epoch, logs=None):
+            while epoch == 2:
+                time.sleep(600)
+
+    state.SaveState = Held
+    training._run_fold(*args)
+
+training._run_fold = hold
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+cases, results, drive, settings = pickle.load(sys.stdin.buffer)
+training.cross_validate(cases, results, backup_dir=drive, **settings)
+"""
+
+
+@contextlib.contextmanager
+def held(cases, results, drive):
+    """A training in processes of their own, held in the third epoch of its first fold."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parent,  # where build_tiny is found
+    )
+    pickle.dump((cases, results, drive, DROPPED), process.stdin)
+    process.stdin.flush()
+    try:
+        while b"fold 0 epoch 2/3" not in process.stdout.readline():
+            assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_stopped_by_hand_is_on_drive_and_goes_on_with_the_same_settings_only(
+    trained_through, real_machine, cases, capsys
+):
+    place = real_machine()
+    with held(cases, place.results, place.backup) as process:
+        assert not list(place.backup.rglob("*.state"))  # a quarter of an hour is not over
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate()
+    assert b"Stopped in fold 0. Run this again: it goes on from" in said
+    place = real_machine()
+    with pytest.raises(ValueError, match="other settings") as error:
+        go_on(place, cases, epochs=5, learning_rate=0.001)
+    assert [row.strip() for row in str(error.value).splitlines()[1:-1]] == [
+        "recipe.epochs: 3 there, 5 now",
+        "recipe.learning_rate: 0.006 there, 0.001 now",
+    ]
+    assert sorted(path.name for path in (place.results / "fold_0").glob("*.state")) == [
+        *("0.state", "1.state")
+    ]
+    go_on(place, cases)
+    assert epochs_of(capsys.readouterr().out)[0] == "fold 0 epoch 3/3"
+    assert_same_run(place.backup, trained_through)
+
+
+def test_an_error_of_a_fold_leaves_on_drive_what_it_has_learnt(
+    uninterrupted, new_machine, cases, monkeypatch, capsys
+):
+    def fail(patch):
+        raise MemoryError("of the GPU")
+
+    place = new_machine()
+    with monkeypatch.context() as patch:
+        stop(patch, fold=1, epochs=1, end=fail)
+        patch.setattr(processes, "BACK_UP_SECONDS", 900)
+        with pytest.raises(MemoryError):
+            go_on(place, cases)
+    place = new_machine()
+    capsys.readouterr()
+    go_on(place, cases)
+    assert epochs_of(capsys.readouterr().out) == ["fold 1 epoch 2/3", "fold 1 epoch 3/3"]
+    assert content(place.backup) == content(uninterrupted.results)
+
+
+def test_a_second_run_is_refused_until_the_first_is_killed_and_then_goes_on(
+    trained_through, cases, tmp_path, capsys, monkeypatch
+):
+    results, backup = tmp_path / "results", tmp_path / "drive"
+    train_here(monkeypatch)
+    with held(cases, results, backup) as process:
+        for folder in (results, tmp_path / "other results"):
+            with pytest.raises(RuntimeError, match=f"another run .*process {process.pid} on"):
+                training.cross_validate(cases, folder, backup_dir=backup, **DROPPED)
+        process.kill()
+        process.stdout.read()  # ends when the process of the fold does, which writes there too
+    assert process.returncode == -9
+    training.cross_validate(cases, results, backup_dir=backup, **DROPPED)
+    said = capsys.readouterr().out
+    assert f"taken over from process {process.pid} on" in said
+    assert epochs_of(said)[0] == "fold 0 epoch 3/3"
+    for folder in (results, backup):
+        assert_same_run(folder, trained_through)
+
+
+def assert_markers_hold(folder):
+    for path in folder.glob("fold_*/done.json"):
+        done = json.loads(path.read_text())
+        noted = {path.with_name("model.weights.h5"): done["weights_sha256"]}
+        for name, digest in done["predictions_sha256"].items():
+            noted[folder / "predictions" / name] = digest
+        assert {file: _base.sha256(file) for file in noted} == noted
+
+
+def lose(patch, folder, writes, name=""):
+    """Make a machine end in the middle of a write to a folder: of the n-th file of some name."""
+    write_file, left = _base.write_file, writes
+
+    def lost(path, data):
+        nonlocal left
+        path = Path(path)
+        if threading.current_thread() is not threading.main_thread():  # looks once more
+            return write_file(path, data)
+        left -= folder in path.parents and name in path.name
+        if left > 0:
+            return write_file(path, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f"{path.name}.part").write_bytes(data[: len(data) // 2])
+        cut_off_now(patch)
+
+    patch.setattr(drive, "write_file", lost)
+
+
+def test_a_machine_lost_between_the_last_state_and_its_history_loses_no_epoch(
+    cut_off, uninterrupted, new_machine, cases, monkeypatch, capsys
+):
+    place = new_machine(cut_off)
+    with monkeypatch.context() as patch, contextlib.suppress(CutOff):
+        lose(patch, place.backup, 1, "history.csv")
+        go_on(place, cases)
+    place = new_machine()
+    assert len(pd.read_csv(place.results / "fold_1" / "history.csv")) == 2
+    capsys.readouterr()
+    stop(monkeypatch, fold=1, epochs=2)  # would be reached if an epoch were trained
+    go_on(place, cases)
+    assert epochs_of(capsys.readouterr().out) == ["fold 1 epoch 3/3"]  # found in the state
+    for folder in (place.results, place.backup):
+        assert content(folder) == content(uninterrupted.results)
+
+
+def test_a_run_whose_machine_is_lost_20_times_while_it_copies_ends_as_if_it_had_not_been(
+    uninterrupted, new_machine, cases, monkeypatch
+):
+    rng, losses, finished = np.random.default_rng(0), 0, False
+    while losses < 20 or not finished:
+        place, finished = new_machine(), False
+        with monkeypatch.context() as patch, contextlib.suppress(CutOff):
+            lose(patch, place.backup, rng.integers(1, 25) if losses < 20 else 1000)
+            go_on(place, cases)
+            finished = True
+        assert_markers_hold(place.backup)
+        losses += not finished
+        if finished:
+            for folder in (place.results, place.backup):
+                assert content(folder) == content(uninterrupted.results)
+            shutil.rmtree(place.backup)
