@@ -33,7 +33,7 @@ from unetseg.training import cross_validate
 def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
     cases, tmp_path, monkeypatch, capsys
 ):
-    results, drive = tmp_path / "results", tmp_path / "drive"
+    results, there = tmp_path / "results", tmp_path / "drive"
     copy, broken = drive.copy_new, [True]
 
     def mirror(*args):
@@ -41,12 +41,12 @@ def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
             raise OSError(107, "Transport endpoint is not connected")
         return copy(*args)
 
-    monkeypatch.setattr(workspace, "mirror", mirror)
+    monkeypatch.setattr(drive, "copy_new", mirror)
     monkeypatch.setattr(processes, "BACK_UP_SECONDS", -1)  # after every epoch
-    cross_validate(cases, results, backup_dir=drive, **SETTINGS)
+    cross_validate(cases, results, backup_dir=there, **SETTINGS)
     assert "NOT SAFE ON DRIVE YET: [Errno 107]" in capsys.readouterr().out
-    assert files(drive) == files(results)
-    assert not list(drive.rglob("*.state"))
+    assert files(there) == files(results)
+    assert not list(there.rglob("*.state"))
 
 
 DROPPED = {**TINY, "model_args": {"filters": 3, "dropout": 0.3}, "epochs": 3}
@@ -113,7 +113,7 @@ def uninterrupted(cases, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         train_here(patch)
-        patch.setattr(workspace, "write_file", watched)
+        patch.setattr(drive, "write_file", watched)
         cross_validate(cases, folder / "results", backup_dir=folder / "drive", **DROPPED)
     return SimpleNamespace(results=folder / "results", drive=folder / "drive", seen=seen)
 
@@ -348,7 +348,7 @@ from unetseg import training
 
 def hold(*args):  # defined here, so what it does is done in the process of the fold
     from unetseg import training
-from unetseg.run import state
+    from unetseg.run import state
 
     class Held(state.SaveState):
         def on_epoch_begin(self, epoch, logs=None):
@@ -474,7 +474,7 @@ def lose(patch, folder, writes, name=""):
         path.with_name(f"{path.name}.part").write_bytes(data[: len(data) // 2])
         cut_off_now(patch)
 
-    patch.setattr(workspace, "write_file", lost)
+    patch.setattr(drive, "write_file", lost)
 
 
 def test_a_machine_lost_between_the_last_state_and_its_history_loses_no_epoch(

@@ -154,7 +154,6 @@ def _predict_block(models, prepared, block, preprocessor, overlap, mirror_axes):
         network = np.zeros(network_shape, np.float32)
         _predict(network, model, prepared, preprocessor, overlap, mirror_axes, span)
         _add_native(mean, votes[number], network, place, block)
-        del network  # before the next one is made
     mean /= np.float32(len(models))
     return mean, votes
 
