@@ -22,11 +22,12 @@ from training_helpers import (
     TINY,
     assert_same_run,
     files,
+    pretend,
 )
 
-from unetseg import _base, workspace
+from unetseg import _base, training, workspace
 from unetseg.preprocessing import Preprocessor
-from unetseg.run import lock, processes, state
+from unetseg.run import drive, lock, processes, state
 from unetseg.training import cross_validate
 
 
@@ -57,7 +58,7 @@ class CutOff(BaseException):
 
 
 def train_here(patch):
-    """Train folds in this process, and look at them after each epoch and each fold, never else.
+    """Pretend to train folds in this process; look after each epoch and each fold, never else.
 
     So each epoch is copied to Drive before the next one begins, however fast this machine is.
     """
@@ -78,6 +79,7 @@ def train_here(patch):
             function(*args)
         looks[-1]()
 
+    patch.setattr(training, "_train_fold", pretend)
     patch.setattr(processes, "Follower", Follower)
     patch.setattr(state, "SaveState", SaveState)
     patch.setattr(processes, "run_apart", run)
@@ -344,6 +346,7 @@ import pickle
 import signal
 import sys
 import time
+import training_helpers
 from unetseg import training
 
 def hold(*args):  # defined here, so what it does is done in the process of the fold
@@ -356,6 +359,7 @@ def hold(*args):  # defined here, so what it does is done in the process of the 
                 time.sleep(600)
 
     state.SaveState = Held
+    training._train_fold = training_helpers.pretend
     training._run_fold(*args)
 
 training._run_fold = hold
