@@ -268,7 +268,7 @@ def cross_validate(
             _write_used(run.cases, table, folds)
         if pending:
             require_cache(cases, table, preprocessor)
-            _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir)
+        _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir)
     return folds
 
 
