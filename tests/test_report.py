@@ -174,6 +174,11 @@ def test_figures_that_are_not_there_are_left_out(results):
 MANY = [f"structure {number} of the brain" for number in range(12)]
 
 
+def test_an_older_picture_of_single_cases_is_not_shown_as_one_of_these_scores(results):
+    assert "Worst, median and best" in write(results, make_scores())
+    assert "Worst, median and best" not in write(results, make_scores(), examples=False)
+
+
 @pytest.mark.parametrize(
     ("case", "labels"),
     [

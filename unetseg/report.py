@@ -44,7 +44,16 @@ CAPTIONS = {
 
 
 def write_report(
-    results_dir, table, summary, *, leaks, compared=None, viewer=None, title="", simulated=False
+    results_dir,
+    table,
+    summary,
+    *,
+    leaks,
+    compared=None,
+    viewer=None,
+    title="",
+    examples=True,
+    simulated=False,
 ):
     """Write the report of an evaluated experiment.
 
@@ -67,6 +76,9 @@ def write_report(
         As `unetseg.plots.view_case` returns it; words are passed over.
     title : str
         Of the case in the viewer.
+    examples : bool, default True
+        Whether the saved picture of single cases is one of these scores: without the scans none
+        was made, and an older one may be there.
     simulated : bool, default False
         Whether the scans are those of the embedded sample.
 
@@ -102,7 +114,7 @@ def write_report(
         cases=_tabulate_cases(table.sort_values(["case", "label"], kind="stable")),
         tolerance=short(table["tolerance_mm"].iloc[0]),
         corrected=_list_corrected(table),
-        pictures=_read_pictures(run, table["case"].nunique(), len(folds)),
+        pictures=_read_pictures(run, examples, table["case"].nunique(), len(folds)),
         viewer=_embed(viewer),
         viewer_title=title.replace("\n", ", "),
         settings=_list_settings(experiment),
@@ -238,11 +250,12 @@ def _tabulate_comparison(compared):
     return {"columns": columns, "rows": rows}
 
 
-def _read_pictures(run, n_cases, n_folds):
+def _read_pictures(run, examples, n_cases, n_folds):
     pictures = {}
     for name, caption in CAPTIONS.items():
         path = run.figure(name)
-        if path.is_file():
+        shown = examples or name != "examples"
+        if shown and path.is_file():
             counted = f"{n_folds} folds" if name == "learning_curves" else f"{n_cases} cases"
             content = base64.b64encode(path.read_bytes()).decode()
             pictures[name] = {
