@@ -43,7 +43,7 @@ def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
         return copy(*args)
 
     monkeypatch.setattr(drive, "copy_new", mirror)
-    monkeypatch.setattr(processes, "BACK_UP_SECONDS", -1)  # after every epoch
+    monkeypatch.setattr(drive, "BACK_UP_SECONDS", -1)  # after every epoch
     cross_validate(cases, results, backup_dir=there, **SETTINGS)
     assert "NOT SAFE ON DRIVE YET: [Errno 107]" in capsys.readouterr().out
     assert files(there) == files(results)
@@ -83,13 +83,13 @@ def train_here(patch):
     patch.setattr(processes, "Follower", Follower)
     patch.setattr(state, "SaveState", SaveState)
     patch.setattr(processes, "run_apart", run)
-    patch.setattr(processes, "LOOK_SECONDS", 3600)
-    patch.setattr(processes, "BACK_UP_SECONDS", -1)
+    patch.setattr(drive, "LOOK_SECONDS", 3600)
+    patch.setattr(drive, "BACK_UP_SECONDS", -1)
 
 
 def cut_off_now(patch):
     """End this machine, which then copies nothing more."""
-    patch.setattr(processes, "back_up", lambda *_: False)
+    patch.setattr(drive, "back_up", lambda *_: False)
     raise CutOff
 
 
@@ -329,7 +329,7 @@ def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
     place = new_machine(uninterrupted.drive)
     with monkeypatch.context() as patch, contextlib.suppress(CutOff):
         stop(patch, fold=0, epochs=2)
-        patch.setattr(processes, "back_up", lambda *_: False)  # not yet, in so short a time
+        patch.setattr(drive, "back_up", lambda *_: False)  # not yet, in so short a time
         go_on(place, cases, retrain=True)
     place = workspace.prepare("sample", "x")  # on the same machine
     capsys.readouterr()
@@ -423,7 +423,7 @@ def test_an_error_of_a_fold_leaves_on_drive_what_it_has_learnt(
     place = new_machine()
     with monkeypatch.context() as patch:
         stop(patch, fold=1, epochs=1, end=fail)
-        patch.setattr(processes, "BACK_UP_SECONDS", 900)
+        patch.setattr(drive, "BACK_UP_SECONDS", 900)
         with pytest.raises(MemoryError):
             go_on(place, cases)
     place = new_machine()

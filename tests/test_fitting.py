@@ -141,7 +141,7 @@ import sys
 from pathlib import Path
 import keras
 import tensorflow as tf
-from unetseg import cases, model, recipe, training
+from unetseg import cases, losses, recipe, training
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import devices
 
@@ -154,7 +154,7 @@ if count == "2":
     assert recipe.plan_batch((128, 128, 128)) == 2
 if loss == "cross-entropy":
     error = keras.losses.sparse_categorical_crossentropy
-    model.dice_cross_entropy = lambda *pair: keras.ops.mean(error(*pair))
+    losses.dice_cross_entropy = lambda *pair: keras.ops.mean(error(*pair))
 
 class Stop(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):

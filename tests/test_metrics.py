@@ -556,3 +556,9 @@ def test_a_slice_as_thick_as_1_mm_is_scored_with_the_tolerance_asked_for(toleran
 def test_a_case_that_cannot_be_scored_is_refused(shapes, spacing, tolerance_mm, message):
     with pytest.raises(ValueError, match=message):
         metrics.score_case(*map(np.ones, shapes), spacing, [1], tolerance_mm=tolerance_mm)
+
+
+def test_the_metrics_that_are_summarised_are_those_of_a_case():
+    mask = np.ones((3, 3, 3), np.uint8)
+    [row] = metrics.score_case(mask, mask, (1, 1, 1), [1])
+    assert {*row} - {"label", "tolerance_mm"} == {*metrics.METRICS}

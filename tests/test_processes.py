@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from unetseg import _base
-from unetseg.run import layout, processes
+from unetseg.run import drive, layout, processes
 
 
 def call(function, folder, *args):
@@ -150,7 +150,7 @@ def test_an_error_in_one_job_ends_the_others(tmp_path):
 @pytest.fixture
 def follow(tmp_path, monkeypatch):
     """Return functions that end an epoch of a fold, and that make a follower of two folds."""
-    monkeypatch.setattr(processes, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(drive, "LOOK_SECONDS", 0.01)
     (tmp_path / "experiment.json").write_text('{"settings": 1}')
     for module in (processes, layout):  # without the schemas
         monkeypatch.setattr(module, "read_json", lambda path: json.loads(path.read_text()))
@@ -207,7 +207,7 @@ def copies(monkeypatch):
     """Copies to Drive are only noted; they work unless the list `fails` says otherwise."""
     made, fails = [], []
     monkeypatch.setattr(
-        processes, "back_up", lambda *_: made.append(1) or not (fails.pop() if fails else False)
+        drive, "back_up", lambda *_: made.append(1) or not (fails.pop() if fails else False)
     )
     return made, fails
 
@@ -267,32 +267,32 @@ def test_a_folder_that_is_away_for_a_while_stops_nothing(follow, capsys, monkeyp
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
 def test_a_keeper_copies_while_work_goes_on_and_however_it_ends(error, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(processes, "BACK_UP_SECONDS", 0)
-    work, drive = tmp_path / "work", tmp_path / "drive"
+    monkeypatch.setattr(drive, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(drive, "BACK_UP_SECONDS", 0)
+    work, kept = tmp_path / "work", tmp_path / "drive"
     ends = pytest.raises(error) if error else contextlib.nullcontext()
-    with ends, processes.Keeper(work, drive) as keeper:
+    with ends, drive.Keeper(work, kept) as keeper:
         _base.write_file(work / "a", b"1")
-        while not (drive / "a").exists():
+        while not (kept / "a").exists():
             time.sleep(0.01)
-        monkeypatch.setattr(processes, "BACK_UP_SECONDS", 900)
+        monkeypatch.setattr(drive, "BACK_UP_SECONDS", 900)
         _base.write_file(work / "b", b"2")
         if error:
             raise error
-    assert (drive / "b").read_bytes() == b"2"
+    assert (kept / "b").read_bytes() == b"2"
     assert not keeper.thread.is_alive()
 
 
 def test_a_keeper_waits_between_two_copies_and_does_nothing_without_a_drive(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(processes, "back_up", lambda *folders: bool(calls.append(folders)))
-    keeper = processes.Keeper(tmp_path, tmp_path / "drive")
+    monkeypatch.setattr(drive, "back_up", lambda *folders: bool(calls.append(folders)))
+    keeper = drive.Keeper(tmp_path, tmp_path / "drive")
     for minutes, copies in ((14, 0), (16, 1), (0, 1)):  # after one that failed too
         keeper.saved -= 60 * minutes
         keeper._look()
         keeper.saved += 60 * minutes * (minutes == 14)
         assert len(calls) == copies
-    with processes.Keeper(tmp_path) as keeper:
+    with drive.Keeper(tmp_path) as keeper:
         keeper.saved -= 3600
         keeper._look()
     assert len(calls) == 1

@@ -3,9 +3,9 @@
 ``import unetseg as us`` gives the functions that are named below, and every module by its name;
 each is imported when it is first used, so ``import unetseg`` costs next to nothing. The core
 stands alone: `nifti`, `model`, `metrics`, `plots`. The way of a case, in order: `sample`, `cases`,
-`splits`, `planning`, `preprocessing`, `augmentation`, `training`, `inference`, `scores`,
-`reliability`, `sharing`, `workspace`. What keeps a run safe is in `run`, what reads files of
-others in `reading`.
+`splits`, `survey`, `planning`, `preprocessing`, `augmentation`, `patches`, `recipe`, `fitting`,
+`training`, `prediction`, `inference`, `scores`, `charts`, `reliability`, `report`, `sharing`,
+`workspace`. What keeps a run safe is in `run`, what reads files of others in `reading`.
 """
 
 import importlib

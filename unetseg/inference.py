@@ -22,8 +22,7 @@ from unetseg.prediction import predict_case, settle_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import recall_plan
 from unetseg.reliability import describe_votes
-from unetseg.run import batches, machine, processes
-from unetseg.run.drive import origin
+from unetseg.run import batches, drive, machine, processes
 from unetseg.run.layout import Batch, Run, read_json
 from unetseg.run.state import load_weights
 
@@ -163,7 +162,7 @@ def predict_scans(
         processes.call_apart(_check_ensemble, order)
         batches.refuse_other_scans(order.batch.folder, scans)
         _say_need(scans, order)
-        with processes.Keeper(order.batch.folder, backup_dir):
+        with drive.Keeper(order.batch.folder, backup_dir):
             return _predict_all(scans, order, n_jobs)
     finally:
         processes.end_calls()
@@ -311,7 +310,7 @@ def _finish(scan, order, note, replaced):
     batch = order.batch
     draft, path = batch.draft(scan.id), batch.label(scan.id)
     hashes = {"labels_sha256": sha256(draft), "replaced_sha256": replaced}
-    write_json(batch.note(scan.id), {**note, "source": origin(scan.files[0]), **hashes})
+    write_json(batch.note(scan.id), {**note, "source": drive.origin(scan.files[0]), **hashes})
     path.parent.mkdir(exist_ok=True)
     draft.replace(path)  # last: labels that are there have their note
 

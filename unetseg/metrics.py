@@ -8,6 +8,8 @@ from scipy.spatial import cKDTree
 
 from unetseg._base import require
 
+METRICS = ("dice", "surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm", "sensitivity")
+METRICS += ("precision", "volume_true_ml", "volume_pred_ml", "volume_difference_ml")
 REACH = 2  # voxels: contours that agree within this need no search
 ROUNDING = 1e-6  # relative: 0.1 of a header is 0.10000000149, in float32
 

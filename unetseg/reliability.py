@@ -177,7 +177,7 @@ def describe_votes(votes, labels, voxel_ml):
     Parameters
     ----------
     votes : (model, x, y, z) ndarray of integers
-        Class numbers by each model alone, as in `unetseg.inference.Prediction`.
+        Class numbers by each model alone, as in `unetseg.prediction.Prediction`.
     labels : dict of int to str
         Value and name of the labels, in the order of their class numbers 1, 2 ...
     voxel_ml : float

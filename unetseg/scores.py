@@ -11,14 +11,12 @@ from scipy.stats import bootstrap, wilcoxon
 from unetseg import nifti
 from unetseg._base import refuse_any, require
 from unetseg.digits import decimals_for
-from unetseg.metrics import score_case
+from unetseg.metrics import METRICS, score_case
 from unetseg.reading.tables import read_results
 from unetseg.run.fingerprints import fingerprint
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run
 
-METRICS = ("dice", "surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm", "sensitivity")
-METRICS += ("precision", "volume_true_ml", "volume_pred_ml", "volume_difference_ml")
 RESAMPLES = 9999
 
 

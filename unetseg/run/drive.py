@@ -1,10 +1,12 @@
-"""Google Drive and the local disk of Colab: what is copied between them, each file whole."""
+"""Google Drive and the local disk of Colab: what is copied between them, and when."""
 
 import contextlib
 import hashlib
 import os
 import re
 import sys
+import threading
+import time
 import unicodedata
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from unetseg.run.machine import require_room_for_copies
 
 DRIVE = Path("/content/drive/MyDrive")
 LOCAL = Path("/content")
+LOOK_SECONDS = 1
+BACK_UP_SECONDS = 900  # not after each epoch: Drive's trash keeps what is overwritten
 PASSING = re.compile(rf"{LOCK}|.*\.part|part-.*\.weights\.h5|\.part-.*")  # never copied
 
 
@@ -160,7 +164,7 @@ def copy_new(source, target, patterns=("**/*",), *, overwrite=True):
     A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
     markers ``done.json`` come last, and only if no copy failed. Nothing is deleted in `target`.
     What is known to be the same on both sides is not read again: see
-    `unetseg.fingerprints.fingerprint`, also for what that cannot tell.
+    `unetseg.run.fingerprints.fingerprint`, also for what that cannot tell.
 
     Parameters
     ----------
@@ -265,3 +269,52 @@ def back_up(source, target):
         print(f"NOT SAFE ON DRIVE YET: {error} All of it is on the local disk, in {source}.")
         return False
     return True
+
+
+class Keeper:
+    """Copies a folder to Drive while something works in it: at intervals, and however that ends.
+
+    A context manager; nobody else writes to Drive meanwhile.
+
+    Parameters
+    ----------
+    folder : Path
+    backup_dir : Path, optional
+        Gets a copy every quarter of an hour and at the end, also when the work is stopped or
+        fails. If a copy fails that is said, and the work goes on.
+    """
+
+    def __init__(self, folder, backup_dir=None):
+        self.folder, self.backup_dir = folder, backup_dir
+        self.ended = threading.Event()
+        self.started = self.saved = time.monotonic()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self):
+        """Begin."""
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        """Leave everything on Drive."""
+        self.ended.set()
+        self.thread.join()
+        if self.backup_dir:  # also what was done before it was stopped or failed
+            back_up(self.folder, self.backup_dir)
+
+    def _follow(self):
+        while not self.ended.wait(LOOK_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self):
+        if self._is_late():
+            self._save()
+
+    def _is_late(self):
+        return time.monotonic() - self.saved > BACK_UP_SECONDS
+
+    def _save(self):
+        whole = not self.backup_dir or back_up(self.folder, self.backup_dir)
+        self.saved = time.monotonic()
+        return whole

@@ -1,4 +1,4 @@
-"""Folds in processes of their own, what is seen of them from outside, and what Drive gets."""
+"""Folds and scans in processes of their own, and what is seen of the folds from outside."""
 
 import contextlib
 import multiprocessing
@@ -15,12 +15,10 @@ from loky import ProcessPoolExecutor
 from loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
 from unetseg._base import write_json
-from unetseg.run.drive import back_up
+from unetseg.run.drive import Keeper
 from unetseg.run.layout import Run, read_json
 from unetseg.run.lock import only_run
 
-LOOK_SECONDS = 1
-BACK_UP_SECONDS = 900  # not after each epoch: Drive's trash keeps what is overwritten
 KEEP_SECONDS = 60  # on machines that `end_calls` does not reach, such as those of a cluster
 _RUNNING = {}  # folder: executor
 _IDLE, _BUSY = [], {}  # of `call_apart`
@@ -171,55 +169,6 @@ def run_all(jobs, n_jobs, folder):
             for executor in own:
                 executor.shutdown(kill_workers=True)
             time.sleep(0.01)  # until their threads have cleaned up
-
-
-class Keeper:
-    """Copies a folder to Drive while something works in it: at intervals, and however that ends.
-
-    A context manager; nobody else writes to Drive meanwhile.
-
-    Parameters
-    ----------
-    folder : Path
-    backup_dir : Path, optional
-        Gets a copy every quarter of an hour and at the end, also when the work is stopped or
-        fails. If a copy fails that is said, and the work goes on.
-    """
-
-    def __init__(self, folder, backup_dir=None):
-        self.folder, self.backup_dir = folder, backup_dir
-        self.ended = threading.Event()
-        self.started = self.saved = time.monotonic()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self):
-        """Begin."""
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        """Leave everything on Drive."""
-        self.ended.set()
-        self.thread.join()
-        if self.backup_dir:  # also what was done before it was stopped or failed
-            back_up(self.folder, self.backup_dir)
-
-    def _follow(self):
-        while not self.ended.wait(LOOK_SECONDS):
-            self._look()
-        self._look()
-
-    def _look(self):
-        if self._is_late():
-            self._save()
-
-    def _is_late(self):
-        return time.monotonic() - self.saved > BACK_UP_SECONDS
-
-    def _save(self):
-        whole = not self.backup_dir or back_up(self.folder, self.backup_dir)
-        self.saved = time.monotonic()
-        return whole
 
 
 class Follower(Keeper):
