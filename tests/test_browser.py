@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from browser import BROWSERS, find_browser
 from playwright.sync_api import expect, sync_playwright
-from test_notebooks import BROWSERS, NAMES, ROOT, cells_tagged, code_cells, find_browser, train
+from test_notebooks import NAMES, ROOT, cells_tagged, code_cells, train
 
 from unetseg import sample
 

@@ -1,8 +1,4 @@
-"""Runs on machines that are lost, and what Google Drive kept of them.
-
-What is trained is a single number, by `learn`, but where whole processes are stopped: states,
-markers, copies, locks and messages are those of every run.
-"""
+"""Runs on machines that are lost, and what Google Drive kept of them."""
 
 import contextlib
 import json
@@ -17,45 +13,44 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import keras
 import numpy as np
 import pandas as pd
 import pytest
-from training_helpers import PATCH, TINY, assert_same_run, content, files
+from training_helpers import (
+    PATCH,
+    SETTINGS,
+    TINY,
+    assert_same_run,
+    files,
+    pretend,
+)
 
 from unetseg import _base, training, workspace
 from unetseg.preprocessing import Preprocessor
-from unetseg.run import drive, inputs, lock, processes, state
-from unetseg.run.layout import Fold, Run
+from unetseg.run import drive, lock, processes, state
+from unetseg.training import cross_validate
+
+
+def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
+    cases, tmp_path, monkeypatch, capsys
+):
+    results, there = tmp_path / "results", tmp_path / "drive"
+    copy, broken = drive.copy_new, [True]
+
+    def mirror(*args):
+        if broken.pop() if broken else False:
+            raise OSError(107, "Transport endpoint is not connected")
+        return copy(*args)
+
+    monkeypatch.setattr(drive, "copy_new", mirror)
+    monkeypatch.setattr(processes, "BACK_UP_SECONDS", -1)  # after every epoch
+    cross_validate(cases, results, backup_dir=there, **SETTINGS)
+    assert "NOT SAFE ON DRIVE YET: [Errno 107]" in capsys.readouterr().out
+    assert files(there) == files(results)
+    assert not list(there.rglob("*.state"))
+
 
 DROPPED = {**TINY, "model_args": {"filters": 3, "dropout": 0.3}, "epochs": 3}
-VALUES = [f"{part}{name}" for part in ("", "val_") for name in ("loss", "accuracy", "dice")]
-
-
-def learn(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
-    """Stand in for the training of a fold, as far as a machine that is lost can tell."""
-    fold, run, cases = Fold(fold_dir), Run(fold_dir.parent), [*train_cases, *val_cases]
-    about = {"seed": seed, "batch_size": plan.batch_size, "precision": plan.precision}
-    about["train"], about["val"] = ([c.id for c in part] for part in (train_cases, val_cases))
-    weight = keras.Variable(float(seed))
-    net = SimpleNamespace(variables=[weight], optimizer=SimpleNamespace(variables=[]))
-    saver = state.SaveState(fold_dir, state.load_state(net, fold_dir, about), time.monotonic())
-    saver.set_model(net)
-    saver.on_train_begin()
-    for epoch in range(len(saver.about["history"]), plan.recipe.epochs):
-        saver.on_train_batch_end(0)
-        weight.assign(weight / 2 + epoch)
-        saver.on_epoch_end(epoch, dict.fromkeys(VALUES, float(weight)))
-    for path in (fold.weights, fold.calibration):
-        _base.write_file(path, f"{path.name} {float(weight)}".encode())
-    for case in val_cases:
-        for path in (run.prediction(case.id), run.mask(case.id)):
-            _base.write_file(path, f"{path.name} {float(weight)}".encode())
-    done = {**about, "minutes": 0, "inputs": inputs.describe_inputs(cases)}
-    done["weights_sha256"] = _base.sha256(fold.weights)
-    _base.write_json(fold.done, {**done, **state.hash_masks(run, about["val"])})
-    for path in fold.list_states():
-        path.unlink()
 
 
 class CutOff(BaseException):
@@ -63,7 +58,7 @@ class CutOff(BaseException):
 
 
 def train_here(patch):
-    """Train folds in this process, and look at them after each epoch and each fold, never else.
+    """Pretend to train folds in this process; look after each epoch and each fold, never else.
 
     So each epoch is copied to Drive before the next one begins, however fast this machine is.
     """
@@ -84,6 +79,7 @@ def train_here(patch):
             function(*args)
         looks[-1]()
 
+    patch.setattr(training, "_train_fold", pretend)
     patch.setattr(processes, "Follower", Follower)
     patch.setattr(state, "SaveState", SaveState)
     patch.setattr(processes, "run_apart", run)
@@ -98,7 +94,7 @@ def cut_off_now(patch):
 
 
 def stop(patch, fold, epochs, end=cut_off_now):
-    """Make something happen in a fold, in the epoch after so many full ones; by default the end."""
+    """Make training end in a fold, in the epoch after so many full ones."""
 
     class Stopped(state.SaveState):
         def on_train_batch_end(self, batch, logs=None):
@@ -106,16 +102,6 @@ def stop(patch, fold, epochs, end=cut_off_now):
                 end(patch)
 
     patch.setattr(state, "SaveState", Stopped)
-
-
-@pytest.fixture(scope="module")
-def trained_through(cases, tmp_path_factory):
-    """The results of a real run that nothing interrupted."""
-    results = tmp_path_factory.mktemp("trained through") / "results"
-    with pytest.MonkeyPatch.context() as patch:
-        train_here(patch)
-        training.cross_validate(cases, results, **DROPPED)
-    return results
 
 
 @pytest.fixture(scope="module")
@@ -129,52 +115,42 @@ def uninterrupted(cases, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         train_here(patch)
-        patch.setattr(training, "_train_fold", learn)
         patch.setattr(drive, "write_file", watched)
-        backup = folder / "drive"
-        training.cross_validate(cases, folder / "results", backup_dir=backup, **DROPPED)
-    return SimpleNamespace(results=folder / "results", drive=backup, seen=seen)
+        cross_validate(cases, folder / "results", backup_dir=folder / "drive", **DROPPED)
+    return SimpleNamespace(results=folder / "results", drive=folder / "drive", seen=seen)
 
 
 @pytest.fixture(scope="module")
 def cut_off(cases, tmp_path_factory):
     """What is on Drive of a run whose machine was lost in the third epoch of its second fold."""
     folder = tmp_path_factory.mktemp("cut off")
-    backup = folder / "drive"
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(CutOff):
         train_here(patch)
-        patch.setattr(training, "_train_fold", learn)
         stop(patch, fold=1, epochs=2)
-        training.cross_validate(cases, folder / "results", backup_dir=backup, **DROPPED)
-    other = {"host": "the lost one", "pid": 1, "time": time.time() - 3600}
-    (backup / "running.json").write_text(json.dumps(other))
-    return backup
+        cross_validate(cases, folder / "results", backup_dir=folder / "drive", **DROPPED)
+    shutil.rmtree(folder / "results")
+    lock = {"host": "the lost one", "pid": 1, "time": time.time() - 3600}
+    (folder / "drive" / "running.json").write_text(json.dumps(lock))
+    return folder / "drive"
 
 
 @pytest.fixture
-def real_machine(colab, monkeypatch):
+def new_machine(colab, monkeypatch):
     """Return a function that prepares a machine with an empty disk, as the notebooks do.
 
     What is on Drive is a copy of a folder, or what was left there. Every epoch is copied there.
     """
-    mine, disk = colab
+    drive, disk = colab
     train_here(monkeypatch)
 
-    def prepare(content=None, spoil=lambda folder: None):
+    def prepare(content=None, spoil=lambda drive: None):
         shutil.rmtree(disk, ignore_errors=True)
         if content:
-            shutil.copytree(content, mine / "results" / "x")
-        spoil(mine / "results" / "x")
+            shutil.copytree(content, drive / "results" / "x")
+        spoil(drive / "results" / "x")
         return workspace.prepare("sample", "x")
 
     return prepare
-
-
-@pytest.fixture
-def new_machine(real_machine, monkeypatch):
-    """The same, on which `learn` stands in for training."""
-    monkeypatch.setattr(training, "_train_fold", learn)
-    return real_machine
 
 
 def go_on(place, cases, **settings):
@@ -183,7 +159,7 @@ def go_on(place, cases, **settings):
     if (path := place.results / "preprocessor.json").exists():
         preprocessor = Preprocessor.load(path)
     settings = {**DROPPED, "preprocessor": preprocessor, **settings}
-    return training.cross_validate(cases, place.results, backup_dir=place.backup, **settings)
+    return cross_validate(cases, place.results, backup_dir=place.backup, **settings)
 
 
 def epochs_of(said):
@@ -196,32 +172,32 @@ def spoil(name, change):
 
     def spoil_file(folder):
         path = folder / name
-        left = change(path.read_bytes(), folder)
+        content = change(path.read_bytes(), folder)
         path.unlink()
-        if left is not None:
-            path.write_bytes(left)
+        if content is not None:
+            path.write_bytes(content)
 
     return spoil_file
 
 
-def gone(data, folder):
+def gone(content, folder):
     return None
 
 
-def half(data, folder):
-    return data[: len(data) // 2]
+def half(content, folder):
+    return content[: len(content) // 2]
 
 
-def empty(data, folder):
+def empty(content, folder):
     return b""
 
 
-def one_before(data, folder):
-    (folder / "fold_1" / "0.state.part").write_bytes(half(data, folder))
+def one_before(content, folder):
+    (folder / "fold_1" / "0.state.part").write_bytes(half(content, folder))
     return (folder / "fold_1" / "1.state").read_bytes()
 
 
-def of_another(data, folder):
+def of_another(content, folder):
     return (folder / "predictions" / "c0.nii.gz").read_bytes()
 
 
@@ -264,7 +240,7 @@ def test_a_run_whose_machine_is_lost_goes_on_from_what_drive_kept(
     assert "1 of 2 folds are finished" in said
     assert "taken over from process 1 on the lost one" in said
     for folder in (place.results, place.backup):
-        assert content(folder) == content(uninterrupted.results)
+        assert_same_run(folder, uninterrupted.results)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +267,7 @@ def test_a_finished_fold_of_which_drive_lost_a_file_is_trained_again(
     assert sentence in said
     assert epochs_of(said) == [f"fold 1 epoch {k}/3" for k in (1, 2, 3)]
     for folder in (place.results, place.backup):
-        assert content(folder) == content(uninterrupted.results)
+        assert_same_run(folder, uninterrupted.results)
 
 
 def test_two_finished_folds_of_which_drive_lost_something_are_both_trained_again(
@@ -302,7 +278,7 @@ def test_two_finished_folds_of_which_drive_lost_something_are_both_trained_again
     go_on(place, cases)
     assert len(epochs_of(capsys.readouterr().out)) == 6
     for folder in (place.results, place.backup):
-        assert content(folder) == content(uninterrupted.results)
+        assert_same_run(folder, uninterrupted.results)
 
 
 @pytest.mark.parametrize("name", ["experiment.json", "splits.json", "preprocessor.json"])
@@ -321,21 +297,21 @@ def test_training_ends_without_drive_and_another_call_copies_all_of_it(
     cut_off, uninterrupted, new_machine, cases, break_drive, capsys, fault
 ):
     place = new_machine(cut_off)
-    broken = break_drive(place.backup, fault, since=".state")
+    drive = break_drive(place.backup, fault, since=".state")
     go_on(place, cases)
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith("NOT SAFE ON DRIVE YET: ")
     assert "fold_1/model.weights.h5" in last
     assert last.endswith(f"All of it is on the local disk, in {place.results}.")
-    assert content(place.results) == content(uninterrupted.results)
+    assert_same_run(place.results, uninterrupted.results)
     assert not (place.backup / "fold_1" / "done.json").exists()
-    broken.fault = None
+    drive.fault = None
     go_on(place, cases)
     said = capsys.readouterr().out
     assert "2 of 2 folds are finished" in said
     assert "NOT SAFE" not in said
     assert epochs_of(said) == []
-    assert content(place.backup) == content(uninterrupted.results)
+    assert_same_run(place.backup, uninterrupted.results)
 
 
 def test_drive_holds_at_most_two_states_of_a_fold_and_none_of_a_finished_one(uninterrupted):
@@ -344,7 +320,7 @@ def test_drive_holds_at_most_two_states_of_a_fold_and_none_of_a_finished_one(uni
         assert max(map(len, states)) == 2
     assert not any(name.endswith(".part") for names in uninterrupted.seen for name in names)
     assert not [name for name in files(uninterrupted.drive) if ".state" in name]
-    assert content(uninterrupted.drive) == content(uninterrupted.results)
+    assert_same_run(uninterrupted.drive, uninterrupted.results)
 
 
 def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
@@ -362,21 +338,7 @@ def test_a_fold_that_is_trained_again_is_not_mixed_with_its_copy_on_drive(
         *("fold 0 epoch 3/3", "fold 1 epoch 1/3", "fold 1 epoch 2/3", "fold 1 epoch 3/3")
     ]
     for folder in (place.results, place.backup):
-        assert content(folder) == content(uninterrupted.results)
-
-
-def test_training_goes_on_while_drive_fails_and_leaves_no_state_there(
-    uninterrupted, new_machine, cases, break_drive, monkeypatch, capsys
-):
-    place = new_machine()
-    broken = break_drive(place.backup, 107)  # ENOTCONN
-    stop(monkeypatch, fold=1, epochs=1, end=lambda patch: setattr(broken, "fault", None))
-    go_on(place, cases)
-    said = capsys.readouterr().out
-    assert "NOT SAFE ON DRIVE YET: " in said
-    assert "[Errno 107]" in said
-    assert len(epochs_of(said)) == 6
-    assert content(place.backup) == content(uninterrupted.results)
+        assert_same_run(folder, uninterrupted.results)
 
 
 HELD = """
@@ -384,9 +346,11 @@ import pickle
 import signal
 import sys
 import time
+import training_helpers
 from unetseg import training
 
 def hold(*args):  # defined here, so what it does is done in the process of the fold
+    from unetseg import training
     from unetseg.run import state
 
     class Held(state.SaveState):
@@ -395,6 +359,7 @@ def hold(*args):  # defined here, so what it does is done in the process of the 
                 time.sleep(600)
 
     state.SaveState = Held
+    training._train_fold = training_helpers.pretend
     training._run_fold(*args)
 
 training._run_fold = hold
@@ -426,15 +391,15 @@ def held(cases, results, drive):
 
 
 def test_a_run_stopped_by_hand_is_on_drive_and_goes_on_with_the_same_settings_only(
-    trained_through, real_machine, cases, capsys
+    uninterrupted, new_machine, cases, capsys
 ):
-    place = real_machine()
+    place = new_machine()
     with held(cases, place.results, place.backup) as process:
         assert not list(place.backup.rglob("*.state"))  # a quarter of an hour is not over
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate()
     assert b"Stopped in fold 0. Run this again: it goes on from" in said
-    place = real_machine()
+    place = new_machine()
     with pytest.raises(ValueError, match="other settings") as error:
         go_on(place, cases, epochs=5, learning_rate=0.001)
     assert [row.strip() for row in str(error.value).splitlines()[1:-1]] == [
@@ -446,7 +411,7 @@ def test_a_run_stopped_by_hand_is_on_drive_and_goes_on_with_the_same_settings_on
     ]
     go_on(place, cases)
     assert epochs_of(capsys.readouterr().out)[0] == "fold 0 epoch 3/3"
-    assert_same_run(place.backup, trained_through)
+    assert_same_run(place.backup, uninterrupted.results)
 
 
 def test_an_error_of_a_fold_leaves_on_drive_what_it_has_learnt(
@@ -465,27 +430,27 @@ def test_an_error_of_a_fold_leaves_on_drive_what_it_has_learnt(
     capsys.readouterr()
     go_on(place, cases)
     assert epochs_of(capsys.readouterr().out) == ["fold 1 epoch 2/3", "fold 1 epoch 3/3"]
-    assert content(place.backup) == content(uninterrupted.results)
+    assert_same_run(place.backup, uninterrupted.results)
 
 
 def test_a_second_run_is_refused_until_the_first_is_killed_and_then_goes_on(
-    trained_through, cases, tmp_path, capsys, monkeypatch
+    uninterrupted, cases, tmp_path, capsys, monkeypatch
 ):
-    results, backup = tmp_path / "results", tmp_path / "drive"
+    results, drive = tmp_path / "results", tmp_path / "drive"
     train_here(monkeypatch)
-    with held(cases, results, backup) as process:
+    with held(cases, results, drive) as process:
         for folder in (results, tmp_path / "other results"):
             with pytest.raises(RuntimeError, match=f"another run .*process {process.pid} on"):
-                training.cross_validate(cases, folder, backup_dir=backup, **DROPPED)
+                cross_validate(cases, folder, backup_dir=drive, **DROPPED)
         process.kill()
         process.stdout.read()  # ends when the process of the fold does, which writes there too
     assert process.returncode == -9
-    training.cross_validate(cases, results, backup_dir=backup, **DROPPED)
+    cross_validate(cases, results, backup_dir=drive, **DROPPED)
     said = capsys.readouterr().out
     assert f"taken over from process {process.pid} on" in said
     assert epochs_of(said)[0] == "fold 0 epoch 3/3"
-    for folder in (results, backup):
-        assert_same_run(folder, trained_through)
+    for folder in (results, drive):
+        assert_same_run(folder, uninterrupted.results)
 
 
 def assert_markers_hold(folder):
@@ -504,7 +469,7 @@ def lose(patch, folder, writes, name=""):
     def lost(path, data):
         nonlocal left
         path = Path(path)
-        if threading.current_thread() is not threading.main_thread():  # looks once more
+        if threading.current_thread() is not threading.main_thread():  # renews a lock
             return write_file(path, data)
         left -= folder in path.parents and name in path.name
         if left > 0:
@@ -530,9 +495,10 @@ def test_a_machine_lost_between_the_last_state_and_its_history_loses_no_epoch(
     go_on(place, cases)
     assert epochs_of(capsys.readouterr().out) == ["fold 1 epoch 3/3"]  # found in the state
     for folder in (place.results, place.backup):
-        assert content(folder) == content(uninterrupted.results)
+        assert_same_run(folder, uninterrupted.results)
 
 
+@pytest.mark.long
 def test_a_run_whose_machine_is_lost_20_times_while_it_copies_ends_as_if_it_had_not_been(
     uninterrupted, new_machine, cases, monkeypatch
 ):
@@ -547,5 +513,5 @@ def test_a_run_whose_machine_is_lost_20_times_while_it_copies_ends_as_if_it_had_
         losses += not finished
         if finished:
             for folder in (place.results, place.backup):
-                assert content(folder) == content(uninterrupted.results)
+                assert_same_run(folder, uninterrupted.results)
             shutil.rmtree(place.backup)

@@ -17,7 +17,8 @@ from training_helpers import (
 )
 
 from unetseg import fitting
-from unetseg.model import build_unet, dice_cross_entropy
+from unetseg.losses import dice_cross_entropy
+from unetseg.model import build_unet
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Plan, Recipe
 

@@ -10,7 +10,6 @@ import sys
 import tokenize
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from radon.complexity import cc_visit
 from radon.visitors import Function
@@ -206,81 +205,6 @@ def test_the_public_names_are_those_of_their_modules_and_are_completed():
 def test_an_unknown_module_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'metric'"):
         _ = unetseg.metric
-
-
-PUBLISHED = {"hippocampus": "3-D", "hippocampus_2d": "2-D"}
-
-
-@pytest.mark.parametrize(("folder", "title"), PUBLISHED.items())
-def test_the_numbers_in_the_readme_are_those_of_the_published_runs(folder, title):
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    results = ROOT / "results" / folder
-    summary = pd.read_csv(results / "summary.csv").set_index(["name", "metric"])
-    for first, name in ((f"| {title} |", "Anterior"), ("| |", "Posterior")):
-        row = [name]
-        for metric, digits in (("dice", 4), ("hausdorff_mm", 2), ("hd95_mm", 2)):
-            part = summary.loc[(name, metric)]
-            row.append(f"{part['mean']:.{digits}f} ({part['sd']:.{digits}f})")
-        counts = summary.loc[name]
-        row += [f"{counts['n'].max()}", f"{counts['nan'].max()}, {counts['inf'].max()}"]
-        assert f"{first} {' | '.join(row)} |" in readme
-    experiment = json.loads((results / "experiment.json").read_text(encoding="utf-8"))
-    mean = summary.xs("dice", level="metric")["mean"].mean()
-    epochs = experiment["settings"]["recipe"]["epochs"]
-    about = f"{title}: mean Dice {mean:.4f}, {epochs} epochs, {experiment['minutes']:.0f} minutes"
-    assert f"{about} for all five folds and their predictions" in readme
-    hardware = experiment["hardware"]
-    machine = f"on {hardware['cores']} cores of an {hardware['processor']}"
-    precision = experiment["precision"].removeprefix("mixed_")
-    assert f"{machine}, computing in {precision}." in readme
-
-
-def test_the_readme_tells_how_much_faster_than_the_fastest_peer_the_metrics_are():
-    rows = json.loads((ROOT / "results" / "benchmark.json").read_text(encoding="utf-8"))["rows"]
-    named = "fastest peer / unetseg"
-    ratios = [f"{row['value']:.0f}" for row in rows if named in row["setting"]]
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"{ratios[0]}, {ratios[1]} and {ratios[2]} times faster than the fastest" in readme
-
-
-def test_the_readme_tells_what_the_study_of_held_out_cases_found():
-    results = ROOT / "results" / "hippocampus"
-    found = json.loads((results / "reliability.json").read_text(encoding="utf-8"))
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    for name in ("as scanned", "as scanned and made worse"):
-        part = found[name]
-        cells = []
-        for label in ("Anterior", "Posterior"):
-            rho, low, high = part["rank_correlation"][label]
-            cells.append(f"{rho:.2f} ({low:.2f} to {high:.2f})")
-        cells += [str(part["dice_below_0.7"]), str(part["flagged_of_these"])]
-        cells.append(f"{part['flagged']} of {part['labels']}")
-        assert f"n = {part['labels'] // 2} | {' | '.join(cells)} |" in readme
-    before, after = found["expected_calibration_error"].values()
-    assert f"falls from {before:.4f} to {after:.4f}" in readme
-    table = pd.read_csv(results / "reliability.csv", keep_default_na=False)
-    folds = json.loads((results / "splits.json").read_text(encoding="utf-8"))
-    for fold, part in table.groupby("fold"):
-        assert set(part["case"]) == set(folds[fold]["val"])
-
-
-def test_every_published_case_is_scored_once_by_the_model_that_did_not_see_it():
-    for folder in PUBLISHED:
-        results = ROOT / "results" / folder
-        folds = json.loads((results / "splits.json").read_text(encoding="utf-8"))
-        scores = pd.read_csv(results / "scores.csv")
-        assert len(scores) == 2 * 208
-        for number, fold in enumerate(folds):
-            assert set(scores.loc[scores["fold"] == number, "case"]) == set(fold["val"])
-            assert not set(fold["train"]) & set(fold["val"])
-
-
-def test_the_readme_is_short_and_its_links_lead_somewhere():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(readme.splitlines()) < 210
-    links = re.findall(r"\]\((?!http)([^)]+)\)", readme)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_no_scan_and_no_weights_are_among_the_published_results():

@@ -14,7 +14,7 @@ from training_helpers import PATCH, build_tiny, redraw, train_one, weights
 
 from unetseg import sample, training
 from unetseg.inference import load_models
-from unetseg.model import dice_cross_entropy
+from unetseg.losses import dice_cross_entropy
 from unetseg.nifti import load_mask
 from unetseg.patches import CachedCases, Patches
 from unetseg.prediction import predict_and_sample, predict_case

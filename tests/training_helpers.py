@@ -1,12 +1,17 @@
 """What the tests of training share: cases, settings, a tiny network, comparisons."""
 
+import time
+
 import h5py
 import keras
 import nibabel as nib
 import numpy as np
 
+from unetseg._base import write_file, write_json
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe
+from unetseg.run import inputs, state
+from unetseg.run.layout import Fold, Run
 from unetseg.training import train_fold
 
 SHAPE = (10, 18, 9)
@@ -117,3 +122,35 @@ def assert_same_run(results, expected):
     assert files(results) == files(expected)
     for path in (expected / "predictions").iterdir():
         assert (results / "predictions" / path.name).read_bytes() == path.read_bytes()
+
+
+def pretend(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
+    """Stand in for a training: its states, history and results, by a network of one layer.
+
+    Each epoch adds the seed and the epoch to the weights; predictions are a few bytes.
+    """
+    fold, run, ids = Fold(fold_dir), Run(fold_dir.parent), [case.id for case in val_cases]
+    fold.folder.mkdir(parents=True, exist_ok=True)
+    net = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    net.compile("sgd", "mse")
+    net.optimizer.build(net.trainable_variables)
+    progress = state.load_state(net, fold.folder, {"seed": seed, "val": ids})
+    saver = state.SaveState(fold.folder, progress, time.monotonic())
+    saver.set_model(net)
+    saver.on_train_begin()
+    for epoch in range(len(progress["history"]), plan.recipe.epochs):
+        saver.on_epoch_begin(epoch)
+        saver.on_train_batch_end(0)
+        net.set_weights([array + seed + epoch for array in net.get_weights()])
+        names = [f"{part}{name}" for part in ("", "val_") for name in ("loss", "accuracy", "dice")]
+        saver.on_epoch_end(epoch, {name: float(seed + epoch) for name in names})
+    done = {"train": [case.id for case in train_cases], "val": ids, "minutes": 0.0, "seed": seed}
+    done["weights_sha256"] = state.save_weights(net, fold.weights)
+    for case_id in ids:
+        for path in (run.prediction(case_id), run.mask(case_id)):
+            write_file(path, f"{path.parent.name} {case_id} {seed}".encode())
+    write_file(fold.calibration, b"stage\n")
+    inputs_seen = inputs.describe_inputs([*train_cases, *val_cases], fresh=True)
+    write_json(fold.done, {**done, "inputs": inputs_seen, **state.hash_masks(run, ids)})
+    for path in fold.list_states():
+        path.unlink()

@@ -330,9 +330,10 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None)
     channels : sequence of str, optional
         Names of the channels that are declared; another number of them is a problem.
     visit : callable, optional
-        Called as ``visit(case, image, affine, mask)`` with what was read of every case whose scan
-        is readable (``mask`` is None if it is not, or not there): for whoever else needs to see
-        the voxels, so that no file is read twice.
+        Called as ``visit(case, image, affine, mask, problem)`` with what was read of every case
+        whose scan is readable (``mask`` is None if it is not, or not there; ``problem`` is empty
+        if none was found): for whoever else needs to see the voxels, so that no file is read
+        twice.
 
     Returns
     -------
@@ -353,7 +354,7 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None)
         row, scan, mask = _check_case(case, labels, need_masks)
         rows.append(row)
         if visit and scan:
-            visit(case, *scan, mask)
+            visit(case, *scan, mask, row["problem"])
     return _compare_rows(pd.DataFrame(rows, columns=COLUMNS), channels)
 
 

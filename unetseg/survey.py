@@ -43,9 +43,9 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None):
     samples, facts = {}, []
     to_fit = preprocessor is not None and not preprocessor.is_complete
 
-    def visit(case, image, affine, mask):
+    def visit(case, image, affine, mask, problem):
         samples[case.id] = sample_scan(image, affine)
-        if to_fit:
+        if to_fit and not problem:
             facts.append(preprocessor.describe(image, affine, mask))
 
     table = check_cases(cases, labels=labels, channels=channels, visit=visit)
