@@ -98,32 +98,44 @@ def write_report(
     page = environment.from_string(source).render(
         name=run.folder.resolve().name,
         simulated=simulated,
-        trained_on=_describe_data(table, folds),
-        trained_how=_describe_training(experiment),
-        scored_how="Each case was scored once, on its own grid, by the model without it.",
-        unit="patients" if table["group"].notna().any() else "cases",
-        main=_tabulate_main(summary),
-        missed=_list_missed(table),
-        most_cases=MOST_CASES,
-        no_number=NO_NUMBER,
-        beside=table["label"].nunique() <= BESIDE,
-        lowest=_tabulate_cases(table.nsmallest(LOWEST, "dice")),
-        leaks=_tabulate_text(leaks),
-        compared=_tabulate_comparison(compared),
-        measures=_tabulate_measures(summary),
-        cases=_tabulate_cases(table.sort_values(["case", "label"], kind="stable")),
-        tolerance=short(table["tolerance_mm"].iloc[0]),
-        corrected=_list_corrected(table),
+        **_describe_experiment(table, folds, experiment),
+        **_tabulate_all(table, summary, leaks, compared),
         pictures={
             **_read_pictures(run, table["case"].nunique(), len(folds)),
             **_draw_calibration(run),
         },
         viewer=_embed(viewer),
         viewer_title=title.replace("\n", ", "),
-        settings=_list_settings(experiment),
     )
     write_file(run.report, page.encode())
     return run.report
+
+
+def _describe_experiment(table, folds, experiment):
+    return {
+        "trained_on": _describe_data(table, folds),
+        "trained_how": _describe_training(experiment),
+        "scored_how": "Each case was scored once, on its own grid, by the model without it.",
+        "unit": "patients" if table["group"].notna().any() else "cases",
+        "beside": table["label"].nunique() <= BESIDE,
+        "tolerance": short(table["tolerance_mm"].iloc[0]),
+        "settings": _list_settings(experiment),
+    }
+
+
+def _tabulate_all(table, summary, leaks, compared):
+    return {
+        "main": _tabulate_main(summary),
+        "missed": _list_missed(table),
+        "most_cases": MOST_CASES,
+        "corrected": _list_corrected(table),
+        "lowest": _tabulate_cases(table.nsmallest(LOWEST, "dice")),
+        "leaks": _tabulate_text(leaks),
+        "compared": _tabulate_comparison(compared),
+        "measures": _tabulate_measures(summary),
+        "cases": _tabulate_cases(table.sort_values(["case", "label"], kind="stable")),
+        "no_number": NO_NUMBER,
+    }
 
 
 def _describe_data(table, folds):
