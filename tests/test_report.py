@@ -181,6 +181,11 @@ def test_figures_that_are_not_there_are_left_out(results):
 MANY = [f"structure {number} of the brain" for number in range(12)]
 
 
+def test_an_older_picture_of_single_cases_is_not_shown_as_one_of_these_scores(results):
+    assert "Worst, median and best" in write(results, make_scores())
+    assert "Worst, median and best" not in write(results, make_scores(), examples=False)
+
+
 @pytest.mark.parametrize(
     ("case", "labels"),
     [
@@ -223,6 +228,7 @@ def test_figures_stand_beside_one_another_if_they_can_be_read_so(n_labels, besid
 
 
 def test_the_calibration_is_shown_where_it_was_counted(results):
+    (results / "figures" / "calibration.png").write_bytes(PIXEL)  # of something else
     assert "Is it as sure" not in write(results, make_scores())
     columns = ("stage", "bin", "n", "confidence", "accuracy")
     rows = [("as trained", 5, 400, 0.55, 0.4), ("as trained", 9, 1600, 0.97, 0.9)]

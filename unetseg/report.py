@@ -44,15 +44,26 @@ CAPTIONS = {
     "dice_by_size": "Dice against the true volume. The same error of the contour costs a small "
     "structure more Dice.",
     "confusion": "What was predicted where a label is, in shares of its voxels.",
-    "calibration": "How often voxels are right against how sure the prediction is of them. Below "
-    "the dashed line it is too sure.",
     "learning_curves": "Training dashed, validation on patches solid. For watching the training "
     "only: they choose nothing.",
 }
+CALIBRATION = (
+    "How often voxels are right against how sure the prediction is of them. Below the dashed line "
+    "it is too sure."
+)
 
 
 def write_report(
-    results_dir, table, summary, *, leaks, compared=None, viewer=None, title="", simulated=False
+    results_dir,
+    table,
+    summary,
+    *,
+    leaks,
+    compared=None,
+    viewer=None,
+    title="",
+    examples=True,
+    simulated=False,
 ):
     """Write the report of an evaluated experiment.
 
@@ -76,6 +87,9 @@ def write_report(
         As `unetseg.plots.view_case` returns it; words are passed over.
     title : str
         Of the case in the viewer.
+    examples : bool, default True
+        Whether the saved picture of single cases is one of these scores: without the scans none
+        was made, and an older one may be there.
     simulated : bool, default False
         Whether the scans are those of the embedded sample.
 
@@ -101,7 +115,7 @@ def write_report(
         **_describe_experiment(table, folds, experiment),
         **_tabulate_all(table, summary, leaks, compared),
         pictures={
-            **_read_pictures(run, table["case"].nunique(), len(folds)),
+            **_read_pictures(run, examples, table["case"].nunique(), len(folds)),
             **_draw_calibration(run),
         },
         viewer=_embed(viewer),
@@ -270,11 +284,12 @@ def _tabulate_comparison(compared):
     return {"columns": columns, "rows": rows}
 
 
-def _read_pictures(run, n_cases, n_folds):
+def _read_pictures(run, examples, n_cases, n_folds):
     pictures = {}
     for name, caption in CAPTIONS.items():
         path = run.figure(name)
-        if path.is_file():
+        shown = examples or name != "examples"
+        if shown and path.is_file():
             counted = f"{n_folds} folds" if name == "learning_curves" else f"{n_cases} cases"
             pictures[name] = _describe_picture(path.read_bytes(), caption, counted)
     return pictures
@@ -289,7 +304,7 @@ def _draw_calibration(run):
     file = io.BytesIO()
     reliability_curves(tables, errors).savefig(file, format="png", dpi=110)
     counted = f"{voxels:,} voxels"
-    return {"calibration": _describe_picture(file.getvalue(), CAPTIONS["calibration"], counted)}
+    return {"calibration": _describe_picture(file.getvalue(), CALIBRATION, counted)}
 
 
 def _describe_picture(content, caption, counted):
