@@ -32,7 +32,7 @@ def find_browser():
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def open_in_browser(page, folder):
+def open_in_browser(page, folder, *, width=1100):
     """Open a page in headless Chromium and tell what became of it."""
     browser = find_browser()
     if browser is None:
@@ -41,7 +41,7 @@ def open_in_browser(page, folder):
     (folder / "probed.html").write_text(before + PROBE + end + after, encoding="utf-8")
     quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
     quiet += " --disable-component-update --disable-sync --virtual-time-budget=20000 --dump-dom"
-    quiet += " --window-size=1100,1400"
+    quiet += f" --window-size={width},1400"
     address = (folder / "probed.html").as_uri()
     command = [browser, *quiet.split(), f"--user-data-dir={folder / 'browser'}", address]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")

@@ -139,7 +139,8 @@ def test_score_boxes_show_every_case_by_label_and_fold_with_units():
     for ax in figure.axes:
         # Label by label, with a gap between them: cases 0 and 2, then case 1.
         assert ax.get_xticks().tolist() == [0, 1, 3, 4]
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["fold 0", "fold 1"] * 2
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1"] * 2
+        assert ax.get_xlabel() == "fold"
         (above,) = ax.child_axes
         assert above.get_xticks().tolist() == [0.5, 3.5]
         assert [tick.get_text() for tick in above.get_xticklabels()] == ["front", "back"]

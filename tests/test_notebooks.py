@@ -326,7 +326,7 @@ def test_the_report_shows_its_figures_tables_and_viewer_in_a_browser(run, tmp_pa
     folder, *_ = run
     page = (folder / "results" / "small" / "report.html").read_text(encoding="utf-8")
     seen = open_in_browser(page, tmp_path)
-    assert len(seen["images"]) == len(REPORTED)
+    assert len(seen["images"]) == len(REPORTED) + 1  # and that of the calibration
     assert min(seen["images"]) > 300  # pixels; 0 is an image that could not be decoded
     # With their headers: 2 labels; the ten lowest; 2 labels with 10 metrics each; 5 cases with 2
     # labels each.

@@ -10,10 +10,11 @@ from browser import open_in_browser
 
 from unetseg.plots import view_case
 from unetseg.report import write_report
+from unetseg.run.layout import Run
 from unetseg.scores import METRICS, compare, summarise
 from unetseg.splits import COLUMNS
 
-LONG = "subject-{:03d}_session-2021-03-14_run-01"  # 40 characters
+LONG = "subject-{:03d}_session-2021-03-14_run-00001"  # 40 characters
 NO_LEAKS = pd.DataFrame(columns=COLUMNS)
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
@@ -67,7 +68,8 @@ def write(results, table, **settings):
 
 
 def words_of(page):
-    return " ".join(re.sub(r"<[^>]+>", " ", page.partition("<body>")[2]).split())
+    text = re.sub(r"</?span[^>]*>", "", page.partition("<body>")[2])
+    return " ".join(re.sub(r"<[^>]+>", " ", text).split())
 
 
 def test_it_begins_with_what_was_trained_on_what_and_how_good_it_is(results):
@@ -97,10 +99,15 @@ def test_what_has_no_number_and_what_was_missed_is_counted_and_named(results):
     table.loc[2, ["dice", "hd95_mm"]] = np.nan  # case_01, front: in neither mask
     page = write(results, table)
     words = words_of(page)
-    assert re.search(r"Missed altogether: case_00 \(front ?\)", words)
+    assert "A Dice of 0 (missed, invented or nowhere overlapping): case_00 (front)." in words
     row = re.search(r"<td[^>]*>front</td>(.*?)</tr>", page)[1]
-    cells = re.findall(r">([^<]*)</td>", row)
-    assert cells[-3:] == ["2", "2", "1"]  # with a distance, without, missed
+    dice, _, n_dice, distance, _, n_distance, *counts = re.findall(r">([^<]*)</td>", row)
+    front = table[table["name"] == "front"].set_index("case")
+    scored = front.loc[["case_00", "case_02", "case_03"], "dice"]  # one of them 0
+    assert (dice, n_dice) == (f"{scored.mean():.3f} ({scored.std():.3f})", "3")
+    measured = front.loc[["case_02", "case_03"], "hd95_mm"].mean()
+    assert (distance.split()[0], n_distance) == (f"{measured:.3g}", "2")
+    assert counts == ["1", "1", "1"]  # in neither, in one only, a Dice of 0
     assert "inf" not in words.lower().replace("information", "")
 
 
@@ -123,7 +130,7 @@ def test_what_strangers_named_stays_text(results):
 def test_without_patients_it_says_cases(results):
     words = words_of(write(results, make_scores(group=None)))
     assert "4 cases in 2 folds" in words
-    assert "95 % interval over cases, as the patients are not known." in words
+    assert "95 % interval of the mean over cases, as the patients are not known." in words
 
 
 def test_a_case_of_an_unknown_patient_counts_as_one(results):
@@ -131,7 +138,7 @@ def test_a_case_of_an_unknown_patient_counts_as_one(results):
     table.loc[table["case"] == "case_03", "group"] = None
     words = words_of(write(results, table))
     assert "4 cases of 3 patients" in words  # p0, p1 and one more
-    assert "95 % interval over patients." in words
+    assert "95 % interval of the mean over patients." in words
 
 
 def test_masks_that_were_corrected_since_training_are_named(results):
@@ -167,8 +174,8 @@ def test_figures_that_are_not_there_are_left_out(results):
     page = write(results, make_scores())
     assert page.count("<img") == 3
     assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == 3
-    assert page.count("n = 4 cases.") == 2
-    assert page.count("n = 2 folds.") == 1
+    assert words_of(page).count("n = 4 cases.") == 2
+    assert words_of(page).count("n = 2 folds.") == 1
 
 
 MANY = [f"structure {number} of the brain" for number in range(12)]
@@ -194,3 +201,42 @@ def test_nothing_is_wider_than_the_page_and_nothing_is_fetched(case, labels, res
     assert seen["width"] <= 0  # at 1100 pixels
     assert seen["fetched"] == []
     assert seen["frames"] == []
+    printed = page.replace("@media print", "@media all")
+    paper = open_in_browser(printed, tmp_path, width=695)  # 180 mm, and a bar
+    assert paper["width"] <= 0
+
+
+def test_many_failures_do_not_push_the_figures_away(results):
+    table = make_scores(30)
+    table.loc[table["name"] == "front", "dice"] = 0
+    words = words_of(write(results, table))
+    named = words[words.index("A Dice of 0") : words.index("All scores")]
+    assert re.findall(r"case_\d\d", named) == [f"case_{number:02d}" for number in range(20)]
+    assert "and 10 more cases." in named
+
+
+def test_what_is_of_the_last_digits_of_sums_is_no_deviation(results):
+    table = make_scores()
+    table["hd95_mm"] = [3.0, 3.0000001] * 4
+    assert re.search(r">3 \(0\)</td>", write(results, table))
+
+
+@pytest.mark.parametrize(("n_labels", "beside"), [(4, True), (5, False)])
+def test_figures_stand_beside_one_another_if_they_can_be_read_so(n_labels, beside, results):
+    page = write(results, make_scores(4, MANY[:n_labels]))
+    assert ('<div class="pair">' in page) is beside
+
+
+def test_the_calibration_is_shown_where_it_was_counted(results):
+    (results / "figures" / "calibration.png").write_bytes(PIXEL)  # of something else
+    assert "Is it as sure" not in write(results, make_scores())
+    columns = ("stage", "bin", "n", "confidence", "accuracy")
+    rows = [("as trained", 5, 400, 0.55, 0.4), ("as trained", 9, 1600, 0.97, 0.9)]
+    for number in range(2):
+        fold = Run(results).fold(number)
+        fold.calibration.parent.mkdir()
+        pd.DataFrame(rows, columns=columns).to_csv(fold.calibration, index=False)
+        fold.done.write_text("{}")
+    words = words_of(write(results, make_scores()))
+    assert words.index("Labels taken") < words.index("Is it as sure") < words.index("How the")
+    assert "n = 4,000 voxels." in words

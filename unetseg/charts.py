@@ -5,8 +5,9 @@ import numpy as np
 from unetseg.plots import COLOURS, NOTHING, add_legend, colour_of, new_figure
 
 BOXES = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
-WIDEST = 16  # inches of a figure; what is wider cannot be read on a page
-ACROSS = 4  # panels beside one another
+WIDEST = 12  # inches of a figure; what is wider cannot be read on a page
+ACROSS = 3  # panels beside one another
+LETTER = 0.09  # inches of a letter of a label's name
 
 
 def _jitter(n):
@@ -93,8 +94,10 @@ def score_boxes(scores, labels):
         What is NaN or inf cannot be drawn; the titles count it.
     """
     folds = sorted(scores["fold"].unique())
-    width = 3 + 0.6 * len(labels) * (len(folds) + 1)
-    figure, axes = new_figure(3, 1, min(width, WIDEST), 9)
+    width = min(max(6, 2 + 0.35 * len(labels) * (len(folds) + 1)), WIDEST)
+    figure, axes = new_figure(3, 1, width, 9)
+    room = (width - 1) / len(labels)  # inches
+    crowded = max(map(len, labels.values())) * LETTER > room
     for ax, metric in zip(axes[:, 0], BOXES, strict=True):
         lost = 0
         for (label, fold), part in scores.groupby(["label", "fold"]):
@@ -103,10 +106,11 @@ def score_boxes(scores, labels):
             lost += len(values) - len(finite)
             place = list(labels).index(label) * (len(folds) + 1) + folds.index(fold)
             _draw_box(ax, place, finite, colour_of(label, labels))
-        _name_boxes(ax, folds, labels, crowded=width > WIDEST)
+        _name_boxes(ax, folds, labels, crowded=crowded)
         _set_heights(ax, metric, scores[metric])
         without = f"; {lost} values are NaN or inf and not drawn" if lost else ""
-        ax.set_title(f"{BOXES[metric]} (n = {scores['case'].nunique()} cases{without})")
+        title = f"{BOXES[metric]} (n = {scores['case'].nunique()} cases{without})"
+        ax.set_title(title, fontsize="medium")
     return figure
 
 
@@ -122,9 +126,8 @@ def _name_boxes(ax, folds, labels, *, crowded):
     # Below each box its fold, above those of a label its name.
     starts = np.arange(len(labels)) * (len(folds) + 1)
     places = starts[:, None] + range(len(folds))
-    names = [str(fold) if crowded else f"fold {fold}" for fold in folds]
-    ax.set_xticks(places.ravel(), names * len(labels))
-    ax.set_xlabel("fold" if crowded else "")
+    ax.set_xticks(places.ravel(), folds * len(labels))
+    ax.set_xlabel("fold")
     above = ax.secondary_xaxis("top")
     turn = {"rotation": 30, "ha": "left"} if crowded else {}
     above.set_xticks(places.mean(axis=1), labels.values(), **turn)
@@ -156,7 +159,7 @@ def volume_agreement(scores, labels):
     """
     columns = min(ACROSS, len(labels))
     rows = -(-len(labels) // columns)
-    figure, axes = new_figure(rows, columns, max(5, 4 * columns), 4 * rows)
+    figure, axes = new_figure(rows, columns, max(5, 4 * columns), 3.4 * rows)
     panels = list(axes.ravel())
     for ax in panels[len(labels) :]:
         ax.remove()

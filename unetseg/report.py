@@ -1,19 +1,25 @@
 """The report of an experiment: one HTML file, to be read, printed and sent to others."""
 
 import base64
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from unetseg._base import write_file
+from unetseg.charts import reliability_curves
 from unetseg.digits import short
+from unetseg.reliability import expected_calibration_error, read_calibration
 from unetseg.run.inputs import CORRECTED
 from unetseg.run.layout import Run, read_json
 
 NO_NUMBER = "-"
 LOWEST = 10
 MOST_NAMED = 3  # labels of a case
+MOST_CASES = 20  # named before the figures; all are in the table of every case
+BESIDE = 4  # labels whose boxes can be read on half of the page
+NEGLIGIBLE = 1e-6  # of a mean: what is less is of the last digits of sums
 TITLES = {
     "dice": "Dice",
     "surface_dice": "surface Dice",
@@ -41,6 +47,10 @@ CAPTIONS = {
     "learning_curves": "Training dashed, validation on patches solid. For watching the training "
     "only: they choose nothing.",
 }
+CALIBRATION = (
+    "How often voxels are right against how sure the prediction is of them. Below the dashed line "
+    "it is too sure."
+)
 
 
 def write_report(
@@ -57,7 +67,8 @@ def write_report(
 ):
     """Write the report of an evaluated experiment.
 
-    The figures are those that notebook 03 has saved beside it.
+    The figures are those that notebook 03 has saved beside it; that of the calibration is drawn
+    from what the training has counted, if it has.
 
     Parameters
     ----------
@@ -101,26 +112,44 @@ def write_report(
     page = environment.from_string(source).render(
         name=run.folder.resolve().name,
         simulated=simulated,
-        trained_on=_describe_data(table, folds),
-        trained_how=_describe_training(experiment),
-        scored_how="Each case was scored once, on its own grid, by the model without it.",
-        unit="patients" if table["group"].notna().any() else "cases",
-        main=_tabulate_main(summary),
-        missed=_list_missed(table),
-        lowest=_tabulate_cases(table.nsmallest(LOWEST, "dice")),
-        leaks=_tabulate_text(leaks),
-        compared=_tabulate_comparison(compared),
-        measures=_tabulate_measures(summary),
-        cases=_tabulate_cases(table.sort_values(["case", "label"], kind="stable")),
-        tolerance=short(table["tolerance_mm"].iloc[0]),
-        corrected=_list_corrected(table),
-        pictures=_read_pictures(run, examples, table["case"].nunique(), len(folds)),
+        **_describe_experiment(table, folds, experiment),
+        **_tabulate_all(table, summary, leaks, compared),
+        pictures={
+            **_read_pictures(run, examples, table["case"].nunique(), len(folds)),
+            **_draw_calibration(run),
+        },
         viewer=_embed(viewer),
         viewer_title=title.replace("\n", ", "),
-        settings=_list_settings(experiment),
     )
     write_file(run.report, page.encode())
     return run.report
+
+
+def _describe_experiment(table, folds, experiment):
+    return {
+        "trained_on": _describe_data(table, folds),
+        "trained_how": _describe_training(experiment),
+        "scored_how": "Each case was scored once, on its own grid, by the model without it.",
+        "unit": "patients" if table["group"].notna().any() else "cases",
+        "beside": table["label"].nunique() <= BESIDE,
+        "tolerance": short(table["tolerance_mm"].iloc[0]),
+        "settings": _list_settings(experiment),
+    }
+
+
+def _tabulate_all(table, summary, leaks, compared):
+    return {
+        "main": _tabulate_main(summary),
+        "missed": _list_missed(table),
+        "most_cases": MOST_CASES,
+        "corrected": _list_corrected(table),
+        "lowest": _tabulate_cases(table.nsmallest(LOWEST, "dice")),
+        "leaks": _tabulate_text(leaks),
+        "compared": _tabulate_comparison(compared),
+        "measures": _tabulate_measures(summary),
+        "cases": _tabulate_cases(table.sort_values(["case", "label"], kind="stable")),
+        "no_number": NO_NUMBER,
+    }
 
 
 def _describe_data(table, folds):
@@ -171,28 +200,31 @@ def _column(title, kind=""):
 
 
 def _tabulate_main(summary):
-    columns = [_column("label", "text")]
+    columns = [_column("label", "label")]
     for metric in ("dice", "hd95_mm"):
-        columns += [_column(TITLES[metric]), _column("95 % interval"), _column("SD")]
-    columns += [_column("n"), _column("without"), _column("missed")]
+        columns += [_column(f"{TITLES[metric]} (SD)"), _column("95 % interval"), _column("n")]
+    columns += [_column("in neither"), _column("in one only"), _column("Dice 0")]
     rows = []
-    for name, part in summary.groupby("name", sort=False):
+    for _, part in summary.groupby("label", sort=False):
         by_metric = part.set_index("metric")
-        row = [name]
+        row = [part["name"].iloc[0]]
         for metric in ("dice", "hd95_mm"):
-            row += _say_mean(by_metric.loc[metric], metric)
+            numbers = by_metric.loc[metric]
+            mean, interval, sd = _say_mean(numbers, metric)
+            in_mean = numbers["n"] - numbers["nan"] - numbers["inf"]
+            row += [f"{mean} ({sd})", interval, int(in_mean)]
         distance = by_metric.loc["hd95_mm"]
-        without = int(distance["nan"] + distance["inf"])
         failures = distance["failures"]
-        missed = len(failures.split("; ")) if isinstance(failures, str) and failures else 0
-        rows.append([*row, int(distance["n"]) - without, without, missed])
+        failed = len(failures.split("; ")) if isinstance(failures, str) and failures else 0
+        rows.append([*row, int(distance["nan"]), int(distance["inf"]), failed])
     return {"columns": columns, "rows": rows}
 
 
 def _say_mean(row, metric):
     low, high = _say(row["ci_low"], metric), _say(row["ci_high"], metric)
     interval = NO_NUMBER if low == NO_NUMBER else f"{low} to {high}"
-    return [_say(row["mean"], metric), interval, _say(row["sd"], metric)]
+    spread = 0.0 if row["sd"] <= NEGLIGIBLE * abs(row["mean"]) else row["sd"]
+    return [_say(row["mean"], metric), interval, _say(spread, metric)]
 
 
 def _say(value, metric):
@@ -204,21 +236,22 @@ def _say(value, metric):
 
 
 def _tabulate_measures(summary):
-    columns = [_column("label", "text"), _column("measure", "text"), _column("mean")]
+    columns = [_column("label", "label"), _column("measure", "text"), _column("mean")]
     columns += [_column("95 % interval"), _column("SD"), _column("median")]
-    columns += [_column("quartiles"), _column("n"), _column("neither"), _column("one only")]
+    columns += [_column("quartiles"), _column("n"), _column("undefined"), _column("∞")]
     rows = []
     for row in summary.to_dict("records"):
         metric = row["metric"]
         quartiles = f"{_say(row['q1'], metric)} to {_say(row['q3'], metric)}"
         cells = [*_say_mean(row, metric), _say(row["median"], metric), quartiles]
-        counts = [int(row[name]) for name in ("n", "nan", "inf")]
+        in_mean = row["n"] - row["nan"] - row["inf"]
+        counts = [int(number) for number in (in_mean, row["nan"], row["inf"])]
         rows.append([row["name"], TITLES[metric], *cells, *counts])
     return {"columns": columns, "rows": rows}
 
 
 def _tabulate_cases(table):
-    columns = [_column("case", "text"), _column("fold"), _column("label", "text")]
+    columns = [_column("case", "text"), _column("fold"), _column("label", "label")]
     columns += [_column(TITLES[metric]) for metric in SHOWN]
     rows = []
     for row in table.to_dict("records"):
@@ -228,7 +261,8 @@ def _tabulate_cases(table):
 
 
 def _tabulate_text(table):
-    columns = [_column(name, "words") for name in table.columns]
+    ids = ("case", "other")
+    columns = [_column(name, "text" if name in ids else "words") for name in table.columns]
     rows = [["" if pd.isna(cell) else cell for cell in row] for row in table.to_numpy().tolist()]
     return {"columns": columns, "rows": rows}
 
@@ -236,7 +270,7 @@ def _tabulate_text(table):
 def _tabulate_comparison(compared):
     if not isinstance(compared, pd.DataFrame):
         return None
-    columns = [_column("label", "text"), _column("measure", "text"), _column("first")]
+    columns = [_column("label", "label"), _column("measure", "text"), _column("first")]
     columns += [_column("second"), _column("difference"), _column("95 % interval")]
     columns += [_column("p"), _column("n"), _column("left out")]
     rows = []
@@ -257,13 +291,29 @@ def _read_pictures(run, examples, n_cases, n_folds):
         shown = examples or name != "examples"
         if shown and path.is_file():
             counted = f"{n_folds} folds" if name == "learning_curves" else f"{n_cases} cases"
-            content = base64.b64encode(path.read_bytes()).decode()
-            pictures[name] = {
-                "address": f"data:image/png;base64,{content}",
-                "caption": f"{caption} n = {counted}.",
-                "alt": caption.partition(".")[0],
-            }
+            pictures[name] = _describe_picture(path.read_bytes(), caption, counted)
     return pictures
+
+
+def _draw_calibration(run):
+    tables = read_calibration(run.folder)
+    if not tables:
+        return {}
+    errors = {name: expected_calibration_error(table) for name, table in tables.items()}
+    voxels = max(table["n"].sum() for table in tables.values())
+    file = io.BytesIO()
+    reliability_curves(tables, errors).savefig(file, format="png", dpi=110)
+    counted = f"{voxels:,} voxels"
+    return {"calibration": _describe_picture(file.getvalue(), CALIBRATION, counted)}
+
+
+def _describe_picture(content, caption, counted):
+    return {
+        "address": f"data:image/png;base64,{base64.b64encode(content).decode()}",
+        "caption": caption,
+        "counted": counted,
+        "alt": caption.partition(".")[0],
+    }
 
 
 def _embed(viewer):
