@@ -472,3 +472,8 @@ def test_many_classes_take_less_memory_than_one_map_of_them(
         tracemalloc.stop()
     whole = 4 * 64**3 * 64  # 67 MB; there once were five of them at a time
     assert 0.1 * whole < peak < 0.8 * whole
+
+
+def test_without_a_model_nothing_is_predicted():
+    with pytest.raises(ValueError, match="models must be at least one"):
+        predict_case([], None, PLAIN)

@@ -418,3 +418,9 @@ def test_folds_that_are_written_down_are_taken_and_what_they_override_is_said(tm
         assert settle_folds(path, *settings) == made
         said = capsys.readouterr().out
         assert f"its 3 folds are used; FOLDS={settings[1]}, SEED={settings[2]} and GROUPS" in said
+
+
+def test_a_patient_of_the_number_0_is_one_too():
+    cases = [Case(str(k), "scan", "mask", k // 2) for k in range(4)]
+    for fold in make_folds(cases, 2):
+        assert sorted(fold["val"]) in (["0", "1"], ["2", "3"])

@@ -69,8 +69,9 @@ def predict_case(
         Axes along which mirrored copies are predicted too, all combinations averaged. By default
         those of the preprocessor, along which patches were mirrored in training; no others.
     temperature : float, default 1
-        By which the logits of the mean probabilities are divided, such as `load_temperature`
-        gives it. Changes how sure the prediction is, not its labels.
+        By which the logits of the mean probabilities are divided, such as
+        `unetseg.inference.load_temperature` gives it. Changes how sure the prediction is, not its
+        labels.
     probabilities : bool, default True
         Whether to return them. Without them many classes take no more memory than
         `unetseg.ensemble.BLOCK_BYTES` allows.
@@ -83,6 +84,7 @@ def predict_case(
     """
     mirror_axes = settle_settings(preprocessor, overlap, mirror_axes, temperature)
     models = list(models) if isinstance(models, list | tuple) else [models]
+    require("models", models, len(models), "at least one")
     if prepared is None:
         prepared = preprocessor.prepare(case)
     place = prepared.place

@@ -109,7 +109,7 @@ class Preprocessor:
         is (`unetseg.body.find_background`), so a scan that is shifted by a constant, or scaled,
         gives the same input; or voxels of 0 wherever they are, as version 0.1 had it (``zero``).
         With ``background`` the network is not asked about space that is empty (see
-        `transform_scan`): a window without signal tells it nothing. Chosen: ``background``, but
+        `Prepared.void`): a window without signal tells it nothing. Chosen: ``background``, but
         ``outside`` if a mask labels such space (more than 0.1 % of a label's voxels).
     least_contrast : float, optional
         With ``background``, the contrast (`unetseg.body.measure_contrast`) under which a voxel

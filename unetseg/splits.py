@@ -427,7 +427,7 @@ def _are_as_trained(trained, cases, folds):
 
 
 def _patients(cases):
-    return {case.id: case.group or case.id for case in cases}
+    return {case.id: case.id if case.group is None else case.group for case in cases}
 
 
 def _tabulate(rows):
