@@ -204,8 +204,8 @@ def test_a_listing_that_lacks_files_which_are_there_removes_nothing(copied, monk
     _, place = copied
     before, glob = content_of(place.data), Path.glob
 
-    def half(folder, pattern):
-        return [path for path in glob(folder, pattern) if path.name != "a.nii"]
+    def half(folder, pattern, **kwargs):
+        return [path for path in glob(folder, pattern, **kwargs) if path.name != "a.nii"]
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "glob", half)

@@ -52,9 +52,8 @@ def main():
         if path:
             total = [a + b for a, b in zip(total, counts, strict=True)]
         rate = tokens / max(1, lines)
-        print(
-            f"{name:28} {lines:5} lines {rate:5.1f} tokens a line {functions:4} functions {long} long"
-        )
+        sizes = f"{name:28} {lines:5} lines {rate:5.1f} tokens a line"
+        print(f"{sizes} {functions:4} functions {long} long")
 
 
 if __name__ == "__main__":
