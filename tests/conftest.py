@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unetseg import _base, workspace
+from unetseg import _base, augmentation, workspace
 from unetseg.cases import Case
 from unetseg.run import drive
 
@@ -279,3 +279,15 @@ def small_blocks(monkeypatch):
     from unetseg import ensemble
 
     return lambda most_bytes: monkeypatch.setattr(ensemble, "BLOCK_BYTES", most_bytes)
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Every random change takes place."""
+    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 1.0, 3: 1.0})
+
+
+@pytest.fixture
+def geometry_only(always, monkeypatch):
+    """Every patch is turned, no intensity is changed."""
+    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, probability: x)

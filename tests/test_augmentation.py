@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from volumes import SHAPE, numbered, rng, volume
 
 from unetseg import augmentation
 from unetseg.augmentation import (
@@ -10,46 +11,11 @@ from unetseg.augmentation import (
     random_turn,
 )
 
-SHAPE = (10, 18, 9)
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-def volume(seed=0, channels=2):
-    x = rng(seed).normal(size=(*SHAPE, channels)).astype(np.float32)
-    return x, rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
-
-
-def scan(label):
-    """Noise without zeros, so that nothing is cropped, and a box of one label."""
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[2:4, 3:7, 1:4] = label
-    return rng(label).uniform(1, 100, SHAPE).astype(np.float32), mask
-
-
-def numbered():
-    place = np.arange(np.prod(SHAPE)).reshape(SHAPE)  # every voxel holds its own number
-    return place[..., None].astype(np.float32), (place % 251).astype(np.uint8)
-
 
 def cut(x, y, patch, rng, *, centres=None, foreground=0.0, augment=True, **settings):
     """Cut one patch of a shape; settings as of `Sampling`."""
     chance = {"centres": centres, "foreground": foreground, "augment": augment}
     return random_patch(x, y, Sampling(patch, **settings), rng, **chance)
-
-
-@pytest.fixture
-def always(monkeypatch):
-    """Every random change takes place."""
-    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 1.0, 3: 1.0})
-
-
-@pytest.fixture
-def geometry_only(always, monkeypatch):
-    """Every patch is turned, no intensity is changed."""
-    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, probability: x)
 
 
 @pytest.mark.parametrize("patch", [(8, 16, 8), (8, 16, 1), (1, 18, 8), (8, 1, 9), SHAPE])

@@ -1,39 +1,17 @@
 """Charts of tables: what they say in words and numbers."""
 
-import io
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from figures import legend_of, render, titles_of
 
 from unetseg import charts
 from unetseg.cases import check_cases, find_cases
 
 LABELS = {1: "front", 4: "back"}
 NAN, INF = float("nan"), float("inf")
-
-
-def render(figure):
-    """Draw the figure, see that it is a picture, and that no figure stays open."""
-    assert isinstance(figure, Figure)
-    assert plt.get_fignums() == []
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=40)
-    picture = plt.imread(io.BytesIO(file.getvalue()))
-    assert picture[..., :3].std() > 0
-    return figure
-
-
-def titles_of(figure):
-    return [ax.get_title() for ax in figure.axes]
-
-
-def legend_of(figure):
-    (legend,) = figure.legends
-    return dict(zip((t.get_text() for t in legend.get_texts()), legend.get_lines(), strict=True))
 
 
 @pytest.fixture

@@ -1,20 +1,10 @@
 """The loss by hand, and the Dice that is shown while a network is trained."""
 
-import keras
 import numpy as np
 import pytest
-from keras import ops
+from networks import float32_policy, gradients  # noqa: F401  the policy is a fixture
 
 from unetseg.losses import ForegroundDice, dice_cross_entropy
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Every test starts and leaves with float32."""
-    keras.config.set_dtype_policy("float32")
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_dtype_policy("float32")
 
 
 def random_prediction(shape, num_classes, seed=0):
@@ -50,21 +40,6 @@ def test_the_loss_with_an_absent_class_is_the_one_worked_out_by_hand():
     # Dice of class 1: (4 + 1) / (4 + 1); of class 2: (0 + 1) / (0.5 + 1). Their mean: 5 / 6.
     # Cross-entropy: one voxel of four has probability 1/2.
     assert float(dice_cross_entropy(y, p)) == pytest.approx(1 - 5 / 6 + np.log(2) / 4, abs=1e-6)
-
-
-def gradients(function, *arrays):
-    """Gradients of a scalar function of tensors, on the backend that there is."""
-    tensors = [ops.convert_to_tensor(array) for array in arrays]
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.grad(function, argnums=tuple(range(len(tensors))))(*tensors)
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(tensors)
-        total = function(*tensors)
-    return tape.gradient(total, tensors)
 
 
 @pytest.mark.parametrize("certain", ["right", "wrong", "random"])

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from networks import float32_policy, gradients, noise  # noqa: F401  the policy is a fixture
 
 from unetseg import model
 from unetseg.losses import dice_cross_entropy
@@ -15,19 +16,6 @@ from unetseg.model import InstanceNormalization, build_for, build_unet, plan_une
 from unetseg.preprocessing import Preprocessor
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Every test starts and leaves with float32."""
-    keras.config.set_dtype_policy("float32")
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
-def noise(*shape):
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def of_type(net, *kinds):
@@ -138,21 +126,6 @@ def test_an_argument_that_does_not_fit_is_refused_with_what_would(change, messag
         return
     with pytest.raises(ValueError, match=message):
         build_unet(**arguments)
-
-
-def gradients(function, *arrays):
-    """Gradients of a scalar function of tensors, on the backend that there is."""
-    tensors = [ops.convert_to_tensor(array) for array in arrays]
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.grad(function, argnums=tuple(range(len(tensors))))(*tensors)
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(tensors)
-        total = function(*tensors)
-    return tape.gradient(total, tensors)
 
 
 FITTED = Preprocessor((1, 2, 3), (8, 16, 1), {1: "a", 4: "b"}, 2)

@@ -4,21 +4,9 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from networks import float32_policy, noise  # noqa: F401  the policy is a fixture
 
 from unetseg.optimizers import Muon, nearest_orthogonal
-
-
-@pytest.fixture(autouse=True)
-def float32_policy():
-    """Every test starts and leaves with float32."""
-    keras.config.set_dtype_policy("float32")
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
-def noise(*shape):
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 50), (32, 300)])

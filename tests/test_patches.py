@@ -6,36 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from volumes import SHAPE, numbered, scan, volume
 
-from unetseg import augmentation, training
+from unetseg import training
 from unetseg.augmentation import Sampling
 from unetseg.cases import check_cases, find_cases
 from unetseg.patches import CachedCases, Patches, cache_bytes, require_cache
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import machine
-
-SHAPE = (10, 18, 9)
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
-
-
-def volume(seed=0, channels=2):
-    x = rng(seed).normal(size=(*SHAPE, channels)).astype(np.float32)
-    return x, rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
-
-
-def scan(label):
-    """Noise without zeros, so that nothing is cropped, and a box of one label."""
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[2:4, 3:7, 1:4] = label
-    return rng(label).uniform(1, 100, SHAPE).astype(np.float32), mask
-
-
-def numbered():
-    place = np.arange(np.prod(SHAPE)).reshape(SHAPE)  # every voxel holds its own number
-    return place[..., None].astype(np.float32), (place % 251).astype(np.uint8)
 
 
 def pairs(n=5, channels=2):
@@ -43,18 +21,6 @@ def pairs(n=5, channels=2):
     return [
         (np.full((*SHAPE, channels), k, np.float32), np.full(SHAPE, k, np.uint8)) for k in range(n)
     ]
-
-
-@pytest.fixture
-def always(monkeypatch):
-    """Every random change takes place."""
-    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 1.0, 3: 1.0})
-
-
-@pytest.fixture
-def geometry_only(always, monkeypatch):
-    """Every patch is turned, no intensity is changed."""
-    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, probability: x)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_index():

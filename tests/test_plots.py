@@ -7,33 +7,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figures import legend_of, render, titles_of
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from unetseg import charts, plots
 
 LABELS = {1: "front", 4: "back"}
 SPACING = (1.0, 2.0, 3.0)  # mm
-
-
-def render(figure):
-    """Draw the figure, see that it is a picture, and that no figure stays open."""
-    assert isinstance(figure, Figure)
-    assert plt.get_fignums() == []
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=40)
-    picture = plt.imread(io.BytesIO(file.getvalue()))
-    assert picture[..., :3].std() > 0
-    return figure
-
-
-def titles_of(figure):
-    return [ax.get_title() for ax in figure.axes]
-
-
-def legend_of(figure):
-    (legend,) = figure.legends
-    return dict(zip((t.get_text() for t in legend.get_texts()), legend.get_lines(), strict=True))
 
 
 def contours_of(ax):

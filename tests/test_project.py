@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
 
 import pytest
 from radon.complexity import cc_visit
 from radon.visitors import Function
+from tools.measure_code import measure
 
 import unetseg
 
@@ -43,30 +43,11 @@ ORDER = (
 )
 KERAS = ("model", "patches", "prediction", "recipe", "fitting", "inference", "training")
 KERAS += ("losses", "optimizers", "run.devices", "run.state", "ensemble", "memory")
-NO_CODE = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.ENCODING,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
-
-
-def docstring_lines(tree):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            yield from range(node.body[0].lineno, node.body[0].end_lineno + 1)
 
 
 def code_lines(path):
-    with path.open("rb") as file:
-        tokens = [t for t in tokenize.tokenize(file.readline) if t.type not in NO_CODE]
-    lines = {n for t in tokens for n in range(t.start[0], t.end[0] + 1)}
-    return len(lines - set(docstring_lines(ast.parse(path.read_text(encoding="utf-8")))))
+    lines, *_ = measure(path)
+    return lines
 
 
 def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path):

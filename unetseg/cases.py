@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
-from nibabel.orientations import aff2axcodes, io_orientation
+from nibabel.orientations import aff2axcodes
 
 from unetseg import nifti
 from unetseg._base import refuse_any
@@ -405,12 +405,10 @@ def _check_header(scan):
     headers = [_attempt(problems, nifti.read, path, voxels=False) for path in scan.files]
     row = {"case": scan.id}
     if not problems:
-        shape, affine = headers[0].get_data_shape(), nifti.affine_mm(headers[0])
-        order = np.argsort(io_orientation(affine)[:, 0])  # storage axes along x, y, z
-        row["shape"] = tuple(np.array((*shape[:3], 1)[:3])[order].tolist())
-        row["spacing_mm"] = tuple(significant(voxel_sizes(affine)[order]).tolist())
+        row["shape"], spacing = nifti.canonical_grid(headers[0])
+        row["spacing_mm"] = tuple(significant(spacing).tolist())
         row["orientation"] = "".join(aff2axcodes(headers[0].get_best_affine()))
-        row["channels"] = max(len(headers), *shape[3:], 1)
+        row["channels"] = max(len(headers), *headers[0].get_data_shape()[3:], 1)
     return row | {"problem": _join(problems)}
 
 

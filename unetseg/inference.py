@@ -151,6 +151,7 @@ def predict_scans(
     order = Order(
         run=run,
         batch=Batch(Path(folder)),
+        preprocessor=Preprocessor.load(run.preprocessor),
         build_model=build_model,
         models=tuple(done["weights_sha256"] for done in run.read_finished().values()),
         maps=maps,
@@ -173,6 +174,7 @@ class Order(NamedTuple):
 
     run: Run
     batch: Batch
+    preprocessor: Preprocessor
     build_model: Callable
     models: tuple
     maps: tuple
@@ -181,9 +183,8 @@ class Order(NamedTuple):
 
     def foretell(self, scan):
         """Memory that a scan takes, in bytes."""
-        preprocessor = Preprocessor.load(self.run.preprocessor)
-        n_models = len(self.models)
-        return memory.foretell(scan, preprocessor, n_models=n_models, maps=self.maps)
+        known = {"n_models": len(self.models), "maps": self.maps}
+        return memory.foretell(scan, self.preprocessor, **known)
 
     def free_bytes(self):
         """Memory that a scan may take."""
@@ -233,14 +234,13 @@ def _load_ensemble(order):  # the hashes tell one training from another
     key = order.run, name, order.models
     if key not in _ENSEMBLE:
         _ENSEMBLE.clear()
-        models = load_models(order.run.folder, build_model=builder)
-        _ENSEMBLE[key] = models, Preprocessor.load(order.run.preprocessor)
+        _ENSEMBLE[key] = load_models(order.run.folder, build_model=builder)
     return _ENSEMBLE[key]
 
 
 def _check_ensemble(order):
-    _, preprocessor = _load_ensemble(order)
-    settle_settings(preprocessor, **order.settings)
+    _load_ensemble(order)
+    settle_settings(order.preprocessor, **order.settings)
 
 
 def _say_need(scans, order):
@@ -269,7 +269,7 @@ def _predict_scan(scan, order):
         note, replaced = _find_finished(scan, order, about)
         if note:
             return note["rows"], _recall_check(scan, note)
-        models, preprocessor = _load_ensemble(order)
+        models, preprocessor = _load_ensemble(order), order.preprocessor
         need = memory.foretell(scan, preprocessor, models, maps=order.maps)
         if lack := memory.describe_lack(need, order.free_bytes()):
             raise ValueError(f"{scan.files[0]}: {lack}")
@@ -282,7 +282,7 @@ def _predict_scan(scan, order):
         machine.require_room(order.batch.folder, needed, f"labels and maps of {scan.id}")
         prepared = preprocessor.prepare(scan, loaded=(image, affine))
         del image  # memory for the maps
-        prediction = _predict_prepared(scan, order, models, preprocessor, prepared)
+        prediction = _predict_prepared(scan, order, models, prepared)
         _write_maps(scan, order, prediction)
         rows = _describe(scan, prediction, preprocessor.labels, time.monotonic() - started)
         noted = {name: _plain(value) for name, value in check.items()}
@@ -292,9 +292,9 @@ def _predict_scan(scan, order):
     return rows, check
 
 
-def _predict_prepared(scan, order, models, preprocessor, prepared):
+def _predict_prepared(scan, order, models, prepared):
     settings = {"probabilities": "probabilities" in order.maps, **order.settings}
-    return predict_case(models, scan, preprocessor, prepared=prepared, **settings)
+    return predict_case(models, scan, order.preprocessor, prepared=prepared, **settings)
 
 
 def _write_maps(scan, order, prediction):

@@ -2,9 +2,7 @@
 
 import math
 
-import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from unetseg import ensemble, nifti, windows
 from unetseg.ensemble import FLOAT_BYTES, map_bytes
@@ -101,10 +99,6 @@ def foretell(scan, preprocessor, models=(), **known):
     """
     try:
         header = nifti.read(scan.files[0], voxels=False)
-        affine = nifti.affine_mm(header)
     except (OSError, ValueError):
         return 0
-    stored = (*header.get_data_shape()[:3], 1)[:3]
-    order = np.argsort(nib.io_orientation(affine)[:, 0])  # storage axes along x, y, z
-    shape, spacing_mm = (np.array(one)[order] for one in (stored, voxel_sizes(affine)))
-    return prediction_bytes(preprocessor, tuple(shape.tolist()), spacing_mm, models, **known)
+    return prediction_bytes(preprocessor, *nifti.canonical_grid(header), models, **known)

@@ -196,18 +196,37 @@ def affine_mm(header):
     return np.diag([MM[int(header["xyzt_units"]) & 7]] * 3 + [1]) @ header.get_best_affine()
 
 
-def spatial_shape(image):
-    """Shape of an image as (x, y, z): a 2-D file counts as one slice.
+def spatial_shape(shape):
+    """Shape along x, y and z of what is stored: a 2-D file counts as one slice.
 
     Parameters
     ----------
-    image : nibabel.Nifti1Image
+    shape : tuple of int
 
     Returns
     -------
     tuple of 3 int
     """
-    return (*image.shape[:3], 1, 1)[:3]
+    return (*shape[:3], 1, 1)[:3]
+
+
+def canonical_grid(header):
+    """Tell the grid that `to_canonical` gives, by the header alone.
+
+    Parameters
+    ----------
+    header : nibabel.Nifti1Header
+
+    Returns
+    -------
+    shape : tuple of 3 int
+        Along x, y, z.
+    spacing_mm : (3,) ndarray of float64
+    """
+    affine = affine_mm(header)
+    order = np.argsort(io_orientation(affine)[:, 0])  # storage axes along x, y, z
+    stored = np.array(spatial_shape(header.get_data_shape()))
+    return tuple(stored[order].tolist()), nib.affines.voxel_sizes(affine)[order]
 
 
 def to_canonical(array, affine):
@@ -341,7 +360,7 @@ def _load(path, dtype=None):
     channels = tuple(n for n in array.shape[3:] if n > 1)
     if len(channels) > 1:
         raise ValueError(f"{path}: shape {array.shape}; at most x, y, z and channel are read.")
-    array = array.reshape(spatial_shape(image) + channels)
+    array = array.reshape(spatial_shape(array.shape) + channels)
     with np.errstate(over="ignore"):  # too large for float32: infinite, of which check_cases tells
         array = array if dtype is None else array.astype(dtype)
     return to_canonical(array, affine_mm(image.header))
@@ -420,9 +439,7 @@ def save_map(path, array, like):
 
 def _write_like(path, array, like, dtype):
     header = read(like, voxels=False)
-    affine, stored_shape = header.get_best_affine(), header.get_data_shape()
-    on_disk = np.empty((*stored_shape[:3], 1)[:3], bool)
-    shape = to_canonical(on_disk, affine)[0].shape
+    shape, _ = canonical_grid(header)
     if array.shape[:3] != shape or array.ndim > 3 + (dtype != "smallest"):
         problem = f"shape {array.shape} is not the RAS+ shape {shape} of {like}"
         raise ValueError(f"{path}: {problem}. Pass the array in RAS+ on the scan's own grid.")
@@ -430,9 +447,10 @@ def _write_like(path, array, like, dtype):
         if field in header:  # free text may name the patient
             header[field] = b""
     header["cal_min"] = header["cal_max"] = header["intent_code"] = 0
+    affine = header.get_best_affine()
     stored = from_canonical(array, affine)
     if array.ndim == 3:
-        stored = stored.reshape(stored_shape[:3])  # of two numbers for a 2-D file
+        stored = stored.reshape(header.get_data_shape()[:3])  # of two numbers for a 2-D file
     write(path, _image_type(header)(stored, affine, header, dtype=dtype))
 
 

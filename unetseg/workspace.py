@@ -15,6 +15,7 @@ import pandas as pd
 from unetseg import cases, scores, settings
 from unetseg._base import require
 from unetseg._base import sha256 as sha256  # for those who look for it here
+from unetseg.preprocessing import Preprocessor
 from unetseg.run import batches, drive, inputs, machine
 from unetseg.run.drive import base_dir, in_colab, project_dir
 from unetseg.run.layout import Batch, Run, read_json
@@ -56,7 +57,7 @@ class Workspace:
 
     def find_cases(self, *, group_by=None):
         """Find the cases; `group_by` is that of `unetseg.cases.find_cases`."""
-        self._make_sample()
+        self._make_sample(self.data)
         return cases.find_cases(self.data, group_by=group_by)
 
     def claim_cases(self, *, group_by=None):
@@ -88,7 +89,7 @@ class Workspace:
         list of Case
             As `unetseg.cases.find_scored`.
         """
-        self._make_sample()
+        self._make_sample(self.data)
         found = cases.find_scored(self.data, self.results)
         if not all(case.image for case in found):
             print("The scans are not here: masks and predictions are scored; no scan is shown.")
@@ -96,11 +97,7 @@ class Workspace:
 
     def find_scans(self, channels=1):
         """Find new scans: as `unetseg.cases.find_scans`, in the folder that is not of training."""
-        if self.simulated:
-            from unetseg.sample import make_sample  # here, as it takes seconds
-
-            print("These brains are simulated.")
-            make_sample(self._new_scans, n_cases=3, seed=1)  # of other people than in training
+        self._make_sample(self._new_scans, n_cases=3, seed=1)  # of other people than in training
         return cases.find_scans(self._new_scans, channels)
 
     def choose_batch(self, scans):
@@ -122,12 +119,12 @@ class Workspace:
     def _new_scans(self):
         return self.data.with_name("sample_new") if self.simulated else self.data
 
-    def _make_sample(self):
+    def _make_sample(self, folder, **settings):
         if self.simulated:
             from unetseg.sample import make_sample  # here, as it takes seconds
 
             print("These brains are simulated.")
-            make_sample(self.data)
+            make_sample(folder, **settings)
 
     def save_preprocessor(self, preprocessor, found):
         """Save a preprocessor, and note from which files it was chosen.
@@ -156,8 +153,6 @@ class Workspace:
         ValueError
             If it was made for the scans of another folder, and nothing is trained yet.
         """
-        from unetseg.preprocessing import Preprocessor  # here, as it imports Keras
-
         batches.refuse_other_source(self.results, self.data)
         return Preprocessor.load(self.run.preprocessor)
 
