@@ -284,10 +284,11 @@ def small_blocks(monkeypatch):
 @pytest.fixture
 def always(monkeypatch):
     """Every random change takes place."""
-    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 1.0, 3: 1.0})
+    for name in ("MOVED", "CHANGED"):
+        monkeypatch.setattr(augmentation, name, 1.0)
 
 
 @pytest.fixture
 def geometry_only(always, monkeypatch):
     """Every patch is turned, no intensity is changed."""
-    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, probability: x)
+    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, spacing_mm: x)

@@ -55,7 +55,7 @@ def test_no_global_random_state_is_read_or_changed(always):
 def test_the_volume_itself_is_left_as_it_was(always):
     x, y = volume()
     cut(x, y, SHAPE, rng())
-    change_intensity(x, rng(), 1.0)
+    change_intensity(x, rng())
     for now, before in zip((x, y), volume(), strict=True):
         np.testing.assert_array_equal(now, before)
 
@@ -121,7 +121,8 @@ def test_a_turned_patch_is_still_centred_on_the_foreground(geometry_only, flat_a
 
 @pytest.mark.parametrize("axes", [(), (0,), (1, 2), [0, 1, 2]])
 def test_every_other_patch_is_mirrored_along_each_axis_the_mask_with_the_image(monkeypatch, axes):
-    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 0.0, 3: 0.0})  # nothing else is changed
+    for name in ("MOVED", "CHANGED"):  # nothing else is changed
+        monkeypatch.setattr(augmentation, name, 0.0)
     x, y = numbered()
     seen = []
     for seed in range(200):
@@ -159,7 +160,7 @@ def test_image_and_mask_are_turned_together(geometry_only, patch, mirror_axes):
         turned_x, turned_y = cut(x, y, patch, rng(seed), **options)
         assert set(np.unique(turned_y)) <= {0, 1, 2}
         in_x, in_y = turned_x[..., 0] > 50, turned_y > 0
-        assert 2 * (in_x & in_y).sum() / (in_x.sum() + in_y.sum()) >= 0.95
+        assert 2 * (in_x & in_y).sum() / (in_x.sum() + in_y.sum()) >= 0.93  # also shrunk
         still = cut(x, y, patch, rng(seed), foreground=1.0, augment=False)[1]
         moved += not np.array_equal(turned_y, still)
     assert moved >= 9
@@ -176,14 +177,15 @@ def test_a_turn_by_90_degrees_is_the_one_of_rot90_about_the_centre(geometry_only
 
 
 @pytest.mark.parametrize("across", [None, 0, 1, 2])
-def test_a_random_turn_is_a_rotation_times_one_scale(across):
+def test_a_random_turn_is_a_rotation_times_one_scale_but_for_the_stretching(across, monkeypatch):
+    monkeypatch.setattr(augmentation, "STRETCHING", 0)
     for seed in range(20):
         matrix = random_turn(rng(seed), across=across)
         inner = matrix if across is None else np.delete(np.delete(matrix, across, 0), across, 1)
         product = inner.T @ inner
         scale = np.sqrt(product[0, 0])
         np.testing.assert_allclose(product, scale**2 * np.eye(len(inner)), atol=1e-12)
-        assert 1 - augmentation.SCALING <= scale <= 1 + augmentation.SCALING
+        assert abs(np.log(scale)) <= augmentation.SCALING
         assert np.linalg.det(inner) > 0
         assert not np.allclose(inner, scale * np.eye(len(inner)), atol=1e-4)
 
@@ -284,22 +286,32 @@ def test_with_two_planes_every_other_patch_is_cut_after_their_axes_were_swapped(
 def test_changed_intensities_keep_shape_and_type_and_stay_finite(always, value):
     x = volume()[0] if value == "noise" else np.full((8, 8, 8, 1), 3, np.float32)
     for seed in range(20):
-        changed = change_intensity(x, rng(seed), 1.0)
+        changed = change_intensity(x, rng(seed))
         assert (changed.shape, changed.dtype) == (x.shape, np.float32)
         assert np.isfinite(changed).all()
         assert not np.array_equal(changed, x)
 
 
 def test_without_a_draw_intensities_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(augmentation, "PROBABILITY", {2: 0.0, 3: 0.0})
-    np.testing.assert_array_equal(change_intensity(volume()[0], rng(), 0.0), volume()[0])
+    monkeypatch.setattr(augmentation, "CHANGED", 0.0)
+    np.testing.assert_array_equal(change_intensity(volume()[0], rng()), volume()[0])
 
 
-def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid():
+def test_axes_are_stretched_by_a_tenth_at_most(monkeypatch):
+    monkeypatch.setattr(augmentation, "ROTATION_DEG", (0, 0, 0))
+    monkeypatch.setattr(augmentation, "SCALING", 0)
+    drawn = np.array([np.diag(random_turn(rng(seed))) for seed in range(50)])
+    assert abs(np.log(drawn)).max() <= augmentation.STRETCHING
+    assert abs(np.log(drawn)).max(axis=0).min() > 0.05
+    assert not np.allclose(drawn[:, 0], drawn[:, 1])
+
+
+def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid(monkeypatch):
+    monkeypatch.setattr(augmentation, "STRETCHING", 0)
     spacing = np.array([1.0, 2.0, 4.0])
     matrix = random_turn(rng(3), tuple(spacing))
     # an offset of (4, 0, 0), (0, 2, 0) or (0, 0, 1) voxels is 4 mm long, whatever its direction
     offsets = np.diag([4, 2, 1]) @ matrix.T
     lengths = np.linalg.norm(offsets * spacing, axis=1)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-12)
-    assert 4 * (1 - augmentation.SCALING) <= lengths[0] <= 4 * (1 + augmentation.SCALING)
+    assert abs(np.log(lengths[0] / 4)) <= augmentation.SCALING

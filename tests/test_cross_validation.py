@@ -21,10 +21,11 @@ from training_helpers import (
     files,
 )
 
+from unetseg import fitting
 from unetseg.inference import load_models
 from unetseg.nifti import load_mask
 from unetseg.preprocessing import Preprocessor
-from unetseg.recipe import Recipe
+from unetseg.recipe import Recipe, recall_plan
 from unetseg.splits import make_folds
 from unetseg.training import cross_validate
 
@@ -51,6 +52,7 @@ def test_the_experiment_file_tells_settings_labels_versions_hardware_and_minutes
         "dropout": 0.0,
         "strides": [[2, 1, 1]],
         "kernels": [[3, 1, 1], [3, 3, 3]],  # voxels of 1 x 2 x 3 mm
+        "max_filters": 320,
     }
     assert experiment["batch_size"] == 2
     assert settings["preprocessor"]["patch"] == [8, 16, 8]
@@ -235,3 +237,26 @@ def test_cases_too_large_to_be_predicted_are_told_of_before_training(
     with pytest.warns(UserWarning, match=r"Of the largest case: predicting it takes about .* GB"):
         cross_validate(cases, tmp_path / "results", **SETTINGS)
     assert len(trained) == 2
+
+
+def test_minutes_are_turned_into_steps_once(cases, tmp_path, monkeypatch, capsys):
+    """A run that goes on, here or elsewhere, does so with as many steps as were written down."""
+    asked = {**TINY, "steps": None, "minutes": 0.5}
+    monkeypatch.setattr(fitting, "plan_steps", lambda plan, cases, folder: 3)
+    cross_validate(cases, tmp_path, **asked)
+    assert "0.5 minutes a fold: on this machine 2 epochs of 3 steps." in capsys.readouterr().out
+    experiment = json.loads((tmp_path / "experiment.json").read_text())
+    assert experiment["steps"] == 3
+    assert experiment["settings"]["recipe"]["steps"] is None
+    (tmp_path / "fold_1" / "done.json").unlink()
+    monkeypatch.setattr(fitting, "plan_steps", lambda plan, cases, folder: 99)
+    cross_validate(cases, tmp_path, **asked)
+    done = json.loads((tmp_path / "fold_1" / "done.json").read_text())
+    assert done["steps"] == 2 * 3
+    assert recall_plan(tmp_path, build_tiny).recipe.steps == 3
+
+
+def test_minutes_and_steps_do_not_go_together(cases, tmp_path):
+    with pytest.raises(ValueError, match="steps must be left out if minutes say how long"):
+        cross_validate(cases, tmp_path / "new", **TINY, minutes=5)
+    assert not (tmp_path / "new").exists()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -222,3 +223,31 @@ def test_nan_in_the_very_last_step_is_said(tmp_path):
     state = {"history": [{"epoch": 0}, {"epoch": 1}], "stopped": stopped}
     with pytest.raises(ValueError, match="NaN or infinite"):
         fitting.describe_end(state, Recipe(epochs=3, steps=2), tmp_path)
+
+
+def test_steps_are_planned_from_the_seconds_of_two_short_epochs(cases, tmp_path, monkeypatch):
+    # The first epoch took 14 s, the second 6 s, of which 2 s to validate: 0.2 s a step, 8 s to
+    # start, and so (120 - 8 - 4 * 2) / 4 = 26 s of steps in each of 4 epochs.
+    monkeypatch.setattr(fitting._Clock, "seconds", (14.0, 6.0, 2.0))
+    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    recipe = Recipe(epochs=4, minutes=2, batch_size=1, precision="float32")
+    plan = Plan(preprocessor, build_tiny, {"filters": 3}, recipe, 1)
+    assert fitting.plan_steps(plan, cases, tmp_path) == 26 / 0.2
+    hardly = replace(plan, recipe=replace(recipe, minutes=0.1))
+    assert fitting.plan_steps(hardly, cases, tmp_path) == 1
+
+
+def test_the_clock_tells_epochs_from_the_time_before_them(cases, tmp_path):
+    clock = fitting._Clock()
+    clock.on_train_begin()
+    for epoch in range(2):
+        clock.on_test_begin()
+        clock.on_epoch_end(epoch)
+    first, second, validated = clock.seconds
+    assert first >= 0
+    assert 0 <= validated <= second
+
+
+def test_a_single_fold_has_no_minutes_to_share_out(cases, tmp_path):
+    with pytest.raises(ValueError, match="minutes must be left to cross_validate: give steps"):
+        train_one(cases, tmp_path, build_tiny, steps=None, batch_size=1, minutes=1)

@@ -52,9 +52,8 @@ def test_filters_double_with_each_level_and_come_down_again(input_shape, ndim):
     assert [layer.filters for layer in up] == [16, 8, 4]
 
 
-def test_filters_are_capped(monkeypatch):
-    monkeypatch.setattr(model, "MAX_FILTERS", 10)
-    net = build_unet((8, 8, 1), 2, filters=4, depth=3)
+def test_filters_are_capped():
+    net = build_unet((8, 8, 1), 2, filters=4, depth=3, max_filters=10)
     widths = [layer.filters for layer in of_type(net, layers.Conv2D)]
     assert widths[:8] == [4, 4, 8, 8, 10, 10, 10, 10]
 
@@ -210,6 +209,7 @@ def test_the_plan_halves_every_axis_once_its_voxels_are_as_short_as_the_others(
         "dropout": 0.1,
         "strides": strides,
         "kernels": kernels,
+        "max_filters": 48 if len(strides) > 3 else 320,
     }
 
 
@@ -225,7 +225,7 @@ def test_strides_and_kernels_that_are_given_are_taken():
     fitted = Preprocessor((1, 1, 1), (16, 16, 16), {1: "a"}, 1)
     given = {"strides": [[2, 2, 1], [2, 2, 2]], "kernels": [[3, 3, 1], [3, 3, 3], [3, 3, 3]]}
     plan = plan_unet(fitted, filters=2, **given)
-    assert plan == {"filters": 2, "depth": 2, "dropout": 0.0, **given}
+    assert plan == {"filters": 2, "depth": 2, "dropout": 0.0, "max_filters": 320, **given}
     assert build_unet((16, 16, 16, 1), 2, **plan).output_shape == (None, 16, 16, 16, 2)
     alone = plan_unet(fitted, strides=given["strides"])
     # z is halved at the second level for the first time; its voxels are never the longer ones

@@ -76,8 +76,8 @@ def test_the_median_case_decides_on_the_normalisation(far, expected):
 
 
 def test_the_least_contrast_is_half_of_that_of_the_dullest_case():
-    assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.5}]) == 0.25
-    assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.0}]) == 0
+    assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.5}], ()) == 0.25
+    assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.0}], ()) == 0
 
 
 @pytest.mark.parametrize(

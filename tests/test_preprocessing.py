@@ -419,7 +419,19 @@ def test_neighbours_are_for_slices_and_not_negative(patch, neighbours):
 
 
 GIVEN = Preprocessor(
-    (1, 2, 2), (8, 16, 8), {1: "a", 7: "b"}, 1, "none", 3, (1, 2), 0, (), "zero", 0.25
+    (1, 2, 2),
+    (8, 16, 8),
+    {1: "a", 7: "b"},
+    1,
+    "none",
+    3,
+    (1, 2),
+    0,
+    (),
+    "zero",
+    0.25,
+    (4, 4, 4),
+    0.5,
 )
 
 

@@ -1,16 +1,17 @@
 """Random patches: image and mask are moved together, the image's intensities changed."""
 
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-ROTATION_DEG = 15  # heads and hippocampi lie within this of each other in a scanner
-SCALING = 0.15  # linear size, plus or minus
-# Of a rotation with scaling, and of each change of intensity; slices, which are many and alike,
-# are learnt by heart sooner than volumes.
-PROBABILITY = {2: 0.8, 3: 0.3}
+ROTATION_DEG = (15, 15, 30)  # about x, y and z, to both sides
+SCALING = 0.3  # of the logarithm of the size, to both sides: from 0.74 to 1.35
+STRETCHING = 0.1  # the same, of each axis by itself
+MOVED = 0.8  # probability of a rotation with scaling
+CHANGED = 0.3  # probability of each change of intensity
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,6 @@ class Sampling:
     def across(self):
         """Axis that is neither turned nor scaled, or None."""
         return self.patch.index(1) if 1 in self.patch else self.flat_axis
-
-    @property
-    def probability(self):
-        """Of a rotation with scaling, and of each change of intensity."""
-        return PROBABILITY[2 if 1 in self.patch else 3]
 
     def swap(self):
         """For a volume whose axes were swapped, of two planes."""
@@ -87,7 +83,7 @@ def random_patch(x, y, sampling, rng, *, centres=None, foreground=0.0, augment=T
         then stays inside the image.
     augment : bool, default True
         Whether to rotate and scale (in the plane of a slice), to mirror, and to change
-        brightness, contrast, gamma and noise.
+        intensities (`change_intensity`).
 
     Returns
     -------
@@ -103,14 +99,14 @@ def random_patch(x, y, sampling, rng, *, centres=None, foreground=0.0, augment=T
         x, y, start = _cut_slice(x, y, sampling, start)
     if not augment:
         return _cut(x, y, sampling.patch, start)
-    if rng.random() < sampling.probability:
+    if rng.random() < MOVED:
         turn = random_turn(rng, sampling.spacing_mm, across=sampling.across)
         x, y = _cut_turned(x, y, sampling.patch, start, turn)
     else:
         x, y = _cut(x, y, sampling.patch, start)
     flips = [axis for axis in sampling.mirror_axes if rng.random() < 0.5]
     x, y = np.flip(x, flips), np.flip(y, flips)
-    return change_intensity(x, rng, sampling.probability), y
+    return change_intensity(x, rng, sampling.spacing_mm), y
 
 
 def _choose_start(y, patch, rng, centres, foreground):
@@ -175,7 +171,7 @@ def _cut_turned(x, y, patch, start, matrix):
 
 
 def random_turn(rng, spacing_mm=(1, 1, 1), *, across=None):
-    """Draw a rotation with scaling.
+    """Draw a rotation with scaling, a little more along one axis than along another.
 
     Parameters
     ----------
@@ -190,8 +186,8 @@ def random_turn(rng, spacing_mm=(1, 1, 1), *, across=None):
     (3, 3) ndarray of float64
         From offsets in the patch to offsets in the image, in voxels.
     """
-    angles = rng.uniform(-ROTATION_DEG, ROTATION_DEG, 3)
-    scales = np.full(3, 1 + rng.uniform(-SCALING, SCALING))
+    angles = rng.uniform(-1, 1, 3) * ROTATION_DEG
+    scales = np.exp(rng.uniform(-SCALING, SCALING) + rng.uniform(-STRETCHING, STRETCHING, 3))
     if across is not None:
         angles[np.arange(3) != across] = 0
         scales[across] = 1
@@ -200,27 +196,63 @@ def random_turn(rng, spacing_mm=(1, 1, 1), *, across=None):
     return turn.round(12)  # -4e-16 would lie outside the image
 
 
-def change_intensity(x, rng, probability):
-    """Change brightness, contrast, gamma and noise, each with some probability.
+def change_intensity(x, rng, spacing_mm=(1, 1, 1)):
+    """Change intensities as scanners and coils differ: each change is drawn for itself.
+
+    Blur, a smooth bias field, contrast, brightness, gamma (sometimes of the inverted image, its
+    mean and standard deviation kept) and noise, about as in nnU-Net (Isensee et al. 2021).
 
     Parameters
     ----------
-    x : (..., channel) ndarray of float32
+    x : (x, y, z, channel) ndarray of float32
         Normalised to about mean 0 and standard deviation 1.
     rng : numpy.random.Generator
-    probability : float
-        Of each of the changes.
+    spacing_mm : tuple of 3 float
+        Size of a voxel.
 
     Returns
     -------
     ndarray of float32
         Of the same shape.
     """
-    if rng.random() < probability:
-        x = x * np.float32(rng.uniform(0.75, 1.25)) + np.float32(rng.normal(0, 0.1))
-    if rng.random() < probability:
-        low, span = x.min(), max(np.ptp(x), 1e-6)
-        x = ((x - low) / span) ** np.float32(rng.uniform(0.7, 1.5)) * span + low
-    if rng.random() < probability:
-        x = x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.15))
+    for change in (_blur, _shade, _change_contrast, _change_brightness, _change_gamma, _add_noise):
+        if rng.random() < CHANGED:
+            x = change(x, rng, spacing_mm)
     return x.astype(np.float32, copy=False)
+
+
+def _blur(x, rng, spacing_mm):
+    sigma = rng.uniform(0.5, 1.2) * min(spacing_mm) / np.array(spacing_mm)
+    return ndimage.gaussian_filter(x, (*sigma, 0))
+
+
+def _shade(x, rng, spacing_mm):
+    # A factor that is the exponential of a random polynomial of second degree.
+    places = np.meshgrid(
+        *(np.linspace(-1, 1, n, dtype=np.float32) for n in x.shape[:3]), sparse=True, indexing="ij"
+    )
+    terms = [*places, *(a * b for a, b in combinations_with_replacement(places, 2))]
+    weights = rng.normal(0, 0.25, len(terms)).astype(np.float32)
+    field = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+    low = x.min()
+    return (x - low) * np.exp(field)[..., None] + low
+
+
+def _change_contrast(x, rng, spacing_mm):
+    return x * np.float32(rng.uniform(0.65, 1.5))
+
+
+def _change_brightness(x, rng, spacing_mm):
+    return x + np.float32(rng.normal(0, 0.3))
+
+
+def _change_gamma(x, rng, spacing_mm):
+    sign = np.float32(-1 if rng.random() < 0.3 else 1)
+    low, span = (sign * x).min(), max(np.ptp(x), 1e-6)
+    changed = ((sign * x - low) / span) ** np.float32(rng.uniform(0.6, 1.6))
+    spread = max(changed.std(), 1e-6)
+    return sign * (changed - changed.mean()) / spread * x.std() + x.mean()
+
+
+def _add_noise(x, rng, spacing_mm):
+    return x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.25))

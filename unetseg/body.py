@@ -1,4 +1,6 @@
-"""What of a scan is body, and what is space without signal around it."""
+"""What of a scan is body, what is space without signal around it, and where the structures lie."""
+
+import math
 
 import numpy as np
 from scipy import ndimage
@@ -6,6 +8,7 @@ from scipy import ndimage
 MOST = 0.5  # of the outermost planes of a scan, which one value does not fill by chance
 REACH = 4  # voxels of the finest axis: how far from the body a structure may lie
 SPECKS = 0.02  # share of single voxels with signal that do not make a body
+MAIN = 0.1  # of the largest piece of a label: a piece that is not astray
 NEIGHBOURHOOD = 12  # voxels of the finest axis: over which contrast is measured
 
 
@@ -69,7 +72,67 @@ def find_box(body):
         All of the array if the body is empty.
     """
     boxes = ndimage.find_objects(body.astype(np.uint8))
-    return boxes[0] if boxes else (slice(None),) * 3
+    return boxes[0] if boxes else tuple(slice(0, length) for length in body.shape)
+
+
+def find_structures(classes):
+    """Tell structures from stray pieces of them.
+
+    Parameters
+    ----------
+    classes : (x, y, z) ndarray of integers
+        0 is the background.
+
+    Returns
+    -------
+    (x, y, z) ndarray of bool
+        The pieces of every class that have at least a tenth of its largest one's voxels.
+    """
+    kept = np.zeros(classes.shape, bool)
+    for value in np.unique(classes[classes != 0]):
+        pieces, _ = ndimage.label(classes == value, np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces.ravel())
+        sizes[0] = 0
+        kept |= (sizes >= max(1, MAIN * sizes.max()))[pieces]
+    return kept
+
+
+def widen(box, share, shape):
+    """Put a margin around a box, as far as the array reaches.
+
+    Parameters
+    ----------
+    box : tuple of 3 slice
+    share : float
+        Of the box's sides, on each side.
+    shape : tuple of 3 int
+        Of the array.
+
+    Returns
+    -------
+    tuple of 3 slice
+    """
+    wide = []
+    for part, length in zip(box, shape, strict=True):
+        margin = math.ceil(share * (part.stop - part.start))
+        wide.append(slice(max(0, part.start - margin), min(length, part.stop + margin)))
+    return tuple(wide)
+
+
+def meet(box, other):
+    """Part that two boxes have in common; the first one if there is none.
+
+    Parameters
+    ----------
+    box, other : tuple of 3 slice
+
+    Returns
+    -------
+    tuple of 3 slice
+    """
+    pairs = zip(box, other, strict=True)
+    common = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in pairs]
+    return tuple(common) if all(part.start < part.stop for part in common) else box
 
 
 def find_void(body, spacing_mm):

@@ -128,6 +128,26 @@ def predict_blocks(models, prepared, preprocessor, overlap, mirror_axes):
         yield block, *_predict_block(models, prepared, block, *settings)
 
 
+def predict_classes(models, prepared, preprocessor, overlap, mirror_axes):
+    """Predict a scan on the network's grid.
+
+    Parameters
+    ----------
+    models, prepared, preprocessor, overlap, mirror_axes
+        As for `predict_blocks`.
+
+    Returns
+    -------
+    (x, y, z) ndarray of integers
+        Class numbers, the most probable on average over the models.
+    """
+    shape = prepared.x.shape[:3]
+    total = np.zeros((*shape, preprocessor.num_classes), np.float32)
+    for model in models:
+        _predict(total, model, prepared, preprocessor, overlap, mirror_axes, (0, 0, shape[0]))
+    return total.argmax(axis=-1)
+
+
 def _cut(preprocessor, shape, place):
     # Windows that reach into two blocks are predicted twice: cut where they are short.
     reach = widest(preprocessor.patch, _flat_axis(preprocessor), preprocessor.sampling.planes)

@@ -2,17 +2,22 @@
 
 import math
 import os
+import time
+from dataclasses import replace
 
 import keras
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
+from unetseg import model
 from unetseg.losses import ForegroundDice, patch_loss
 from unetseg.optimizers import Muon
-from unetseg.patches import Patches
+from unetseg.patches import Looks
 from unetseg.run import devices, state
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
+TIMED_STEPS = 20  # of an epoch, to measure how long one takes
+TIMED_CASES = 3
 
 
 def count_steps(train, plan):
@@ -20,7 +25,7 @@ def count_steps(train, plan):
 
     Parameters
     ----------
-    train : unetseg.patches.CachedCases
+    train : unetseg.patches.Looks
     plan : unetseg.recipe.Plan
 
     Returns
@@ -28,11 +33,61 @@ def count_steps(train, plan):
     int
     """
     preprocessor = plan.preprocessor
-    voxels = sum(y.size for _, y, _ in train)
+    seen = [*train.near, *(train.far or [])]
+    voxels = sum(y.size for _, y, _ in seen)
     cover = voxels / math.prod(preprocessor.patch) / plan.batch_size
     # A slice is seen as a neighbour too.
     cover *= max(1, len(preprocessor.sampling.planes)) / (2 * preprocessor.sampling.neighbours + 1)
     return min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
+
+
+@model.usual_settings()
+def plan_steps(plan, cases, folder):
+    """Plan how many batches an epoch has if a fold is to train for the minutes of its recipe.
+
+    Two short epochs are trained: the first tells how long the network takes to start, the second
+    how long it takes from then on.
+
+    Parameters
+    ----------
+    plan : unetseg.recipe.Plan
+    cases : sequence of Case
+        Of which a few are looked at.
+    folder : str or Path
+        As for `unetseg.patches.CachedCases`.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    recipe = replace(plan.recipe, steps=TIMED_STEPS, epochs=2)
+    looks = Looks(plan.preprocessor, cases[:TIMED_CASES], folder)
+    net, clock = build(plan, recipe, seed=0), _Clock()
+    val_steps = min(MAX_VAL_STEPS, math.ceil(len(cases) / plan.batch_size))
+    _fit(net, looks, looks, plan, recipe, 0, val_steps, epochs=2, callbacks=[clock])
+    first, second, validated = clock.seconds
+    step = (second - validated) / TIMED_STEPS
+    left = 60 * recipe.minutes - (first - second) - plan.recipe.epochs * validated
+    return max(1, round(left / plan.recipe.epochs / step))
+
+
+class _Clock(keras.callbacks.Callback):
+    """Seconds of two epochs, and of the validation of the second one."""
+
+    def on_train_begin(self, logs=None):
+        self.times = [time.monotonic()]
+
+    def on_test_begin(self, logs=None):
+        self.validating = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.times.append(time.monotonic())
+
+    @property
+    def seconds(self):
+        start, middle, end = self.times
+        return middle - start, end - middle, end - self.validating
 
 
 def build(plan, recipe, seed):
@@ -78,7 +133,7 @@ def fit(net, train, val, plan, recipe, seed, saver, callbacks=()):
     Parameters
     ----------
     net : keras.Model
-    train, val : unetseg.patches.CachedCases
+    train, val : unetseg.patches.Looks
     plan, recipe, seed
         As for `build`.
     saver : unetseg.run.state.SaveState
@@ -86,26 +141,31 @@ def fit(net, train, val, plan, recipe, seed, saver, callbacks=()):
         Of the user.
     """
     past = len(saver.about["history"])
-    sampling, batch = plan.preprocessor.sampling, plan.batch_size
-    val_steps = min(MAX_VAL_STEPS, math.ceil(len(val) / batch))
-    net.fit(
-        Patches(
-            train,
-            sampling,
-            batch,
-            seed,
-            foreground=recipe.foreground,
-            augment=recipe.augment,
-            start=past * recipe.steps,
-        ),
-        initial_epoch=past,
+    _fit(
+        net,
+        train,
+        val,
+        plan,
+        recipe,
+        seed,
+        min(MAX_VAL_STEPS, math.ceil(len(val.cases) / plan.batch_size)),
+        past=past,
         epochs=past if "stopped" in saver.about else recipe.epochs,
-        steps_per_epoch=recipe.steps,
-        validation_data=Patches(
-            val, sampling, batch, seed, foreground=1.0, augment=False, repeat_after=val_steps
-        ),
-        validation_steps=val_steps,
         callbacks=_follow(saver, recipe, callbacks),
+    )
+
+
+def _fit(net, train, val, plan, recipe, seed, val_steps, *, past=0, epochs, callbacks):
+    changed = {"foreground": recipe.foreground, "augment": recipe.augment}
+    unchanged = {"foreground": 1.0, "augment": False}
+    net.fit(
+        train.draw(plan.batch_size, seed, start=past * recipe.steps, **changed),
+        initial_epoch=past,
+        epochs=epochs,
+        steps_per_epoch=recipe.steps,
+        validation_data=val.draw(plan.batch_size, seed, repeat_after=val_steps, **unchanged),
+        validation_steps=val_steps,
+        callbacks=callbacks,
         shuffle=False,
         verbose=0,
     )

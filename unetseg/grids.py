@@ -1,5 +1,6 @@
 """Two grids over one field of view: that of the scan and that of the network."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,19 @@ class Place(NamedTuple):
     def inner_shape(self):
         """Voxels of the network's grid along each axis, the padding left out."""
         return tuple(part.stop - part.start for part in self.inner)
+
+    def to_native(self, box):
+        """Find the part of the native grid that a part of the network's grid covers.
+
+        Both are three slices; voxels of the network's grid are counted without the padding.
+        """
+        covered = []
+        sides = zip(box, self.box, self.box_shape, self.inner_shape, strict=True)
+        for part, native, n_native, n_network in sides:
+            first = math.floor(part.start * n_native / n_network)
+            last = math.ceil(part.stop * n_native / n_network)
+            covered.append(slice(native.start + first, native.start + last))
+        return tuple(covered)
 
     def to_array(self):
         """Pack it into numbers: a (5, 3) ndarray of int64."""

@@ -18,7 +18,7 @@ from unetseg._base import refuse_any, require, sha256, write_json
 from unetseg.cases import check_scan
 from unetseg.digits import significant
 from unetseg.model import build_unet
-from unetseg.prediction import predict_case, settle_settings
+from unetseg.prediction import predict_case, prepare_case, settle_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import recall_plan
 from unetseg.reliability import describe_votes
@@ -181,6 +181,12 @@ class Order(NamedTuple):
     settings: dict
     memory_bytes: int | None
 
+    @property
+    def windows(self):
+        """Settings that a first look takes too."""
+        chosen = "overlap", "mirror_axes"
+        return {key: value for key, value in self.settings.items() if key in chosen}
+
     def foretell(self, scan):
         """Memory that a scan takes, in bytes."""
         known = {"n_models": len(self.models), "maps": self.maps}
@@ -280,8 +286,9 @@ def _predict_scan(scan, order):
         # Measured: labels and two maps take a byte a voxel.
         needed = math.prod(check["shape"])
         machine.require_room(order.batch.folder, needed, f"labels and maps of {scan.id}")
-        prepared = preprocessor.prepare(scan, loaded=(image, affine))
-        del image  # memory for the maps
+        loaded = image, affine
+        prepared = prepare_case(models, scan, preprocessor, loaded=loaded, **order.windows)
+        del image, loaded  # memory for the maps
         prediction = _predict_prepared(scan, order, models, prepared)
         _write_maps(scan, order, prediction)
         rows = _describe(scan, prediction, preprocessor.labels, time.monotonic() - started)

@@ -10,10 +10,20 @@ from keras import layers, ops
 from unetseg._base import require
 
 MAX_FILTERS = 320  # as in nnU-Net: deeper levels get no wider than this
+WIDEST = 8  # times the first level: wider ones cost two fifths of a step and gain nothing
 MIN_SIDE = 4  # voxels: a level whose side would be shorter is not made (nnU-Net)
 
 
-def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0, strides=None, kernels=None):
+def plan_unet(
+    preprocessor,
+    *,
+    filters=16,
+    depth=None,
+    dropout=0.0,
+    strides=None,
+    kernels=None,
+    max_filters=None,
+):
     """Choose how often, along which axes and with which kernels a U-Net works on a patch.
 
     An axis is halved while its length is even, at least 4 voxels remain of it, and its voxels
@@ -31,11 +41,14 @@ def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0, strides=None
         How often the patch is halved. By default as often as it bears.
     strides, kernels
         As for `build_unet`, to be taken instead of the planned ones.
+    max_filters : int, optional
+        As for `build_unet`. By default eight times as many as the first level has, at most 320.
 
     Returns
     -------
     dict
-        Arguments of `build_unet`: ``filters``, ``depth``, ``dropout``, ``strides``, ``kernels``.
+        Arguments of `build_unet`: ``filters``, ``depth``, ``dropout``, ``strides``, ``kernels``,
+        ``max_filters``.
     """
     axes = [axis for axis in range(3) if preprocessor.patch[axis] > 1]
     side = np.array(preprocessor.patch)[axes]
@@ -59,6 +72,10 @@ def plan_unet(preprocessor, *, filters=16, depth=None, dropout=0.0, strides=None
     allowed = f"from 1 to {len(strides)} for this patch"
     require("depth", depth, depth in (None, len(given or strides) or -1), allowed)
     plan = {"filters": filters, "depth": len(strides), "dropout": dropout}
+    deep = filters * 2 ** len(strides) > WIDEST * filters
+    plan["max_filters"] = max_filters or (
+        min(WIDEST * filters, MAX_FILTERS) if deep else MAX_FILTERS
+    )
     return {**plan, "strides": given or strides, "kernels": kernels or widths}
 
 
@@ -104,7 +121,15 @@ def _channels_last(name):
 
 
 def build_unet(
-    input_shape, num_classes, *, filters=16, depth=3, dropout=0.0, strides=None, kernels=None
+    input_shape,
+    num_classes,
+    *,
+    filters=16,
+    depth=3,
+    dropout=0.0,
+    strides=None,
+    kernels=None,
+    max_filters=MAX_FILTERS,
 ):
     """Build a U-Net (Ronneberger et al. 2015; 3-D: Cicek et al. 2016) with nnU-Net's blocks.
 
@@ -118,7 +143,7 @@ def build_unet(
     num_classes : int
         The background included; at least 2.
     filters : int, default 16
-        Of the first level; each level has twice as many, up to 320.
+        Of the first level; each level has twice as many, up to `max_filters`.
     depth : int, default 3
         How often the image is shrunk.
     dropout : float, default 0
@@ -128,6 +153,7 @@ def build_unet(
         must be a multiple of the product.
     kernels : sequence of tuple of int, optional
         Sizes of the kernels at each of the ``depth + 1`` levels. By default 3.
+    max_filters : int, default 320
 
     Returns
     -------
@@ -151,7 +177,7 @@ def build_unet(
     require("strides", strides, len(strides) == depth, f"one per level, depth={depth}")
     require("kernels", kernels, len(kernels) == depth + 1, f"one per level, depth={depth}, and one")
     _require_multiple(input_shape, strides)
-    widths = [min(filters * 2**level, MAX_FILTERS) for level in range(depth + 1)]
+    widths = [min(filters * 2**level, max_filters) for level in range(depth + 1)]
     inputs = keras.Input(input_shape)
     skips = [_block(inputs, widths[0], kernels[0], dropout)]
     for level, stride in enumerate(strides, start=1):

@@ -19,6 +19,7 @@ from unetseg.run.inputs import describe_inputs, list_hashes, refuse_changed_mean
 from unetseg.run.machine import SPARE, TEMPORARY, free_bytes, require_room
 
 PARTS = ("x", "y", "centres", "inside", "place")  # files of a case
+FAR = 3  # of two looks every third batch is of the first one, at whole scans
 CENTRES = 1000  # foreground voxels kept per class, to centre patches on
 
 
@@ -174,6 +175,64 @@ class Patches(keras.utils.PyDataset):
         settings = {"foreground": float(centred), "augment": self.augment}
         centres = centres[0] if centres else None
         return random_patch(x, y, self.sampling, rng, centres=centres, **settings)
+
+
+class Looks:
+    """Preprocessed cases as a network sees them: once, or first coarsely and then closer.
+
+    Parameters
+    ----------
+    preprocessor, cases, folder
+        As for `CachedCases`.
+
+    Attributes
+    ----------
+    near : CachedCases
+        Regions of two looks, or whole scans.
+    far : CachedCases, or None
+        Whole scans at a first look.
+    """
+
+    def __init__(self, preprocessor, cases, folder):
+        self.preprocessor, self.cases = preprocessor, cases
+        self.near, self.far = CachedCases(preprocessor, cases, folder), None
+        if preprocessor.coarse:
+            self.far = CachedCases(preprocessor.coarse, cases, folder)
+
+    def draw(self, batch_size, seed, *, start=0, repeat_after=None, **settings):
+        """Draw batches of patches; arguments as for `Patches`."""
+        where = {"start": start, "repeat_after": repeat_after}
+        args = batch_size, seed
+        if self.far is None:
+            return Patches(self.near, self.preprocessor.sampling, *args, **where, **settings)
+        kinds = [(self.near, self.preprocessor), (self.far, self.preprocessor.coarse)]
+        near, far = (Patches(some, p.sampling, *args, **settings) for some, p in kinds)
+        return InTurn(near, far, **where)
+
+
+class InTurn(keras.utils.PyDataset):
+    """Batches of two kinds: every third one is of the second kind.
+
+    Parameters
+    ----------
+    near, far : Patches
+    start, repeat_after
+        As for `Patches`.
+    """
+
+    num_batches = None
+
+    def __init__(self, near, far, *, start=0, repeat_after=None):
+        super().__init__()
+        self.near, self.far, self.start, self.repeat_after = near, far, start, repeat_after
+
+    def __getitem__(self, index):
+        """Batch ``index``, as of `Patches`."""
+        index += self.start
+        index = index % self.repeat_after if self.repeat_after else index
+        number, turn = divmod(index, FAR)
+        last = turn == FAR - 1
+        return self.far[number] if last else self.near[number * (FAR - 1) + turn]
 
 
 def as_rows(batch, preprocessor):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from unetseg.body import find_box, find_void, measure_contrast
+from unetseg.body import find_box, find_void, measure_contrast, widen
 from unetseg.digits import significant
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
@@ -15,6 +15,12 @@ LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of o
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
 ASTRAY = 0.001  # share of a label's voxels that may lie anywhere by a slip of the hand
+MARGIN = 0.3  # around the structures on each side, in sizes of their box
+SEEN = 0.5  # share of a typical scan that a patch holds; with less it is looked at twice
+TIGHT = 0.5  # share of a scan that the structures take, above which a first look helps nobody
+LARGE = 0.9  # of the scans are not larger than what is seen at a first look
+NO_REGION = {"region": None, "region_contrast": np.inf}
+COARSE_VOXELS = 30  # that the smallest structure must have left at a first look
 
 
 def settle(value, choose, *facts):
@@ -41,7 +47,9 @@ def describe_case(image, mask, body, spacing_mm):
         above its mean; ``sides``, by label, how far it lies from the middle of the foreground
         along x, in widths of the foreground; ``most_in_void``, the largest share of a label's
         voxels that lies where nothing has signal; ``contrast`` that 99.9 % of the voxels of every
-        label exceed, 0 without a mask.
+        label exceed, 0 without a mask; ``region``, the shape of the box around all structures
+        with its margin, None without; ``region_contrast``, the same contrast if that box were
+        all of the scan; ``volumes_mm3`` by label.
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()
@@ -53,7 +61,21 @@ def describe_case(image, mask, body, spacing_mm):
         "sides": _measure_sides(mask) if labelled else {},
         "most_in_void": _most_in_void(mask, body, spacing_mm) if labelled else 0.0,
         "contrast": _least_contrast(mask, image, body, spacing_mm) if labelled else 0.0,
+        **(_describe_region(image, mask, body, spacing_mm) if labelled else NO_REGION),
+        "volumes_mm3": _measure_volumes(mask, spacing_mm) if labelled else {},
     }
+
+
+def _describe_region(image, mask, body, spacing_mm):
+    box = widen(find_box(mask != 0), MARGIN, mask.shape)
+    contrast = _least_contrast(mask[box], image[box], body[box], spacing_mm)
+    return {"region": mask[box].shape, "region_contrast": contrast}
+
+
+def _measure_volumes(mask, spacing_mm):
+    values, counts = np.unique(mask[mask != 0], return_counts=True)
+    volumes = counts * np.prod(spacing_mm)
+    return dict(zip(values.tolist(), volumes.tolist(), strict=True))
 
 
 def _brightest_sd(voxels):
@@ -118,20 +140,26 @@ def choose_empty_space(facts):
     return "outside" if labelled else "background"
 
 
-def choose_least_contrast(facts):
+def choose_least_contrast(facts, coarse_mm):
     """Contrast under which a voxel is background.
 
     Parameters
     ----------
     facts : list of dict
         As `describe_case` returns them.
+    coarse_mm : tuple of float
+        As `choose_coarse_spacing` returns it.
 
     Returns
     -------
     float
-        Half of what every label had in every case; 0 if that is not known.
+        Half of what every label had in every case, of two looks at each of them; 0 if that is
+        not known.
     """
-    return round(min(fact["contrast"] for fact in facts) / 2, 4)
+    least = [fact["contrast"] for fact in facts]
+    if coarse_mm:
+        least += [fact["region_contrast"] for fact in facts]
+    return round(min(least) / 2, 4)
 
 
 def coarse_axis(spacing_mm):
@@ -267,6 +295,69 @@ def choose_patch(shape, spacing_mm, dimensions, planes, most_voxels):
         axis = np.argmax(lengths_mm)
         patch[axis] -= multiple[axis]
     return tuple(patch.tolist())
+
+
+def region_shape(facts, shape, spacing_mm):
+    """Voxels along each axis of the typical region around all structures.
+
+    Parameters
+    ----------
+    facts : list of dict
+        As `describe_case` returns them.
+    shape : (3,) ndarray of int
+        Of a typical case, which is taken if there are no masks.
+    spacing_mm : tuple of 3 float
+
+    Returns
+    -------
+    (3,) ndarray of int
+    """
+    labelled = [fact for fact in facts if fact["region"]]
+    if not labelled:
+        return shape
+    regions = np.array([fact["region"] for fact in labelled])
+    spacings = np.array([fact["spacing_mm"] for fact in labelled])
+    return resampled_shape(regions, spacings, spacing_mm)
+
+
+def choose_coarse_spacing(facts, spacing_mm, patch):
+    """Voxel size of a first look, at the whole scan, if the structures are a small part of it.
+
+    Parameters
+    ----------
+    facts : list of dict
+        As `describe_case` returns them.
+    spacing_mm : tuple of 3 float
+        Of the second look.
+    patch : tuple of 3 int
+        Voxels of both looks.
+
+    Returns
+    -------
+    tuple of 3 float
+        With which a patch holds 90 % of the scans; nothing finer than `spacing_mm`. Empty without
+        masks, if the structures with their margin take more than half of the typical scan, or if
+        one of them would have less than 30 voxels.
+    """
+    labelled = [fact for fact in facts if fact["region"]]
+    shares = [np.prod(fact["region"]) / np.prod(fact["shape"]) for fact in labelled]
+    if not labelled or np.median(shares) > TIGHT:
+        return ()
+    extents = [np.multiply(fact["shape"], fact["spacing_mm"]) for fact in facts]
+    coarse = np.maximum(np.quantile(extents, LARGE, axis=0) / patch, spacing_mm)
+    volumes = {}
+    for fact in labelled:
+        for label, volume in fact["volumes_mm3"].items():
+            volumes.setdefault(label, []).append(volume)
+    smallest = min(np.median(of_label) for of_label in volumes.values())
+    if smallest < COARSE_VOXELS * np.prod(coarse):
+        return ()
+    return tuple(significant(mm, 3) for mm in coarse.tolist())
+
+
+def holds_much(patch, shape):
+    """Whether a patch holds at least half of a typical scan."""
+    return np.prod(np.minimum(patch, shape)) >= SEEN * np.prod(shape)
 
 
 def choose_labels(facts):

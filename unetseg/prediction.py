@@ -6,7 +6,8 @@ import numpy as np
 
 from unetseg import ensemble
 from unetseg._base import require
-from unetseg.ensemble import along, map_bytes, predict_blocks
+from unetseg.body import find_box, find_structures, widen
+from unetseg.ensemble import along, map_bytes, predict_blocks, predict_classes
 from unetseg.model import usual_settings
 from unetseg.reliability import soften
 
@@ -76,7 +77,7 @@ def predict_case(
         Whether to return them. Without them many classes take no more memory than
         `unetseg.ensemble.BLOCK_BYTES` allows.
     prepared : unetseg.preprocessing.Prepared, optional
-        What ``preprocessor.prepare(case)`` returns, if it is at hand; else the scan is read.
+        What `prepare_case` returns, if it is at hand; else the scan is read.
 
     Returns
     -------
@@ -86,7 +87,9 @@ def predict_case(
     models = list(models) if isinstance(models, list | tuple) else [models]
     require("models", models, len(models), "at least one")
     if prepared is None:
-        prepared = preprocessor.prepare(case)
+        prepared = prepare_case(
+            models, case, preprocessor, overlap=overlap, mirror_axes=mirror_axes
+        )
     place = prepared.place
     drawn = _draw_background(preprocessor, place.shape, len(models), temperature, probabilities)
     inside = drawn.look_at(place.box)
@@ -98,6 +101,57 @@ def predict_case(
             _draw(part.look_at(index), mean[index], preprocessor, temperature)
         del mean  # before the next one is made
     return drawn
+
+
+@usual_settings()
+def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mirror_axes=None):
+    """Bring a case to the network's grid; of two looks, to the region that the first one finds.
+
+    Parameters
+    ----------
+    models : keras.Model or sequence of them
+    case, preprocessor, overlap, mirror_axes
+        As for `predict_case`.
+    loaded : tuple of image and affine, optional
+        As for ``preprocessor.prepare``.
+
+    Returns
+    -------
+    unetseg.preprocessing.Prepared
+        Of the region that `find_region` returns, or of the whole scan.
+    """
+    region = None
+    if preprocessor.coarse:
+        mirror_axes = settle_settings(preprocessor, overlap, mirror_axes)
+        models = list(models) if isinstance(models, list | tuple) else [models]
+        first = preprocessor.coarse.prepare(case, loaded=loaded)
+        classes = predict_classes(models, first, first.preprocessor, overlap, mirror_axes)
+        region = find_region(classes, first)
+    return preprocessor.prepare(case, loaded=loaded, region=region)
+
+
+def find_region(classes, first):
+    """Find where to look closer.
+
+    Parameters
+    ----------
+    classes : (x, y, z) ndarray of integers
+        That the network sees at its first look.
+    first : unetseg.preprocessing.Prepared
+        What it saw.
+
+    Returns
+    -------
+    tuple of 3 slice, or None
+        Part of the native grid: the box of what was found, stray pieces left out
+        (`unetseg.body.find_structures`), with the margin of the preprocessor. None if nothing
+        was found.
+    """
+    found = find_structures(classes[first.place.inner])
+    if not found.any():
+        return None
+    box = first.place.to_native(find_box(found))
+    return widen(box, first.preprocessor.margin, first.place.shape)
 
 
 @usual_settings()

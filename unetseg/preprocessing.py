@@ -1,7 +1,7 @@
 """From a case on its native grid to the network's grid, and back."""
 
 import functools
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 from unetseg import nifti, planning
 from unetseg._base import refuse_any, require, write_json
 from unetseg.augmentation import Sampling
-from unetseg.body import find_body, find_box, find_void, measure_contrast
+from unetseg.body import find_body, find_box, find_void, measure_contrast, meet, widen
 from unetseg.grids import Place, zoom, zoom_labels
 from unetseg.planning import coarse_axis, settle
 from unetseg.reading.description import refuse_ignored
@@ -22,7 +22,14 @@ NORMALISATIONS = ("zscore", "percentile", "none")
 EMPTY_SPACE = ("background", "outside", "zero")
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
 # What files of version 0.1 do not tell.
-OLDER = {"neighbours": 0, "planes": (), "empty_space": "zero", "least_contrast": 0.0}
+OLDER = {
+    "neighbours": 0,
+    "planes": (),
+    "empty_space": "zero",
+    "least_contrast": 0.0,
+    "coarse_mm": (),
+    "margin": 0.0,
+}
 MIRRORINGS = [axes for n in range(4) for axes in combinations(range(3), n)]
 PLANES = [(), *permutations(range(3), 1), *permutations(range(3), 2)]
 TRIPLE = "three positive numbers, along x, y, z"
@@ -115,6 +122,13 @@ class Preprocessor:
         With ``background``, the contrast (`unetseg.body.measure_contrast`) under which a voxel
         is background too, such as in the noise of air, which a network would amplify. Chosen:
         half of the least that a label had in training (of 99.9 % of its voxels); 0 without masks.
+    coarse_mm : tuple of 3 float, optional
+        Voxel size of a first look: the network sees the whole scan coarsely, and then the region
+        of what it found there at `spacing_mm`; it is trained on patches of both kinds. Empty for
+        one look. Chosen: such that a patch holds 90 % of the scans, if without it a patch held
+        less than half of a scan and the structures take less than half of it; else one look.
+    margin : float, optional
+        Of the region around the structures, on each side, in sizes of their box. Chosen: 0.3.
     """
 
     spacing_mm: tuple | None = None
@@ -128,10 +142,12 @@ class Preprocessor:
     planes: tuple | None = None
     empty_space: str | None = None
     least_contrast: float | None = None
+    coarse_mm: tuple | None = None
+    margin: float | None = None
 
     def __post_init__(self):
         """Check the settings."""
-        for name in ("spacing_mm", "patch", "mirror_axes", "planes"):
+        for name in ("spacing_mm", "patch", "mirror_axes", "planes", "coarse_mm"):
             if np.iterable(getattr(self, name)):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, fits, allowed in _list_rules(self.patch):
@@ -156,6 +172,11 @@ class Preprocessor:
         """Shape of one input of the network, channels last; three numbers if it is 2-D."""
         channels = self.channels * (2 * self.sampling.neighbours + 1)
         return (*(n for n in self.patch if n > 1), channels)
+
+    @property
+    def coarse(self):
+        """What is done to a case before the first look at it, or None if there is one look."""
+        return replace(self, spacing_mm=self.coarse_mm, coarse_mm=()) if self.coarse_mm else None
 
     @property
     def flat_axis(self):
@@ -209,9 +230,7 @@ class Preprocessor:
         shape = planning.resampled_shape(shapes, spacings, spacing)
         flat = self.patch, self.planes, self.neighbours
         dimensions = settle(self.dimensions, planning.choose_dimensions, shape, spacing, *flat)
-        most = patch_voxels or patch_budget()
-        cut = dimensions, self.planes, most
-        patch = settle(self.patch, planning.choose_patch, shape, spacing, *cut)
+        patch, coarse = self._choose_looks(facts, shape, spacing, dimensions, patch_voxels)
         labels = settle(self.labels, planning.choose_labels, facts)
         several = planning.has_several_slices(shape, patch, dimensions)
         look = shape, spacing, patch, dimensions
@@ -226,8 +245,25 @@ class Preprocessor:
             neighbours=settle(self.neighbours, planning.choose_neighbours, several),
             planes=settle(self.planes, planning.choose_planes, *look),
             empty_space=settle(self.empty_space, planning.choose_empty_space, facts),
-            least_contrast=settle(self.least_contrast, planning.choose_least_contrast, facts),
+            least_contrast=settle(
+                self.least_contrast, planning.choose_least_contrast, facts, coarse
+            ),
+            coarse_mm=coarse,
+            margin=settle(self.margin, lambda: planning.MARGIN if coarse else 0.0),
         )
+
+    def _choose_looks(self, facts, shape, spacing, dimensions, patch_voxels):
+        # The patch, and the voxel size of the first of two looks or nothing.
+        cut = dimensions, self.planes, patch_voxels or patch_budget()
+        patch = settle(self.patch, planning.choose_patch, shape, spacing, *cut)
+        once = dimensions == 2 or planning.holds_much(patch, shape)
+        if self.coarse_mm is None and once:
+            return patch, ()
+        region = planning.region_shape(facts, shape, spacing)
+        closer = settle(self.patch, planning.choose_patch, region, spacing, *cut)
+        choose = planning.choose_coarse_spacing
+        coarse = settle(self.coarse_mm, choose, facts, spacing, closer)
+        return (closer, coarse) if coarse else (patch, ())
 
     def describe(self, image, affine, mask=None):
         """Tell the facts of a case that settings are chosen from.
@@ -274,7 +310,7 @@ class Preprocessor:
         prepared = self.prepare(case, with_mask=True)
         return prepared.x, prepared.y
 
-    def prepare(self, case, *, with_mask=False, loaded=None):
+    def prepare(self, case, *, with_mask=False, loaded=None, region=None):
         """Bring a case to the network's grid, with all that its prediction needs.
 
         Parameters
@@ -284,6 +320,9 @@ class Preprocessor:
             Whether to bring its mask too.
         loaded : tuple of image and affine, optional
             What `unetseg.nifti.load_image` returned, if it is at hand; else the scan is read.
+        region : tuple of 3 slice, optional
+            Part of the native grid beyond which is background for certain. By default the scan is
+            taken whole; of two looks with `with_mask` the region of what the mask labels.
 
         Returns
         -------
@@ -296,7 +335,9 @@ class Preprocessor:
         """
         image, affine = self._load(case, loaded)
         body, backgrounds = self._find_body(image, affine)
-        box, shape, padding = geometry = self._geometry(body, affine)
+        if region is None and with_mask and case.mask:
+            region = self._region_of(case.mask)
+        box, shape, padding = geometry = self._geometry(body, affine, region)
         inside = zoom(body[box].astype(np.float32), shape) > 0
         channels = []
         for channel in np.moveaxis(image[box], -1, 0):
@@ -310,6 +351,24 @@ class Preprocessor:
         place = _find_place(image.shape[:3], *geometry)
         return Prepared(np.stack(channels, axis=-1), y, place, inside, self)
 
+    def _region_of(self, path):
+        mask, _ = nifti.load_mask(path) if self.coarse_mm else (None, None)
+        return None if mask is None or not mask.any() else self.surround(mask != 0)
+
+    def surround(self, structures):
+        """Find the region of a second look: the box of the structures with its margin.
+
+        Parameters
+        ----------
+        structures : (x, y, z) ndarray of bool
+            On the native grid; not empty.
+
+        Returns
+        -------
+        tuple of 3 slice
+        """
+        return widen(find_box(structures), self.margin, structures.shape)
+
     def _transform_mask(self, path, box, shape, padding):
         mask, _ = nifti.load_mask(path)
         unknown = set(np.unique(mask).tolist()) - {0, *self.labels}
@@ -319,7 +378,7 @@ class Preprocessor:
         return np.pad(zoom_labels(mask[box], shape, self.labels), padding)
 
     def place(self, case):
-        """Find where the network's grid lies on the native one; reads the images.
+        """Find where the network's grid of `transform` lies on the native one; reads the files.
 
         Parameters
         ----------
@@ -331,7 +390,8 @@ class Preprocessor:
         """
         image, affine = self._load(case)
         body, _ = self._find_body(image, affine)
-        return _find_place(image.shape[:3], *self._geometry(body, affine))
+        region = self._region_of(case.mask) if case.mask else None
+        return _find_place(image.shape[:3], *self._geometry(body, affine, region))
 
     def restore(self, probabilities, case, *, place=None):
         """Bring class probabilities back to the case's native grid.
@@ -480,9 +540,11 @@ class Preprocessor:
             body &= ~find_void(body, voxel_sizes(affine))
         return body, backgrounds
 
-    def _geometry(self, body, affine):
+    def _geometry(self, body, affine, region=None):
         # The box of the body, its shape at the common spacing, and the padding around it.
         box = find_box(body)
+        if region:
+            box = meet(box, region)
         extent = body[box].shape * voxel_sizes(affine)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         least = np.array(self.patch)
@@ -539,6 +601,8 @@ def _list_rules(patch):
         ("planes", lambda v: v in PLANES and (not v or may_be_2d), f"in 2-D one of {PLANES}"),
         ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
         ("least_contrast", lambda v: v >= 0, "0 or more"),
+        ("coarse_mm", lambda v: v == () or (not flat and _is_triple(v)), f"in 3-D {TRIPLE}"),
+        ("margin", lambda v: v >= 0, "0 or more"),
         ("neighbours", lambda v: v == 0 or (v > 0 and may_be_2d), "0, or more in 2-D"),
     )
 

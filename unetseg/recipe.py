@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +15,7 @@ from unetseg.run import devices
 from unetseg.run.layout import Run, read_json
 
 BATCH_VOXELS = 50_000
+UNET = f"{model.build_unet.__module__}.{model.build_unet.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Recipe:
         Validated and written to the history after each.
     steps : int, optional
         Batches per epoch. By default as many as cover the training cases once, from 50 to 250.
+    minutes : float, optional
+        How long a fold may train: the steps of an epoch are planned from the seconds that one
+        takes on this machine, measured before the first fold and written down.
     batch_size : int, optional
         Patches per step, shared out among the GPUs. By default as
         `plan_batch` says.
@@ -48,6 +52,7 @@ class Recipe:
 
     epochs: int = 12
     steps: int | None = None
+    minutes: float | None = None
     batch_size: int | None = None
     learning_rate: float = 6e-3  # of 2e-3, 6e-3 and 12e-3 the best in an inner split
     weight_decay: float = 1e-4
@@ -62,6 +67,7 @@ class Recipe:
         for name, fits, allowed in (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("steps", self.steps is None or self.steps >= 1, "at least 1"),
+            ("minutes", self.minutes is None or self.minutes > 0, "above 0"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
@@ -136,6 +142,7 @@ def recall_plan(results_dir, build_model=model.build_unet):
     settings = experiment["settings"]
     preprocessor, recipe = Preprocessor.load(run.preprocessor), Recipe(**settings["recipe"])
     model_args, batch_size = settings["model_args"], experiment["batch_size"]
+    recipe = replace(recipe, steps=experiment.get("steps", recipe.steps))
     return Plan(preprocessor, build_model, model_args, recipe, batch_size)
 
 
@@ -236,6 +243,8 @@ def record_settings(path, settings, run):
     there = dict(recorded["settings"])
     if "preprocessor" in there:
         there["preprocessor"] = json.loads(json.dumps(OLDER)) | there["preprocessor"]
+    if there.get("builder") == UNET:
+        there["model_args"] = {"max_filters": model.MAX_FILTERS} | there["model_args"]
     both = there, settings
     old, new = (pd.json_normalize(one).astype(object).iloc[0].to_dict() for one in both)
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]

@@ -227,6 +227,7 @@ SETTINGS = {
     "SEED": Number(("12345",), least=0, most=2**32 - 1),
     "EPOCHS": Number(("12",)),
     "STEPS": Number(("250", NONE), auto=True),
+    "MINUTES": Number(("12", NONE), least=0.1, whole=False, auto=True),
     "BATCH_SIZE": Number(("2", NONE), auto=True),
     "FILTERS": Number(("16",)),
     "DEPTH": Number(("3", NONE), auto=True),

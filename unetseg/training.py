@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from unetseg import fitting, memory, model, nifti, reliability
-from unetseg._base import write_json, write_table
+from unetseg._base import require, write_json, write_table
 from unetseg.cases import refuse_problems
-from unetseg.patches import CachedCases, require_cache
-from unetseg.prediction import predict_and_sample
+from unetseg.patches import Looks, require_cache
+from unetseg.prediction import predict_and_sample, prepare_case
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe, make_plan, record_settings
 from unetseg.run import inputs, machine, processes, state
@@ -98,7 +98,9 @@ def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
     started, fold, cases = time.monotonic(), Fold(fold_dir), [*train_cases, *val_cases]
     fold.folder.mkdir(parents=True, exist_ok=True)
     files = inputs.describe_inputs(cases, fresh=True)
-    train, val = (CachedCases(plan.preprocessor, part, cache) for part in (train_cases, val_cases))
+    train, val = (Looks(plan.preprocessor, part, cache) for part in (train_cases, val_cases))
+    known = plan.recipe.steps is not None or plan.recipe.minutes is None
+    require("minutes", plan.recipe.minutes, known, "left to cross_validate: give steps")
     recipe = replace(plan.recipe, steps=plan.recipe.steps or fitting.count_steps(train, plan))
     about = _describe_fold(plan, recipe, seed, train_cases, val_cases)
     net = fitting.build(plan, recipe, seed)
@@ -108,7 +110,7 @@ def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
     fitted = time.monotonic()
     done = {**about, **fitting.describe_end(progress, recipe, fold.folder), "inputs": files}
     done["weights_sha256"] = state.save_weights(net, fold.weights)
-    done["temperature"] = _predict_fold(plan, fold, val_cases, val, done["weights_sha256"])
+    done["temperature"] = _predict_fold(plan, fold, val, done["weights_sha256"])
     done["minutes"] = round(progress["minutes"] + (time.monotonic() - fitted) / 60, 2)
     inputs.refuse_changed_meanwhile(files, cases)
     done.update(state.hash_masks(Run(fold.folder.parent), about["val"]))
@@ -138,18 +140,22 @@ def _describe_state(about, plan, files):
     return json.loads(json.dumps(whole))
 
 
-def _predict_fold(plan, fold, cases, cached, digest):
+def _predict_fold(plan, fold, val, digest):
     preprocessor, net = plan.preprocessor, plan.build()  # on one device
     state.load_weights(net, fold.weights, digest)  # with what is in the file
     run, rng, sampled = Run(fold.folder.parent), np.random.default_rng(0), []
-    most = MAX_SAMPLED // len(cases)
+    most = MAX_SAMPLED // len(val.cases)
     axes = None if plan.recipe.augment else ()  # mirrored copies only if it has seen some
-    for number, case in enumerate(cases):
+    for number, case in enumerate(val.cases):
         truth, _ = nifti.load_mask(case.mask)
         nifti.save_mask(run.mask(case.id), truth, case.mask)
         choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
+        if preprocessor.coarse:  # the region that its mask tells is not for the prediction
+            prepared = prepare_case(net, case, preprocessor, mirror_axes=axes)
+        else:
+            prepared = val.near.prepared(number)
         labels, chosen, probabilities = predict_and_sample(
-            net, cached.prepared(number), preprocessor, choose, mirror_axes=axes
+            net, prepared, preprocessor, choose, mirror_axes=axes
         )
         nifti.save_mask(run.prediction(case.id), labels, case.files[0])
         near = truth.ravel()[chosen]
@@ -246,6 +252,8 @@ def cross_validate(
         any training, as far as that can be foretold.
     """
     run, recipe = Run(Path(results_dir).absolute()), Recipe(**recipe)
+    once = recipe.minutes is None or recipe.steps is None
+    require("steps", recipe.steps, once, "left out if minutes say how long a fold trains")
     cases = sorted(cases, key=lambda case: case.id)
     if not retrain:
         inputs.Trained(run.folder).refuse_stale(cases)
@@ -261,7 +269,8 @@ def cross_validate(
         refuse_leaks(leaks)
     _warn_of_lack(cases, preprocessor)
     with only_run(run.folder, backup_dir):
-        plan = _record(run, plan, seed, folds, leaks)
+        measured = _measure(run, plan, cases, cache_dir)
+        plan = _record(run, plan, seed, folds, leaks, measured)
         pending = _find_pending(run, folds, retrain)
         _say_what_is_done(folds, pending, cases, table)
         if pending or not run.cases.exists():  # else it tells of what is trained
@@ -299,15 +308,31 @@ def _warn_of_lack(cases, preprocessor):
         warnings.warn(f"Of the largest case: {lack}", stacklevel=3)
 
 
-def _record(run, plan, seed, folds, leaks):
-    settings = {"precision": plan.precision, "batch_size": plan.batch_size}
+def _measure(run, plan, cases, cache_dir):
+    # Once, so that a run that goes on later, elsewhere, does so with as many steps.
+    if plan.recipe.minutes is None or run.experiment.exists():
+        return {}
+    with _open_cache(cache_dir) as cache:
+        try:
+            steps = processes.call_apart(fitting.plan_steps, plan, cases, cache)
+        finally:
+            processes.end_calls()
+    minutes, epochs = plan.recipe.minutes, plan.recipe.epochs
+    print(f"{minutes:g} minutes a fold: on this machine {epochs} epochs of {steps} steps.")
+    return {"steps": steps}
+
+
+def _record(run, plan, seed, folds, leaks, measured):
+    settings = {"precision": plan.precision, "batch_size": plan.batch_size, **measured}
     here = {**settings, **machine.describe_machine()}
     recorded = record_settings(run.experiment, plan.describe(seed), here)
     plan.preprocessor.save(run.preprocessor)
     write_json(run.splits, folds)
     write_table(run.leaks, leaks)
     # Of the first run, wherever it was.
-    return replace(plan, batch_size=recorded["batch_size"])
+    steps = recorded.get("steps", plan.recipe.steps)
+    recipe = replace(plan.recipe, steps=steps)
+    return replace(plan, batch_size=recorded["batch_size"], recipe=recipe)
 
 
 def _find_pending(run, folds, retrain):

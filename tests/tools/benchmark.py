@@ -35,8 +35,8 @@ from keras import layers, ops
 from scipy import ndimage
 
 from unetseg import _base, inference, model, training
-from unetseg.augmentation import CachedCases, Patches
 from unetseg.cases import Case
+from unetseg.patches import CachedCases, Patches
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import machine, processes
 
