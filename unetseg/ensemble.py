@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from unetseg.augmentation import view_neighbours
+from unetseg.grids import restore_part
 from unetseg.windows import slide, widest
 
 BLOCK_BYTES = 2_250_000_000  # of one class map; two are in memory at a time
@@ -128,7 +129,7 @@ def predict_blocks(models, prepared, preprocessor, overlap, mirror_axes):
         yield block, *_predict_block(models, prepared, block, *settings)
 
 
-def predict_classes(models, prepared, preprocessor, overlap, mirror_axes):
+def predict_maps(models, prepared, preprocessor, overlap, mirror_axes):
     """Predict a scan on the network's grid.
 
     Parameters
@@ -138,14 +139,14 @@ def predict_classes(models, prepared, preprocessor, overlap, mirror_axes):
 
     Returns
     -------
-    (x, y, z) ndarray of integers
-        Class numbers, the most probable on average over the models.
+    (model, x, y, z, class) ndarray of float32
+        Probabilities.
     """
     shape = prepared.x.shape[:3]
-    total = np.zeros((*shape, preprocessor.num_classes), np.float32)
-    for model in models:
-        _predict(total, model, prepared, preprocessor, overlap, mirror_axes, (0, 0, shape[0]))
-    return total.argmax(axis=-1)
+    maps = np.zeros((len(models), *shape, preprocessor.num_classes), np.float32)
+    for out, model in zip(maps, models, strict=True):
+        _predict(out, model, prepared, preprocessor, overlap, mirror_axes, (0, 0, shape[0]))
+    return maps
 
 
 def _cut(preprocessor, shape, place):
@@ -173,16 +174,29 @@ def _predict_block(models, prepared, block, preprocessor, overlap, mirror_axes):
     for number, model in enumerate(models):
         network = np.zeros(network_shape, np.float32)
         _predict(network, model, prepared, preprocessor, overlap, mirror_axes, span)
-        _add_native(mean, votes[number], network, place, block)
+        _add_native(mean, votes[number], network, place, block, _recall(prepared, number, block))
     mean /= np.float32(len(models))
     return mean, votes
 
 
-def _add_native(total, vote, network, place, block):
+def _recall(prepared, number, block):
+    # What a model said at its first look, class by class, in the native part of the block.
+    if prepared.first is None:
+        return None
+    place, maps = prepared.first
+    part = list(prepared.place.box)
+    start = part[block.axis].start
+    part[block.axis] = slice(start + block.native[0], start + block.native[1])
+    return lambda k: restore_part(maps[number, ..., k], place, part)
+
+
+def _add_native(total, vote, network, place, block, first):
     # Class by class, so that no other map of all of them is needed.
     best = np.full(vote.shape, -np.inf, np.float32)
     for k in range(network.shape[-1]):
         native = restore_plane_block(network[..., k], place, block)
+        if first:
+            native = (native + first(k)) / 2
         total[..., k] += native
         vote[native > best] = k
         np.maximum(best, native, out=best)

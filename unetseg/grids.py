@@ -78,6 +78,31 @@ def zoom(array, shape):
     return ndimage.zoom(array, factors, order=1, mode="nearest", grid_mode=True)
 
 
+def restore_part(array, place, box):
+    """Resample a part of the native grid from the network's grid, linearly between voxel centres.
+
+    Parameters
+    ----------
+    array : (x, y, z) ndarray of float
+        On the network's grid, with its padding.
+    place : Place
+    box : tuple of 3 slice
+        Of the native grid.
+
+    Returns
+    -------
+    (x, y, z) ndarray
+        Beyond what the network saw its outermost voxels.
+    """
+    step = np.array(place.inner_shape) / place.box_shape
+    first = [wanted.start - whole.start for wanted, whole in zip(box, place.box, strict=True)]
+    offset = (np.array(first) + 0.5) * step - 0.5
+    shape = tuple(part.stop - part.start for part in box)
+    return ndimage.affine_transform(
+        array[place.inner], step, offset, shape, order=1, mode="nearest"
+    )
+
+
 def zoom_labels(mask, shape, labels):
     """Resample a mask: each voxel gets the label that has the largest share in it.
 

@@ -37,11 +37,14 @@ def prediction_bytes(preprocessor, shape, spacing_mm, models=(), *, n_models=1, 
         Bytes beyond those that the process has taken already. As if nothing were cropped.
     """
     n_models, num_classes = len(models) or n_models, preprocessor.num_classes
-    resampled = np.maximum(1, np.round(np.array(shape) * spacing_mm / preprocessor.spacing_mm))
+    extent = np.multiply(shape, preprocessor.take_spacing(spacing_mm))
+    resampled = np.maximum(1, np.round(extent / preprocessor.spacing_mm))
     network = np.maximum(resampled, preprocessor.patch).astype(int).tolist()
     voxels, seen = math.prod(shape), math.prod(network)
     scan = voxels * preprocessor.channels * FLOAT_BYTES
     x = seen * preprocessor.channels * FLOAT_BYTES
+    if preprocessor.coarse:  # whose maps are kept; as large as a patch and a few more
+        x += n_models * map_bytes(preprocessor.patch, num_classes)
     drawn = voxels * (3 * FLOAT_BYTES + n_models)
     block = min(
         max(map_bytes(shape, num_classes), map_bytes(network, num_classes)), ensemble.BLOCK_BYTES

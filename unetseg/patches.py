@@ -303,7 +303,8 @@ def require_cache(cases, table, preprocessor):
         As `require_room`.
     """
     place, channels = tempfile.gettempdir(), preprocessor.channels
-    most = cache_bytes(table, preprocessor.spacing_mm, preprocessor.patch, channels)
+    taken = table.assign(spacing_mm=table["spacing_mm"].map(preprocessor.take_spacing))
+    most = cache_bytes(taken, preprocessor.spacing_mm, preprocessor.patch, channels)
     if most * SPARE <= free_bytes(place):
         return
     need = 0

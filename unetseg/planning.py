@@ -19,7 +19,9 @@ MARGIN = 0.3  # around the structures on each side, in sizes of their box
 SEEN = 0.5  # share of a typical scan that a patch holds; with less it is looked at twice
 TIGHT = 0.5  # share of a scan that the structures take, above which a first look helps nobody
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
-NO_REGION = {"region": None, "region_contrast": np.inf}
+NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf}
+ALIKE = 0.8  # of the spread in mm: structures that are so much more alike in voxels
+VARIED = 0.1  # spread of the logarithm of the size in mm, under which all are alike
 COARSE_VOXELS = 30  # that the smallest structure must have left at a first look
 
 
@@ -48,8 +50,9 @@ def describe_case(image, mask, body, spacing_mm):
         along x, in widths of the foreground; ``most_in_void``, the largest share of a label's
         voxels that lies where nothing has signal; ``contrast`` that 99.9 % of the voxels of every
         label exceed, 0 without a mask; ``region``, the shape of the box around all structures
-        with its margin, None without; ``region_contrast``, the same contrast if that box were
-        all of the scan; ``volumes_mm3`` by label.
+        with its margin, and ``structures``, without it, None without a mask;
+        ``region_contrast``, the same contrast if that box were all of the scan; ``volumes_mm3``
+        by label.
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()
@@ -67,9 +70,11 @@ def describe_case(image, mask, body, spacing_mm):
 
 
 def _describe_region(image, mask, body, spacing_mm):
-    box = widen(find_box(mask != 0), MARGIN, mask.shape)
+    inner = find_box(mask != 0)
+    box = widen(inner, MARGIN, mask.shape)
     contrast = _least_contrast(mask[box], image[box], body[box], spacing_mm)
-    return {"region": mask[box].shape, "region_contrast": contrast}
+    shapes = {"region": mask[box].shape, "structures": mask[inner].shape}
+    return {**shapes, "region_contrast": contrast}
 
 
 def _measure_volumes(mask, spacing_mm):
@@ -200,6 +205,34 @@ def choose_spacing(shape, spacings_mm):
     if spacing[coarse] >= ANISOTROPIC * finer and few:
         spacing[coarse] = max(np.percentile(spacings_mm[:, coarse], 10), finer)
     return tuple(round(mm, 4) if mm >= 0.1 else significant(mm, 4) for mm in spacing.tolist())
+
+
+def choose_assumed_spacing(facts):
+    """Voxel size that every scan is taken to have, where fields of view were fitted to patients.
+
+    Hearts of small children are as large as those of adults if they are counted in voxels.
+
+    Parameters
+    ----------
+    facts : list of dict
+        As `describe_case` returns them.
+
+    Returns
+    -------
+    tuple of 3 float
+        The median, if the boxes around all structures differ less in voxels than in mm: by the
+        standard deviation of the logarithm of their sides' geometric mean, less than 0.8 times
+        that in mm, which must be 0.1 or more. Else empty, and each scan has its own.
+    """
+    labelled = [fact for fact in facts if fact["structures"]]
+    if not labelled:
+        return ()
+    sides = np.log([fact["structures"] for fact in labelled]).mean(axis=1)
+    spacings = np.array([fact["spacing_mm"] for fact in labelled])
+    in_voxels, in_mm = np.std(sides), np.std(sides + np.log(spacings).mean(axis=1))
+    if in_mm < VARIED or in_voxels > ALIKE * in_mm:
+        return ()
+    return tuple(significant(mm, 4) for mm in np.median(spacings, axis=0).tolist())
 
 
 def resampled_shape(shapes, spacings_mm, spacing_mm):

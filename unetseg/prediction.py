@@ -1,5 +1,6 @@
 """Prediction of one case, by one network or several, back on its native grid."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy as np
 from unetseg import ensemble
 from unetseg._base import require
 from unetseg.body import find_box, find_structures, widen
-from unetseg.ensemble import along, map_bytes, predict_blocks, predict_classes
+from unetseg.ensemble import along, map_bytes, predict_blocks, predict_maps
 from unetseg.model import usual_settings
+from unetseg.preprocessing import FirstLook
 from unetseg.reliability import soften
 
 OVERLAP = 0.5  # of neighbouring windows
@@ -93,7 +95,8 @@ def predict_case(
     place = prepared.place
     drawn = _draw_background(preprocessor, place.shape, len(models), temperature, probabilities)
     inside = drawn.look_at(place.box)
-    for block, mean, votes in predict_blocks(models, prepared, preprocessor, overlap, mirror_axes):
+    blocks = predict_blocks(models, prepared, prepared.preprocessor, overlap, mirror_axes)
+    for block, mean, votes in blocks:
         part = inside.look_at(along(block.axis, *block.native))
         part.votes[:] = votes
         for plane in range(mean.shape[block.axis]):  # one at a time, so that copies are small
@@ -118,16 +121,20 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     Returns
     -------
     unetseg.preprocessing.Prepared
-        Of the region that `find_region` returns, or of the whole scan.
+        Of the whole scan; of two looks of the region that `find_region` returns, with what the
+        models saw at the first one. If that was nothing, the first look is all.
     """
-    region = None
-    if preprocessor.coarse:
-        mirror_axes = settle_settings(preprocessor, overlap, mirror_axes)
-        models = list(models) if isinstance(models, list | tuple) else [models]
-        first = preprocessor.coarse.prepare(case, loaded=loaded)
-        classes = predict_classes(models, first, first.preprocessor, overlap, mirror_axes)
-        region = find_region(classes, first)
-    return preprocessor.prepare(case, loaded=loaded, region=region)
+    if not preprocessor.coarse:
+        return preprocessor.prepare(case, loaded=loaded)
+    mirror_axes = settle_settings(preprocessor, overlap, mirror_axes)
+    models = list(models) if isinstance(models, list | tuple) else [models]
+    first = preprocessor.coarse.prepare(case, loaded=loaded)
+    maps = predict_maps(models, first, first.preprocessor, overlap, mirror_axes)
+    region = find_region(maps.mean(axis=0).argmax(axis=-1), first)
+    if region is None:
+        return first
+    closer = preprocessor.prepare(case, loaded=loaded, region=region)
+    return replace(closer, first=FirstLook(first.place, maps))
 
 
 def find_region(classes, first):
@@ -197,7 +204,8 @@ def _predict_voxels(model, prepared, preprocessor, chosen, mirror_axes):
     voxels -= [part.start for part in place.box]
     inside = ((voxels >= 0) & (voxels < place.box_shape)).all(axis=1)
     sampled = preprocessor.encode(np.zeros(len(voxels), int))  # certain where it was cropped
-    for block, mean, _ in predict_blocks([model], prepared, preprocessor, OVERLAP, mirror_axes):
+    blocks = predict_blocks([model], prepared, prepared.preprocessor, OVERLAP, mirror_axes)
+    for block, mean, _ in blocks:
         first, last = block.native
         across = voxels[:, block.axis]
         here = inside & (first <= across) & (across < last)

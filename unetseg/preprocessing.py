@@ -4,6 +4,7 @@ import functools
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -29,10 +30,22 @@ OLDER = {
     "least_contrast": 0.0,
     "coarse_mm": (),
     "margin": 0.0,
+    "assumed_mm": (),
 }
 MIRRORINGS = [axes for n in range(4) for axes in combinations(range(3), n)]
 PLANES = [(), *permutations(range(3), 1), *permutations(range(3), 2)]
 TRIPLE = "three positive numbers, along x, y, z"
+
+
+class FirstLook(NamedTuple):
+    """What models said of a whole scan, seen coarsely, before they looked closer.
+
+    ``place``: where the coarse grid lies on the native one. ``maps``: (model, x, y, z, class)
+    float32, probabilities on the coarse grid.
+    """
+
+    place: Place
+    maps: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,8 @@ class Prepared:
 
     ``x``: (x, y, z, channel) float32, at least as large as the patch. ``y``: (x, y, z) uint8,
     class numbers, or None without a mask. ``place``: where it lies on the native grid.
-    ``inside``: (x, y, z) bool, what is body. ``preprocessor``: the one that made it.
+    ``inside``: (x, y, z) bool, what is body. ``preprocessor``: the one that made it. ``first``:
+    of two looks what was seen at the first one, or None.
     """
 
     x: np.ndarray
@@ -49,6 +63,7 @@ class Prepared:
     place: Place
     inside: np.ndarray
     preprocessor: "Preprocessor"
+    first: FirstLook | None = None
 
     @functools.cached_property
     def void(self):
@@ -129,6 +144,10 @@ class Preprocessor:
         less than half of a scan and the structures take less than half of it; else one look.
     margin : float, optional
         Of the region around the structures, on each side, in sizes of their box. Chosen: 0.3.
+    assumed_mm : tuple of 3 float, optional
+        Voxel size that every scan is taken to have, along x, y, z; empty for its own. Chosen: the
+        median, if `spacing_mm` is not given and structures are clearly more alike in voxels than
+        in mm (`unetseg.planning.choose_assumed_spacing`); else its own.
     """
 
     spacing_mm: tuple | None = None
@@ -144,10 +163,11 @@ class Preprocessor:
     least_contrast: float | None = None
     coarse_mm: tuple | None = None
     margin: float | None = None
+    assumed_mm: tuple | None = None
 
     def __post_init__(self):
         """Check the settings."""
-        for name in ("spacing_mm", "patch", "mirror_axes", "planes", "coarse_mm"):
+        for name in ("spacing_mm", "patch", "mirror_axes", "planes", "coarse_mm", "assumed_mm"):
             if np.iterable(getattr(self, name)):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, fits, allowed in _list_rules(self.patch):
@@ -224,6 +244,8 @@ class Preprocessor:
             return self
         require("cases", cases, len(cases), "at least one")
         facts = facts or [self._read_facts(case) for case in cases]
+        assumed = self._choose_assumed(facts)
+        facts = [{**fact, "spacing_mm": assumed or fact["spacing_mm"]} for fact in facts]
         shapes = np.array([fact["shape"] for fact in facts])
         spacings = np.array([fact["spacing_mm"] for fact in facts])
         spacing = settle(self.spacing_mm, planning.choose_spacing, np.median(shapes, 0), spacings)
@@ -250,7 +272,17 @@ class Preprocessor:
             ),
             coarse_mm=coarse,
             margin=settle(self.margin, lambda: planning.MARGIN if coarse else 0.0),
+            assumed_mm=assumed,
         )
+
+    def _choose_assumed(self, facts):
+        if self.spacing_mm and self.assumed_mm is None:
+            return ()
+        return settle(self.assumed_mm, planning.choose_assumed_spacing, facts)
+
+    def take_spacing(self, spacing_mm):
+        """Tell the voxel size that a scan is taken to have: its own, unless one is assumed."""
+        return self.assumed_mm or tuple(spacing_mm)
 
     def _choose_looks(self, facts, shape, spacing, dimensions, patch_voxels):
         # The patch, and the voxel size of the first of two looks or nothing.
@@ -545,7 +577,7 @@ class Preprocessor:
         box = find_box(body)
         if region:
             box = meet(box, region)
-        extent = body[box].shape * voxel_sizes(affine)
+        extent = np.multiply(body[box].shape, self.take_spacing(voxel_sizes(affine)))
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         least = np.array(self.patch)
         for axis in self.sampling.planes[1:]:
@@ -602,6 +634,7 @@ def _list_rules(patch):
         ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
         ("least_contrast", lambda v: v >= 0, "0 or more"),
         ("coarse_mm", lambda v: v == () or (not flat and _is_triple(v)), f"in 3-D {TRIPLE}"),
+        ("assumed_mm", lambda v: v == () or _is_triple(v), f"{TRIPLE}, or nothing"),
         ("margin", lambda v: v >= 0, "0 or more"),
         ("neighbours", lambda v: v == 0 or (v > 0 and may_be_2d), "0, or more in 2-D"),
     )

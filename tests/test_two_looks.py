@@ -1,0 +1,231 @@
+"""Scans that are looked at twice: whole and coarsely, then where something was found."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unetseg import planning
+from unetseg.body import find_box, find_structures, meet, widen
+from unetseg.grids import Place, restore_part
+from unetseg.patches import FAR, Looks
+from unetseg.prediction import find_region, predict_case, prepare_case
+from unetseg.preprocessing import Preprocessor
+
+SHAPE, SPACING = (64, 60, 40), (1.0, 1.0, 2.0)
+AT = (slice(40, 52), slice(10, 22), slice(20, 30))
+LEAST = {"patch": (16, 16, 16), "least_contrast": 0.0, "mirror_axes": ()}
+
+
+class Bright:
+    """A network that sees what is brighter than a limit."""
+
+    def __init__(self, limit=1.5):
+        self.limit, self.shapes = limit, []
+
+    def predict_on_batch(self, batch):
+        self.shapes.append(batch.shape)
+        p = 1 / (1 + np.exp(np.clip(8 * (self.limit - batch[..., 0]), -50, 50)))
+        return np.stack([1 - p, p], axis=-1).astype(np.float32)
+
+
+@pytest.fixture
+def scan(tmp_path, write_case):
+    """A bright box of 12 x 12 x 10 voxels in a noisy scan that is a hundred times as large."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(100, 5, SHAPE).astype(np.float32)
+    mask = np.zeros(SHAPE, np.uint8)
+    image[AT], mask[AT] = rng.normal(200, 5, (12, 12, 10)), 1
+    return write_case(tmp_path, "a", image, mask, SPACING)
+
+
+@pytest.fixture
+def preprocessor(scan):
+    return Preprocessor(**LEAST).fit([scan])
+
+
+def test_a_small_structure_in_a_large_scan_is_looked_at_twice(preprocessor):
+    # 64 x 60 x 80 mm in a patch of 16 voxels each
+    assert preprocessor.coarse_mm == (4.0, 3.75, 5.0)
+    assert preprocessor.margin == 0.3
+    coarse = preprocessor.coarse
+    assert (coarse.spacing_mm, coarse.coarse) == ((4.0, 3.75, 5.0), None)
+    assert replace(coarse, spacing_mm=SPACING, coarse_mm=preprocessor.coarse_mm) == preprocessor
+
+
+@pytest.mark.parametrize(
+    ("settings", "box"),
+    [
+        ({"patch": (64, 64, 24)}, AT),  # which holds more than half of the scan
+        ({"coarse_mm": ()}, AT),
+        ({}, (slice(4, 60), slice(4, 56), slice(4, 36))),  # a large structure
+        ({}, (slice(4, 6), slice(4, 6), slice(4, 6))),  # one that would have half a voxel left
+        ({"patch": (16, 16, 1)}, AT),  # slices
+        ({}, (slice(0),) * 3),  # no structure
+    ],
+)
+def test_one_look_is_enough_or_all_that_helps(tmp_path, write_case, settings, box):
+    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[box] = 1
+    case = write_case(tmp_path, "a", image, mask, SPACING)
+    fitted = Preprocessor(**{**LEAST, **settings}).fit([case])
+    assert (fitted.coarse, fitted.coarse_mm, fitted.margin) == (None, (), 0)
+
+
+def test_training_looks_closer_where_the_mask_says(preprocessor, scan):
+    x, y = preprocessor.transform(scan)
+    # 12 x 12 x 10 voxels and three tenths on each side, padded to the patch
+    assert y.shape == (20, 20, 16)
+    assert np.count_nonzero(y) == 12 * 12 * 10
+    whole, _ = preprocessor.transform(replace(scan, mask=None))
+    assert whole.shape[:3] == SHAPE
+    assert abs(x[y > 0].mean() - x[y == 0].mean()) > 1
+
+
+def test_every_third_batch_is_of_whole_scans(preprocessor, scan, tmp_path):
+    looks = Looks(preprocessor, [scan], tmp_path / "cache")
+    drawn = looks.draw(1, seed=0, foreground=1.0, augment=False)
+    counts = [np.count_nonzero(drawn[k][1]) for k in range(2 * FAR)]
+    near, far = 12 * 12 * 10, 12 * 12 * 10 * 2 / (4 * 3.75 * 5)
+    assert [count > (near + far) / 2 for count in counts] == [True, True, False] * 2
+    for start in (1, 4):
+        later = looks.draw(1, seed=0, foreground=1.0, augment=False, start=start)
+        np.testing.assert_array_equal(later[1][0], drawn[start + 1][0])
+    again = looks.draw(1, seed=0, foreground=1.0, augment=False, repeat_after=3)
+    np.testing.assert_array_equal(again[4][0], drawn[1][0])
+
+
+def test_of_one_look_all_batches_are_alike(scan, tmp_path):
+    fitted = Preprocessor(**LEAST, coarse_mm=()).fit([scan])
+    looks = Looks(fitted, [scan], tmp_path / "cache")
+    assert looks.far is None
+    assert looks.draw(2, seed=0).cases is looks.near
+
+
+def test_prediction_looks_closer_where_something_was_found(preprocessor, scan):
+    net = Bright()
+    prepared = prepare_case(net, replace(scan, mask=None), preprocessor)
+    assert prepared.first.maps.shape == (1, 16, 16, 16, 2)
+    for found, true, length in zip(prepared.place.box, AT, SHAPE, strict=True):
+        # what was found is at most a coarse voxel of 4 larger, then three tenths on each side
+        assert 0 <= found.start <= true.start - 2
+        assert true.stop + 2 <= found.stop <= length
+        assert found.stop - found.start < 2.5 * (true.stop - true.start)
+    prediction = predict_case(net, replace(scan, mask=None), preprocessor)
+    truth = np.zeros(SHAPE)
+    truth[AT] = 1
+    assert np.count_nonzero(prediction.labels != truth) < 0.15 * truth.sum()
+    np.testing.assert_allclose(prediction.probabilities.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_both_looks_count_half(preprocessor, scan):
+    """What the first look says of a voxel, and the second, each voxel by hand."""
+    first, second = np.float32(0.9), np.float32(0.2)
+
+    class Constant:
+        def predict_on_batch(self, batch):
+            spread = batch.std(axis=(1, 2, 3), keepdims=True)
+            p = np.broadcast_to(np.where(spread > 0, p_now[0], 0.5), batch.shape)[..., 0]
+            return np.stack([1 - p, p], axis=-1).astype(np.float32)
+
+    p_now = [first]
+    prepared = prepare_case(Constant(), scan, preprocessor)
+    p_now[0] = second
+    prediction = predict_case(Constant(), scan, preprocessor, prepared=prepared)
+    inside = prediction.probabilities[prepared.place.box][..., 1]
+    np.testing.assert_allclose(inside, (first + second) / 2, atol=1e-5)
+
+
+def test_the_mask_of_a_scan_is_not_looked_at(preprocessor, scan):
+    masked, bare = (
+        predict_case(Bright(), c, preprocessor) for c in (scan, replace(scan, mask=None))
+    )
+    for one, other in zip(masked, bare, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_where_nothing_was_found_the_first_look_is_all(preprocessor, scan):
+    net = Bright(limit=99)
+    prepared = prepare_case(net, scan, preprocessor)
+    assert prepared.preprocessor == preprocessor.coarse
+    prediction = predict_case(net, scan, preprocessor)
+    assert not prediction.labels.any()
+    assert prediction.probabilities.shape == (*SHAPE, 2)
+
+
+def test_stray_pieces_do_not_widen_the_region():
+    classes = np.zeros((20, 20, 20), int)
+    classes[2:8, 2:8, 2:8], classes[15, 15, 15] = 1, 1  # 216 voxels and one
+    classes[10:12, 2:4, 2:4] = 2  # a small structure, which is none of the first
+    kept = find_structures(classes)
+    assert find_box(kept) == (slice(2, 12), slice(2, 8), slice(2, 8))
+    classes[13:16, 13:16, 13:16] = 1  # 28 with the one: more than a tenth, as of a pair
+    assert find_box(find_structures(classes)) == (slice(2, 16),) * 3
+    assert not find_structures(np.zeros((3, 3, 3), int)).any()
+
+
+def test_boxes_are_widened_as_far_as_the_array_reaches_and_meet():
+    box = slice(2, 12), slice(0, 10), slice(5, 6)
+    assert widen(box, 0.25, (20, 12, 6)) == (slice(0, 15), slice(0, 12), slice(4, 6))
+    other = slice(10, 20), slice(3, 5), slice(0, 9)
+    assert meet(box, other) == (slice(10, 12), slice(3, 5), slice(5, 6))
+    assert meet(box, (slice(13, 20), *other[1:])) == box
+
+
+def test_a_region_on_the_coarse_grid_covers_its_native_voxels():
+    place = Place((60, 60, 60), (slice(10, 50),) * 3, (slice(3, 13), slice(0, 20), slice(0, 40)))
+    box = (slice(1, 3), slice(1, 3), slice(1, 3))
+    assert place.to_native(box) == (slice(14, 22), slice(12, 16), slice(11, 13))
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_part_of_the_native_grid_is_restored_between_voxel_centres(step):
+    place = Place((16, 8, 8), (slice(0, 16), slice(0, 8), slice(0, 8)), None)
+    place = place._replace(inner=(slice(1, 1 + 16 // step), slice(0, 8), slice(0, 8)))
+    coarse = np.zeros((16 // step + 2, 8, 8), np.float32)
+    centres = (np.arange(16 // step) + 0.5) * step - 0.5
+    coarse[1:-1] = centres[:, None, None]  # each voxel holds where its centre lies
+    part = restore_part(coarse, place, (slice(4, 9), slice(2, 5), slice(0, 8)))
+    expected = np.broadcast_to(np.arange(4, 9.0)[:, None, None], (5, 3, 8))
+    np.testing.assert_allclose(part, expected, atol=1e-5)
+
+
+def test_a_first_look_that_finds_only_padding_finds_nothing(preprocessor, scan):
+    first = preprocessor.coarse.prepare(scan)
+    narrow = first.place._replace(inner=(slice(1, 15), *first.place.inner[1:]))
+    classes = np.zeros(first.x.shape[:3], int)
+    classes[0] = 1
+    assert find_region(classes, replace(first, place=narrow)) is None
+
+
+def describe(sides, spacing_mm):
+    return {"structures": sides, "spacing_mm": np.array(spacing_mm)}
+
+
+def test_where_fields_of_view_were_fitted_to_patients_voxels_are_taken_as_alike():
+    sizes = [(20, 20, 10), (22, 18, 10), (19, 21, 11), (20, 22, 9)]
+    voxels = [(1, 1, 5), (2, 2, 8), (1.5, 1.5, 6), (2.5, 2.5, 10)]
+    fitted = [describe(*pair) for pair in zip(sizes, voxels, strict=True)]
+    assert planning.choose_assumed_spacing(fitted) == (1.75, 1.75, 7.0)
+    in_mm = [describe(tuple(np.divide((40, 40, 60), voxel)), voxel) for voxel in voxels]
+    assert planning.choose_assumed_spacing(in_mm) == ()
+    alike = [describe(size, (1, 1, 1)) for size in sizes]
+    assert planning.choose_assumed_spacing(alike) == ()
+    assert planning.choose_assumed_spacing([{"structures": None}]) == ()
+
+
+def test_a_scan_is_resampled_as_if_it_had_the_assumed_voxels(tmp_path, write_case):
+    cases = []
+    for number, mm in enumerate((1.0, 2.0, 1.5, 2.5)):
+        image = np.random.default_rng(number).normal(100, 5, (24, 24, 24)).astype(np.float32)
+        mask = np.zeros((24, 24, 24), np.uint8)
+        mask[4:20, 4:20, 4 : 20 - number % 2] = 1
+        cases.append(write_case(tmp_path, str(number), image, mask, (mm,) * 3))
+    fitted = Preprocessor(patch=(24, 24, 24)).fit(cases)
+    assert fitted.assumed_mm == fitted.spacing_mm == (1.75,) * 3
+    for case in cases:
+        assert fitted.transform(case)[0].shape[:3] == (24, 24, 24)
+    by_hand = Preprocessor(patch=(24, 24, 24), spacing_mm=(1.75,) * 3).fit(cases)
+    assert by_hand.assumed_mm == ()
+    assert by_hand.transform(cases[3])[0].shape[:3] == (34, 34, 34)
