@@ -291,4 +291,4 @@ def always(monkeypatch):
 @pytest.fixture
 def geometry_only(always, monkeypatch):
     """Every patch is turned, no intensity is changed."""
-    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, spacing_mm: x)
+    monkeypatch.setattr(augmentation, "change_intensity", lambda x, rng, sampling: x)

@@ -55,7 +55,7 @@ def test_no_global_random_state_is_read_or_changed(always):
 def test_the_volume_itself_is_left_as_it_was(always):
     x, y = volume()
     cut(x, y, SHAPE, rng())
-    change_intensity(x, rng())
+    change_intensity(x, rng(), Sampling((1, 1, 1)))
     for now, before in zip((x, y), volume(), strict=True):
         np.testing.assert_array_equal(now, before)
 
@@ -168,7 +168,7 @@ def test_image_and_mask_are_turned_together(geometry_only, patch, mirror_axes):
 
 def test_a_turn_by_90_degrees_is_the_one_of_rot90_about_the_centre(geometry_only, monkeypatch):
     quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]])
-    monkeypatch.setattr(augmentation, "random_turn", lambda rng, spacing_mm, across: quarter)
+    monkeypatch.setattr(augmentation, "random_turn", lambda rng, sampling: quarter)
     x, y = rng().normal(size=(7, 7, 5, 1)).astype(np.float32), rng().integers(0, 9, (7, 7, 5))
     turned_x, turned_y = cut(x, y.astype(np.uint8), (7, 7, 5), rng())
     # patch offset (i, j) shows image offset (-j, i): clockwise in numpy's terms
@@ -176,11 +176,15 @@ def test_a_turn_by_90_degrees_is_the_one_of_rot90_about_the_centre(geometry_only
     np.testing.assert_allclose(turned_x, np.rot90(x, -1), atol=1e-5)
 
 
+def turning(across=None, **settings):
+    return Sampling((8, 8, 8), flat_axis=across, **settings)
+
+
 @pytest.mark.parametrize("across", [None, 0, 1, 2])
 def test_a_random_turn_is_a_rotation_times_one_scale_but_for_the_stretching(across, monkeypatch):
     monkeypatch.setattr(augmentation, "STRETCHING", 0)
     for seed in range(20):
-        matrix = random_turn(rng(seed), across=across)
+        matrix = random_turn(rng(seed), turning(across))
         inner = matrix if across is None else np.delete(np.delete(matrix, across, 0), across, 1)
         product = inner.T @ inner
         scale = np.sqrt(product[0, 0])
@@ -192,7 +196,7 @@ def test_a_random_turn_is_a_rotation_times_one_scale_but_for_the_stretching(acro
 
 @pytest.mark.parametrize("across", [0, 1, 2])
 def test_the_axis_across_slices_is_untouched(across):
-    matrix = random_turn(rng(), across=across)
+    matrix = random_turn(rng(), turning(across))
     unit = np.eye(3)[across]
     np.testing.assert_allclose(matrix[across], unit, atol=1e-15)
     np.testing.assert_allclose(matrix[:, across], unit, atol=1e-15)
@@ -286,7 +290,7 @@ def test_with_two_planes_every_other_patch_is_cut_after_their_axes_were_swapped(
 def test_changed_intensities_keep_shape_and_type_and_stay_finite(always, value):
     x = volume()[0] if value == "noise" else np.full((8, 8, 8, 1), 3, np.float32)
     for seed in range(20):
-        changed = change_intensity(x, rng(seed))
+        changed = change_intensity(x, rng(seed), Sampling((1, 1, 1)))
         assert (changed.shape, changed.dtype) == (x.shape, np.float32)
         assert np.isfinite(changed).all()
         assert not np.array_equal(changed, x)
@@ -294,13 +298,15 @@ def test_changed_intensities_keep_shape_and_type_and_stay_finite(always, value):
 
 def test_without_a_draw_intensities_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(augmentation, "CHANGED", 0.0)
-    np.testing.assert_array_equal(change_intensity(volume()[0], rng()), volume()[0])
+    np.testing.assert_array_equal(
+        change_intensity(volume()[0], rng(), Sampling((1, 1, 1))), volume()[0]
+    )
 
 
 def test_axes_are_stretched_by_a_tenth_at_most(monkeypatch):
     monkeypatch.setattr(augmentation, "ROTATION_DEG", (0, 0, 0))
     monkeypatch.setattr(augmentation, "SCALING", 0)
-    drawn = np.array([np.diag(random_turn(rng(seed))) for seed in range(50)])
+    drawn = np.array([np.diag(random_turn(rng(seed), turning())) for seed in range(50)])
     assert abs(np.log(drawn)).max() <= augmentation.STRETCHING
     assert abs(np.log(drawn)).max(axis=0).min() > 0.05
     assert not np.allclose(drawn[:, 0], drawn[:, 1])
@@ -309,9 +315,29 @@ def test_axes_are_stretched_by_a_tenth_at_most(monkeypatch):
 def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid(monkeypatch):
     monkeypatch.setattr(augmentation, "STRETCHING", 0)
     spacing = np.array([1.0, 2.0, 4.0])
-    matrix = random_turn(rng(3), tuple(spacing))
+    matrix = random_turn(rng(3), turning(spacing_mm=tuple(spacing)))
     # an offset of (4, 0, 0), (0, 2, 0) or (0, 0, 1) voxels is 4 mm long, whatever its direction
     offsets = np.diag([4, 2, 1]) @ matrix.T
     lengths = np.linalg.norm(offsets * spacing, axis=1)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-12)
     assert abs(np.log(lengths[0] / 4)) <= augmentation.SCALING
+
+
+def test_half_the_strength_turns_scales_and_changes_half_as_much_and_as_often():
+    for seed in range(20):
+        drawn = [random_turn(rng(seed), turning(strength=s)) for s in (1.0, 0.5)]
+        volumes = [np.log(np.linalg.det(matrix)) for matrix in drawn]
+        assert volumes[1] == pytest.approx(volumes[0] / 2)
+        cosines = [np.trace(m) / np.linalg.det(m) ** (1 / 3) for m in drawn]
+        assert cosines[1] >= cosines[0] - 0.05  # a smaller angle, but for the stretching
+    x = volume()[0]
+    counts = {}
+    for strength in (1.0, 0.5, 0.0):
+        changed = [
+            not np.array_equal(change_intensity(x, rng(k), turning(strength=strength)), x)
+            for k in range(300)
+        ]
+        counts[strength] = np.mean(changed)
+    assert counts[1.0] == pytest.approx(1 - 0.7**6, abs=0.06)
+    assert counts[0.5] == pytest.approx(1 - 0.85**6, abs=0.08)
+    assert counts[0.0] == 0

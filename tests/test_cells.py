@@ -22,7 +22,7 @@ LABELS = {1: "front", 2: "back"}
 
 def table_of(dices):
     rows = [(c, label, d) for c, pair in dices.items() for label, d in zip("fb", pair, strict=True)]
-    return pd.DataFrame(rows, columns=["case", "name", "dice"])
+    return pd.DataFrame(rows, columns=["case", "name", "dice"]).assign(hd95_mm=1.0)
 
 
 DICES = {"a": (0.9, 0.5), "b": (1.0, 0.8), "c": (0.0, 0.2), "d": (NAN, NAN), "e": (0.8, NAN)}
@@ -40,7 +40,7 @@ DICES = {"a": (0.9, 0.5), "b": (1.0, 0.8), "c": (0.0, 0.2), "d": (NAN, NAN), "e"
 def test_the_worst_the_median_and_the_best_case_are_chosen_and_one_more(also, rows):
     chosen = scores.choose_examples(table_of(DICES), also)
     # Means: b 0.9, e 0.8, a 0.7, c 0.1; of four the third is taken.
-    first = [("worst", "c", 0.1), ("median", "a", 0.7), ("best", "b", 0.9)]
+    first = [("failure", "c", 0.1), ("median", "a", 0.7), ("best", "b", 0.9)]
     expected = first if also == "a" else [*first, *rows]
     assert list(chosen.columns) == ["which", "case", "mean_dice"]
     assert chosen[["which", "case"]].to_numpy().tolist() == [[w, c] for w, c, _ in expected]
@@ -54,10 +54,13 @@ def test_of_one_case_all_examples_are_the_same_and_of_none_there_is_none():
 
 
 def test_failures_are_counted_and_named():
-    assert scores.describe_failures(table_of({"a": (0.9, NAN)})) == "0 failures."
-    assert scores.describe_failures(table_of(DICES)) == "1 failure: c (f)."
-    both = table_of({"a": (0.0, 0.5), "b": (0.5, 0.0)})
-    assert scores.describe_failures(both) == "2 failures: a (f), b (b)."
+    rule = "(Dice under 0.5 or HD95 over 30 mm)"
+    assert scores.describe_failures(table_of({"a": (0.9, NAN)})) == f"0 failures {rule}."
+    assert scores.describe_failures(table_of(DICES)) == f"2 failures {rule}: c (f), c (b)."
+    both = table_of({"a": (0.49, 0.5), "b": (0.5, 0.0)})
+    assert scores.describe_failures(both) == f"2 failures {rule}: a (f), b (b)."
+    far = table_of({"a": (0.9, 0.8)}).assign(hd95_mm=[30, 31])
+    assert scores.describe_failures(far) == f"1 failure {rule}: a (b)."
 
 
 def test_without_another_experiment_there_is_nothing_to_compare():

@@ -27,7 +27,16 @@ ORDER = (
     *("run.layout", "run.lock", "run.machine", "run.devices", "run.fingerprints", "run.inputs"),
     *("run.drive", "run.batches", "run.state", "run.processes"),
     *("settings", "sample", "cases", "splits", "body", "grids", "planning", "augmentation"),
-    *("preprocessing", "survey", "patches", "windows", "ensemble", "memory", "reliability"),
+    *(
+        "preprocessing",
+        "advice",
+        "survey",
+        "patches",
+        "windows",
+        "ensemble",
+        "memory",
+        "reliability",
+    ),
     *(
         "prediction",
         "losses",

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+# All at a strength of 1, to which they are in proportion.
 ROTATION_DEG = (15, 15, 30)  # about x, y and z, to both sides
 SCALING = 0.3  # of the logarithm of the size, to both sides: from 0.74 to 1.35
 STRETCHING = 0.1  # the same, of each axis by itself
@@ -32,6 +33,8 @@ class Sampling:
         Slices on each side that come as further channels, for a patch of one slice.
     planes : tuple of {0, 1, 2}
         If there are two, every other patch is cut after these axes were swapped.
+    strength : float, default 1
+        In [0, 1]: how often and how much patches are turned, scaled and changed in intensity.
     """
 
     patch: tuple
@@ -40,6 +43,7 @@ class Sampling:
     mirror_axes: tuple = ()
     neighbours: int = 0
     planes: tuple = ()
+    strength: float = 1.0
 
     @property
     def across(self):
@@ -99,14 +103,14 @@ def random_patch(x, y, sampling, rng, *, centres=None, foreground=0.0, augment=T
         x, y, start = _cut_slice(x, y, sampling, start)
     if not augment:
         return _cut(x, y, sampling.patch, start)
-    if rng.random() < MOVED:
-        turn = random_turn(rng, sampling.spacing_mm, across=sampling.across)
+    if rng.random() < MOVED * sampling.strength:
+        turn = random_turn(rng, sampling)
         x, y = _cut_turned(x, y, sampling.patch, start, turn)
     else:
         x, y = _cut(x, y, sampling.patch, start)
     flips = [axis for axis in sampling.mirror_axes if rng.random() < 0.5]
     x, y = np.flip(x, flips), np.flip(y, flips)
-    return change_intensity(x, rng, sampling.spacing_mm), y
+    return change_intensity(x, rng, sampling), y
 
 
 def _choose_start(y, patch, rng, centres, foreground):
@@ -170,33 +174,33 @@ def _cut_turned(x, y, patch, start, matrix):
     return np.stack(channels, axis=-1), ndimage.affine_transform(y, order=0, **kwargs)
 
 
-def random_turn(rng, spacing_mm=(1, 1, 1), *, across=None):
+def random_turn(rng, sampling):
     """Draw a rotation with scaling, a little more along one axis than along another.
 
     Parameters
     ----------
     rng : numpy.random.Generator
-    spacing_mm : tuple of 3 float
-        Size of a voxel.
-    across : {0, 1, 2}, optional
-        The axis that stays as it is, for slices across it.
+    sampling : Sampling
 
     Returns
     -------
     (3, 3) ndarray of float64
         From offsets in the patch to offsets in the image, in voxels.
     """
-    angles = rng.uniform(-1, 1, 3) * ROTATION_DEG
-    scales = np.exp(rng.uniform(-SCALING, SCALING) + rng.uniform(-STRETCHING, STRETCHING, 3))
+    strength, across = sampling.strength, sampling.across
+    angles = rng.uniform(-strength, strength, 3) * ROTATION_DEG
+    size = rng.uniform(-SCALING, SCALING)
+    scales = np.exp(strength * (size + rng.uniform(-STRETCHING, STRETCHING, 3)))
     if across is not None:
         angles[np.arange(3) != across] = 0
         scales[across] = 1
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales
-    turn = turn * np.array(spacing_mm) / np.array(spacing_mm)[:, None]
+    spacing = np.array(sampling.spacing_mm)
+    turn = turn * spacing / spacing[:, None]
     return turn.round(12)  # -4e-16 would lie outside the image
 
 
-def change_intensity(x, rng, spacing_mm=(1, 1, 1)):
+def change_intensity(x, rng, sampling):
     """Change intensities as scanners and coils differ: each change is drawn for itself.
 
     Blur, a smooth bias field, contrast, brightness, gamma (sometimes of the inverted image, its
@@ -207,8 +211,7 @@ def change_intensity(x, rng, spacing_mm=(1, 1, 1)):
     x : (x, y, z, channel) ndarray of float32
         Normalised to about mean 0 and standard deviation 1.
     rng : numpy.random.Generator
-    spacing_mm : tuple of 3 float
-        Size of a voxel.
+    sampling : Sampling
 
     Returns
     -------
@@ -216,43 +219,48 @@ def change_intensity(x, rng, spacing_mm=(1, 1, 1)):
         Of the same shape.
     """
     for change in (_blur, _shade, _change_contrast, _change_brightness, _change_gamma, _add_noise):
-        if rng.random() < CHANGED:
-            x = change(x, rng, spacing_mm)
+        if rng.random() < CHANGED * sampling.strength:
+            x = change(x, rng, sampling)
     return x.astype(np.float32, copy=False)
 
 
-def _blur(x, rng, spacing_mm):
-    sigma = rng.uniform(0.5, 1.2) * min(spacing_mm) / np.array(spacing_mm)
+def _blur(x, rng, sampling):
+    spacing = np.array(sampling.spacing_mm)
+    sigma = rng.uniform(0.5, 1.2) * sampling.strength * spacing.min() / spacing
     return ndimage.gaussian_filter(x, (*sigma, 0))
 
 
-def _shade(x, rng, spacing_mm):
+def _shade(x, rng, sampling):
     # A factor that is the exponential of a random polynomial of second degree.
-    places = np.meshgrid(
-        *(np.linspace(-1, 1, n, dtype=np.float32) for n in x.shape[:3]), sparse=True, indexing="ij"
-    )
+    lines = [np.linspace(-1, 1, n, dtype=np.float32) for n in x.shape[:3]]
+    places = np.meshgrid(*lines, sparse=True, indexing="ij")
     terms = [*places, *(a * b for a, b in combinations_with_replacement(places, 2))]
-    weights = rng.normal(0, 0.25, len(terms)).astype(np.float32)
+    weights = rng.normal(0, 0.25 * sampling.strength, len(terms)).astype(np.float32)
     field = sum(weight * term for weight, term in zip(weights, terms, strict=True))
     low = x.min()
     return (x - low) * np.exp(field)[..., None] + low
 
 
-def _change_contrast(x, rng, spacing_mm):
-    return x * np.float32(rng.uniform(0.65, 1.5))
+def _change_contrast(x, rng, sampling):
+    return x * _draw_factor(rng, 0.65, 1.5, sampling)
 
 
-def _change_brightness(x, rng, spacing_mm):
-    return x + np.float32(rng.normal(0, 0.3))
+def _draw_factor(rng, least, most, sampling):
+    return np.float32(rng.uniform(least, most) ** sampling.strength)
 
 
-def _change_gamma(x, rng, spacing_mm):
+def _change_brightness(x, rng, sampling):
+    return x + np.float32(rng.normal(0, 0.3 * sampling.strength))
+
+
+def _change_gamma(x, rng, sampling):
     sign = np.float32(-1 if rng.random() < 0.3 else 1)
     low, span = (sign * x).min(), max(np.ptp(x), 1e-6)
-    changed = ((sign * x - low) / span) ** np.float32(rng.uniform(0.6, 1.6))
+    changed = ((sign * x - low) / span) ** _draw_factor(rng, 0.6, 1.6, sampling)
     spread = max(changed.std(), 1e-6)
     return sign * (changed - changed.mean()) / spread * x.std() + x.mean()
 
 
-def _add_noise(x, rng, spacing_mm):
-    return x + rng.standard_normal(x.shape, np.float32) * np.float32(rng.uniform(0, 0.25))
+def _add_noise(x, rng, sampling):
+    most = np.float32(rng.uniform(0, 0.25 * sampling.strength))
+    return x + rng.standard_normal(x.shape, np.float32) * most

@@ -11,7 +11,7 @@ from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 from unetseg import model
 from unetseg.losses import ForegroundDice, patch_loss
 from unetseg.optimizers import Muon
-from unetseg.patches import Looks
+from unetseg.patches import FAR, Looks
 from unetseg.run import devices, state
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
@@ -22,6 +22,8 @@ TIMED_CASES = 3
 
 def count_steps(train, plan):
     """Count the batches of an epoch: as many as cover the training cases once, from 50 to 250.
+
+    Of two looks the first one has 50 at least, and so an epoch three times as many.
 
     Parameters
     ----------
@@ -38,7 +40,8 @@ def count_steps(train, plan):
     cover = voxels / math.prod(preprocessor.patch) / plan.batch_size
     # A slice is seen as a neighbour too.
     cover *= max(1, len(preprocessor.sampling.planes)) / (2 * preprocessor.sampling.neighbours + 1)
-    return min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
+    least = MIN_STEPS * FAR if train.far else MIN_STEPS
+    return min(MAX_STEPS, max(least, math.ceil(cover)))
 
 
 @model.usual_settings()

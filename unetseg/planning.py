@@ -20,6 +20,7 @@ SEEN = 0.5  # share of a typical scan that a patch holds; with less it is looked
 TIGHT = 0.5  # share of a scan that the structures take, above which a first look helps nobody
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
 NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf}
+FEW_CASES = 60  # up to which patches are changed most
 ALIKE = 0.8  # of the spread in mm: structures that are so much more alike in voxels
 VARIED = 0.1  # spread of the logarithm of the size in mm, under which all are alike
 COARSE_VOXELS = 30  # that the smallest structure must have left at a first look
@@ -391,6 +392,23 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
 def holds_much(patch, shape):
     """Whether a patch holds at least half of a typical scan."""
     return np.prod(np.minimum(patch, shape)) >= SEEN * np.prod(shape)
+
+
+def choose_strength(facts, dimensions):
+    """How strongly patches are changed: what many cases show need not be made up.
+
+    Parameters
+    ----------
+    facts : list of dict
+        As `describe_case` returns them.
+    dimensions : {2, 3}
+
+    Returns
+    -------
+    float
+        1 up to 60 cases and for slices, which are many and alike; then less, 0.5 from 120 on.
+    """
+    return 1.0 if dimensions == 2 else round(min(1.0, max(0.5, FEW_CASES / len(facts))), 3)
 
 
 def choose_labels(facts):

@@ -19,6 +19,9 @@ from unetseg.run.layout import Run
 
 RESAMPLES = 9999
 
+FAILED_DICE, FAILED_MM = 0.5, 30  # under and over which a segmentation is of no use
+MOST_SHOWN = 4  # failures among the examples
+
 
 def read_pairs(cases, predictions_dir, folds):
     """Read the true and the predicted mask of every case that a fold validates.
@@ -406,22 +409,42 @@ def choose_examples(scores, also=""):
     Returns
     -------
     pandas.DataFrame
-        A row each: ``which`` ("worst", "median", "best", "also"), ``case`` and ``mean_dice``. Of
-        less than three cases some stand for more than one.
+        A row each: ``which`` ("failure", of which up to four; "worst", "median", "best", "also"),
+        ``case`` and ``mean_dice``. Of less than three cases some stand for more than one.
     """
     ranked = rank_cases(scores)
     known = ranked.dropna().index
-    rows = []
+    failed = {row.case for row in find_failures(scores).itertuples()}
+    rows = [("failure", case) for case in reversed(ranked.index) if case in failed][:MOST_SHOWN]
     if len(known):
-        rows = [("worst", known[-1]), ("median", known[len(known) // 2]), ("best", known[0])]
+        usual = [("worst", known[-1]), ("median", known[len(known) // 2]), ("best", known[0])]
+        shown = [case for _, case in rows]
+        rows += [(which, case) for which, case in usual if case not in shown]
     if also and also not in [case for _, case in rows]:
         rows.append(("also", also))
     table = pd.DataFrame(rows, columns=["which", "case"])
     return table.assign(mean_dice=table["case"].map(ranked))
 
 
+def find_failures(scores):
+    """Find segmentations that are of no use.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As `score_predictions` returns it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Its rows with a Dice under 0.5, so all of labels that were missed altogether, or an HD95
+        over 30 mm.
+    """
+    return scores[(scores["dice"] < FAILED_DICE) | (scores["hd95_mm"] > FAILED_MM)]
+
+
 def describe_failures(scores):
-    """Say of how many cases a label was missed altogether, and of which.
+    """Say how many segmentations failed, and of which cases.
 
     Parameters
     ----------
@@ -431,11 +454,12 @@ def describe_failures(scores):
     Returns
     -------
     str
-        Such as ``"1 failure: case_01 (liver)."``: those whose Dice is 0.
+        Such as ``"1 failure (Dice under 0.5 or HD95 over 30 mm): case_01 (liver)."``
     """
-    failed = scores[scores["dice"] == 0]
+    failed = find_failures(scores)
     names = [f"{row.case} ({row.name})" for row in failed.itertuples(index=False)]
     count = "1 failure" if len(names) == 1 else f"{len(names)} failures"
+    count += f" (Dice under {FAILED_DICE} or HD95 over {FAILED_MM} mm)"
     return f"{count}: {', '.join(names)}." if names else f"{count}."
 
 

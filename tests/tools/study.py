@@ -29,7 +29,6 @@ from unetseg.splits import make_folds
 
 TABLE = Path(__file__).parents[2] / "results" / "recipe.csv"
 INNER = 3
-FAILED_DICE, FAILED_MM = 0.5, 30  # under and over which a segmentation is no use
 
 
 def main(arguments=None):
@@ -103,7 +102,6 @@ def score(run, cases, inner):
         done = read_json(run.fold(fold).done)
         dice, hd95 = part["dice"].to_numpy(), part["hd95_mm"].to_numpy()
         worst = np.sort(dice)[: max(1, len(dice) // 10)]
-        failed = (dice < FAILED_DICE) | ~(hd95 <= FAILED_MM)
         rows.append(
             {
                 "inner": inner[fold],
@@ -112,7 +110,7 @@ def score(run, cases, inner):
                 "dice": round(dice.mean(), 4),
                 "hd95_mm": round(float(np.mean(hd95)), 1),
                 "worst_decile": round(worst.mean(), 3),
-                "failures": int(failed.sum()),
+                "failures": len(scores.find_failures(part)),
                 "steps": done["steps"],
                 "minutes": done["minutes"],
                 "cores": os.cpu_count(),

@@ -1,0 +1,94 @@
+"""What was planned for some data, in words, and what of it one should know."""
+
+import numpy as np
+
+from unetseg.planning import SEEN, coarse_axis
+
+FORMED_ON = "scans of one channel with one or two structures, 15 cases and more"
+FEW_CASES = 15
+
+
+def describe_plan(preprocessor, table):
+    """Say how a network will see the scans, and why.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    table : pandas.DataFrame
+        What `unetseg.cases.check_cases` says of the cases.
+
+    Returns
+    -------
+    list of str
+        A sentence or two each; what `warn` says is not among them.
+    """
+    spacing = np.array(preprocessor.spacing_mm)
+    extent, patch = _typical_extent(preprocessor, table), preprocessor.patch * spacing
+    lines = [f"A typical scan is {_size(extent)} mm; a voxel of the network {_size(spacing)} mm."]
+    seen = f"a patch spans {_size(patch)} mm, {_share(patch, extent):.0%} of the scan"
+    if preprocessor.assumed_mm:
+        size = _size(preprocessor.assumed_mm)
+        reason = "structures are more alike in voxels than in mm, as where fields of view are"
+        lines.append(
+            f"Every scan is taken to have voxels of {size} mm: {reason} fitted to patients."
+        )
+    if preprocessor.coarse:
+        first = f"first whole, in voxels of {_size(preprocessor.coarse_mm)} mm"
+        then = "then closer, around what was found there"
+        lines.append(f"It is looked at twice, {first}, {then}; {seen}.")
+    else:
+        lines.append(f"It is looked at once: {seen}.")
+    axis = coarse_axis(spacing)
+    if axis is not None and preprocessor.dimensions == 3:
+        times = spacing[axis] / np.delete(spacing, axis).max()
+        lines.append(f"Slices are {times:.1f} times as thick as their pixels: they are not tilted.")
+    if preprocessor.dimensions == 2:
+        lines.append("The network sees slices, as there are few, or as it was asked to (2-D).")
+    return lines
+
+
+def warn(preprocessor, table):
+    """Say what makes good scores less likely; empty if there is nothing.
+
+    Parameters
+    ----------
+    preprocessor, table
+        As for `describe_plan`.
+
+    Returns
+    -------
+    list of str
+    """
+    lines = []
+    share = _share(
+        preprocessor.patch * np.array(preprocessor.spacing_mm), _typical_extent(preprocessor, table)
+    )
+    if preprocessor.dimensions == 3 and not preprocessor.coarse and share < SEEN:
+        danger = "what lies far off and looks alike may be taken for a structure"
+        remedy = "Train where there is a GPU, or choose a larger SPACING_MM"
+        lines.append(f"A patch sees {share:.0%} of a typical scan: {danger}. {remedy}.")
+    unlike = []
+    if len(table) < FEW_CASES:
+        unlike.append(f"{len(table)} cases")
+    if len(preprocessor.labels) > 2:
+        unlike.append(f"{len(preprocessor.labels)} structures")
+    if preprocessor.channels > 1:
+        unlike.append(f"{preprocessor.channels} channels")
+    if unlike:
+        lines.append(f"Here: {', '.join(unlike)}. The defaults were formed on {FORMED_ON}.")
+    return lines
+
+
+def _typical_extent(preprocessor, table):
+    taken = [preprocessor.take_spacing(spacing) for spacing in table["spacing_mm"]]
+    extents = [np.multiply(*pair) for pair in zip(table["shape"], taken, strict=True)]
+    return np.median(extents, axis=0)
+
+
+def _share(patch, extent):
+    return np.prod(np.minimum(patch, extent) / extent)
+
+
+def _size(values):
+    return " x ".join(f"{value:.3g}" for value in values)
