@@ -260,3 +260,35 @@ def test_minutes_and_steps_do_not_go_together(cases, tmp_path):
     with pytest.raises(ValueError, match="steps must be left out if minutes say how long"):
         cross_validate(cases, tmp_path / "new", **TINY, minutes=5)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("folder", ["", "masks", "predictions"])
+def test_results_never_replace_the_scans_they_come_from(tmp_path, write_case, folder):
+    where = tmp_path / "data"
+    cases = [write_case(where / folder, f"c{k}", *arrays(k)) for k in range(4)]
+    before = {name: (where / name).read_bytes() for name in files(where)}
+    with pytest.raises(ValueError, match=r"holds the data themselves, such as .*c0_image"):
+        cross_validate(cases, where, **TINY)
+    assert {name: (where / name).read_bytes() for name in files(where)} == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "allowed"),
+    [
+        ({"seed": -1}, "seed must be a whole number, 0 or more"),
+        ({"seed": 0.5}, "seed must be a whole number, 0 or more"),
+        ({"n_jobs": 0}, "n_jobs must be 1 or more, or -1"),
+        ({"epochs": 1.5}, "epochs must be a whole number"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+    ],
+)
+def test_a_setting_that_does_not_fit_leaves_no_folder_behind(cases, tmp_path, wrong, allowed):
+    with pytest.raises(ValueError, match=allowed):
+        cross_validate(cases, tmp_path / "new", **{**TINY, **wrong})
+    assert not (tmp_path / "new").exists()
+
+
+def test_whole_numbers_of_any_kind_are_written_down_as_such():
+    recipe = Recipe(epochs=np.int64(3), steps=2.0, batch_size=np.float32(2))
+    assert (recipe.epochs, recipe.steps, recipe.batch_size) == (3, 2, 2)
+    assert {type(recipe.epochs), type(recipe.steps), type(recipe.batch_size)} == {int}

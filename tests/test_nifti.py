@@ -1082,3 +1082,16 @@ def test_any_bytes_are_read_soundly_or_refused_by_name(examples, tmp_path):
         look_at(content, tmp_path / "scan.nii")
 
     look_at_one()
+
+
+def test_a_scan_is_not_replaced_by_what_was_made_of_it(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4)), path)
+    before = path.read_bytes()
+    same = tmp_path / "folder" / ".." / "scan.nii.gz"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="is the scan itself, which is never replaced"):
+        nifti.save_mask(same, np.zeros((4, 4, 4), int), like=path)
+    with pytest.raises(ValueError, match="is the scan itself, which is never replaced"):
+        nifti.save_map(path, np.zeros((4, 4, 4)), like=path)
+    assert path.read_bytes() == before

@@ -17,7 +17,7 @@ import unetseg
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 DOCUMENTS = ["README.md", "SECURITY.md", "data/README.md", "notebooks/README.md"]
-DOCUMENTS += ["results/hippocampus/recipe.md", "results/hippocampus/reliability.md"]
+DOCUMENTS += ["results/recipe.md", "results/hippocampus/reliability.md"]
 PUBLISHED = {"hippocampus": "3-D", "hippocampus_2d": "2-D"}
 
 

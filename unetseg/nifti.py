@@ -406,7 +406,8 @@ def save_mask(path, mask, like):
     Raises
     ------
     ValueError
-        If the mask is not on the grid of the scan, or not of an integer type.
+        If the mask is not on the grid of the scan, or not of an integer type, or if it would
+        replace the scan.
     """
     mask = np.asarray(mask)
     if not np.issubdtype(mask.dtype, np.integer):
@@ -428,7 +429,7 @@ def save_map(path, array, like):
     Raises
     ------
     ValueError
-        If the map is not on the grid of the scan.
+        If the map is not on the grid of the scan, or would replace it.
     """
     array = np.asarray(array, np.float32)
     largest = np.abs(array[np.isfinite(array)]).max(initial=0)
@@ -438,6 +439,10 @@ def save_map(path, array, like):
 
 
 def _write_like(path, array, like, dtype):
+    if Path(path).resolve() == Path(like).resolve():
+        raise ValueError(
+            f"{path}: is the scan itself, which is never replaced. Choose another name."
+        )
     header = read(like, voxels=False)
     shape, _ = canonical_grid(header)
     if array.shape[:3] != shape or array.ndim > 3 + (dtype != "smallest"):

@@ -63,7 +63,12 @@ class Recipe:
     precision: str = "auto"
 
     def __post_init__(self):
-        """Check the fields."""
+        """Check the fields; whole numbers of whatever kind become integers."""
+        for name in ("epochs", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None:
+                require(name, value, value == int(value), "a whole number")
+                object.__setattr__(self, name, int(value))
         for name, fits, allowed in (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("steps", self.steps is None or self.steps >= 1, "at least 1"),

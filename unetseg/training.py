@@ -254,6 +254,10 @@ def cross_validate(
     run, recipe = Run(Path(results_dir).absolute()), Recipe(**recipe)
     once = recipe.minutes is None or recipe.steps is None
     require("steps", recipe.steps, once, "left out if minutes say how long a fold trains")
+    require("seed", seed, seed == int(seed) and 0 <= seed < 2**32, "a whole number, 0 or more")
+    require("n_jobs", n_jobs, n_jobs != 0, "1 or more, or -1 for all cores")
+    seed = int(seed)
+    _refuse_own_files(run, cases)
     cases = sorted(cases, key=lambda case: case.id)
     if not retrain:
         inputs.Trained(run.folder).refuse_stale(cases)
@@ -280,6 +284,16 @@ def cross_validate(
         # With none pending it still completes a copy on Drive that was cut short.
         _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir)
     return folds
+
+
+def _refuse_own_files(run, cases):
+    # Results of these names would replace them.
+    folders = run.folder, run.masks, run.predictions
+    files = [path.absolute() for case in cases for path in (*case.files, case.mask) if path]
+    inside = [path for path in files if path.parent in folders]
+    if inside:
+        problem = f"holds the data themselves, such as {inside[0]}, which results would replace"
+        raise ValueError(f"{run.folder}: {problem}. Choose another folder for the results.")
 
 
 def _choose_preprocessor(run, preprocessor):

@@ -1,0 +1,63 @@
+"""What is said of a plan, and what is warned of."""
+
+import pandas as pd
+import pytest
+
+from unetseg.advice import describe_plan, warn
+from unetseg.preprocessing import Preprocessor
+
+ONE_LOOK = {"coarse_mm": (), "assumed_mm": (), "dimensions": 3}
+
+
+def plan(spacing_mm=(1, 1, 1), patch=(40, 40, 40), n_labels=1, channels=1, **settings):
+    labels = {k: str(k) for k in range(1, n_labels + 1)}
+    return Preprocessor(spacing_mm, patch, labels, channels, **{**ONE_LOOK, **settings})
+
+
+def table(n=20, shape=(100, 100, 40), spacing_mm=(1.0, 1.0, 1.0)):
+    return pd.DataFrame({"shape": [shape] * n, "spacing_mm": [spacing_mm] * n})
+
+
+def test_one_look_is_told_with_its_share_of_the_scan():
+    assert describe_plan(plan(), table()) == [
+        "A typical scan is 100 x 100 x 40 mm; a voxel of the network 1 x 1 x 1 mm.",
+        "It is looked at once: a patch spans 40 x 40 x 40 mm, 16% of the scan.",
+    ]
+
+
+def test_two_looks_thick_slices_and_assumed_voxels_are_told():
+    settings = {"coarse_mm": (4, 4, 5), "assumed_mm": (1, 1, 4)}
+    _, assumed, looks, thick = describe_plan(plan((1, 1, 4), (40, 40, 10), **settings), table())
+    assert assumed.startswith("Every scan is taken to have voxels of 1 x 1 x 4 mm: structures are")
+    assert looks == (
+        "It is looked at twice, first whole, in voxels of 4 x 4 x 5 mm, then closer, around what "
+        "was found there; a patch spans 40 x 40 x 40 mm, 4% of the scan."
+    )
+    assert thick == "Slices are 4.0 times as thick as their pixels: they are not tilted."
+
+
+def test_slices_are_told():
+    slices = plan((1, 1, 5), (100, 96, 1), dimensions=2)
+    assert describe_plan(slices, table())[-1].startswith("The network sees slices")
+    assert warn(slices, table()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "n", "said"),
+    [
+        ({}, 20, ["A patch sees 16% of a typical scan"]),
+        ({"coarse_mm": (4, 4, 4)}, 20, []),
+        ({"patch": (80, 80, 40)}, 20, []),
+        ({"patch": (80, 80, 40)}, 14, ["Here: 14 cases. The defaults were formed on"]),
+        (
+            {"patch": (80, 80, 40), "n_labels": 3, "channels": 2},
+            20,
+            ["Here: 3 structures, 2 channels."],
+        ),
+    ],
+)
+def test_narrow_views_and_data_unlike_those_of_the_recipe_are_warned_of(settings, n, said):
+    warned = warn(plan(**settings), table(n))
+    assert len(warned) == len(said)
+    for sentence, start in zip(warned, said, strict=True):
+        assert sentence.startswith(start)
