@@ -168,9 +168,9 @@ def _describe_training(experiment):
     builder = settings["builder"].rpartition(".")[2]
     network = "U-Net" if builder == "build_unet" else f"network of {builder}"
     kind = "2-D" if 1 in patch else "3-D"
-    words = (
-        f"A {kind} {network} on patches of {sides} voxels, {settings['recipe']['epochs']} epochs"
-    )
+    looks = ", in two looks" if settings["preprocessor"].get("coarse_mm") else ""
+    epochs = settings["recipe"]["epochs"]
+    words = f"A {kind} {network} on patches of {sides} voxels{looks}, {epochs} epochs"
     if "minutes" in experiment:
         words += f", {experiment['minutes']:.0f} minutes for all folds"
     machine = hardware.get("gpu") or hardware.get("processor")

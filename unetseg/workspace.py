@@ -176,7 +176,10 @@ class Workspace:
         facts = {"folds": len(read_json(self.run.splits)), **experiment["settings"]["recipe"]}
         facts.update(experiment["hardware"])
         facts.update(experiment["versions"])
-        for name in ("minutes", "batch_size", "precision"):
+        planned = facts.pop("minutes", None)
+        if planned is not None:
+            facts["minutes a fold, as asked"] = planned
+        for name in ("steps", "minutes", "batch_size", "precision"):
             facts[name] = experiment.get(name)
         texts = {name: str(value) for name, value in facts.items() if value is not None}
         return pd.Series(texts, name=self.results.name).to_frame()
