@@ -439,10 +439,8 @@ def test_a_card_of_published_results_tells_what_their_files_tell(name, tmp_path)
 def test_the_card_tells_what_the_models_are_and_what_they_were_trained_on(experiment):
     card = (experiment.results / "MODEL_CARD.md").read_text()
     assert "2 of 2 folds are finished, one network each. The weights of 2 of them are here." in card
-    assert (
-        "3-D, made by unetseg.model.build_unet\n  (filters: 2, depth: 1, dropout: 0.0, max_filters: 320;"
-        in card
-    )
+    numbers = "filters: 2, depth: 1, dropout: 0.0, max_filters: 320"
+    assert f"3-D, made by unetseg.model.build_unet\n  ({numbers};" in card
     assert "1 channel, any orientation" in card
     assert "voxels of 1 x 2 x 3 mm" in card
     assert "0: background, 1: front, 2: back." in card

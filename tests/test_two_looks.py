@@ -229,3 +229,22 @@ def test_a_scan_is_resampled_as_if_it_had_the_assumed_voxels(tmp_path, write_cas
     by_hand = Preprocessor(patch=(24, 24, 24), spacing_mm=(1.75,) * 3).fit(cases)
     assert by_hand.assumed_mm == ()
     assert by_hand.transform(cases[3])[0].shape[:3] == (34, 34, 34)
+
+
+@pytest.mark.parametrize(
+    ("n", "spread", "dimensions", "strength"),
+    [
+        (60, 0.2, 3, 1.0),
+        (80, 0.2, 3, 0.75),
+        (200, 0.2, 3, 0.5),
+        (20, 0.09, 3, 0.75),
+        (20, 0.0, 3, 0.5),
+        (200, 0.0, 2, 1.0),
+    ],
+)
+def test_patches_are_changed_as_strongly_as_few_various_cases_need(n, spread, dimensions, strength):
+    sizes = 30 * np.exp(spread * np.where(np.arange(n) % 2, 1, -1))
+    facts = [describe((size,) * 3, (1, 1, 1)) for size in sizes]
+    assert planning.choose_strength(facts, dimensions) == pytest.approx(strength, abs=2e-3)
+    nothing = [{"structures": None}] * n
+    assert planning.choose_strength(nothing, 2) == 1

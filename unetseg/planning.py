@@ -20,7 +20,7 @@ SEEN = 0.5  # share of a typical scan that a patch holds; with less it is looked
 TIGHT = 0.5  # share of a scan that the structures take, above which a first look helps nobody
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
 NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf}
-FEW_CASES = 60  # up to which patches are changed most
+FEW_CASES, VARIOUS = 60, 0.12  # up to and from which patches are changed most
 ALIKE = 0.8  # of the spread in mm: structures that are so much more alike in voxels
 VARIED = 0.1  # spread of the logarithm of the size in mm, under which all are alike
 COARSE_VOXELS = 30  # that the smallest structure must have left at a first look
@@ -225,15 +225,19 @@ def choose_assumed_spacing(facts):
         standard deviation of the logarithm of their sides' geometric mean, less than 0.8 times
         that in mm, which must be 0.1 or more. Else empty, and each scan has its own.
     """
-    labelled = [fact for fact in facts if fact["structures"]]
-    if not labelled:
-        return ()
-    sides = np.log([fact["structures"] for fact in labelled]).mean(axis=1)
-    spacings = np.array([fact["spacing_mm"] for fact in labelled])
-    in_voxels, in_mm = np.std(sides), np.std(sides + np.log(spacings).mean(axis=1))
-    if in_mm < VARIED or in_voxels > ALIKE * in_mm:
+    spacings = np.array([fact["spacing_mm"] for fact in facts if fact["structures"]])
+    in_mm = _measure_spread(facts)
+    in_voxels = _measure_spread([{**fact, "spacing_mm": (1, 1, 1)} for fact in facts])
+    if not len(spacings) or in_mm < VARIED or in_voxels > ALIKE * in_mm:
         return ()
     return tuple(significant(mm, 4) for mm in np.median(spacings, axis=0).tolist())
+
+
+def _measure_spread(facts):
+    # Standard deviation of the logarithm of the mean side of the box around all structures.
+    labelled = [fact for fact in facts if fact["structures"]]
+    sides = [np.multiply(fact["structures"], fact["spacing_mm"]) for fact in labelled]
+    return float(np.std(np.log(sides).mean(axis=1))) if labelled else np.inf
 
 
 def resampled_shape(shapes, spacings_mm, spacing_mm):
@@ -395,7 +399,7 @@ def holds_much(patch, shape):
 
 
 def choose_strength(facts, dimensions):
-    """How strongly patches are changed: what many cases show need not be made up.
+    """How strongly patches are changed: what cases show or share need not be made up.
 
     Parameters
     ----------
@@ -406,9 +410,14 @@ def choose_strength(facts, dimensions):
     Returns
     -------
     float
-        1 up to 60 cases and for slices, which are many and alike; then less, 0.5 from 120 on.
+        1 for slices, which are many and alike; and up to 60 cases of various sizes. Less, but at
+        least 0.5, in proportion for more cases, or if the logarithm of the size of all structures
+        together has a standard deviation under 0.12.
     """
-    return 1.0 if dimensions == 2 else round(min(1.0, max(0.5, FEW_CASES / len(facts))), 3)
+    if dimensions == 2:
+        return 1.0
+    share = min(FEW_CASES / len(facts), _measure_spread(facts) / VARIOUS)
+    return round(min(1.0, max(0.5, share)), 3)
 
 
 def choose_labels(facts):

@@ -150,8 +150,9 @@ class Preprocessor:
         median, if `spacing_mm` is not given and structures are clearly more alike in voxels than
         in mm (`unetseg.planning.choose_assumed_spacing`); else its own.
     strength : float, optional
-        Of the random changes of patches in training, in [0, 1]. Chosen: 1 up to 60 cases and in
-        2-D; then less, 0.5 from 120 cases on.
+        Of the random changes of patches in training, in [0, 1]. Chosen: 1 in 2-D, and for up to
+        60 cases with structures of various sizes; from 0.5 for others
+        (`unetseg.planning.choose_strength`).
     """
 
     spacing_mm: tuple | None = None
