@@ -107,7 +107,8 @@ import numpy as np
 from unetseg import _base, patches
 from unetseg.run import state
 from unetseg.cases import Case
-from unetseg.preprocessing import Prepared, Preprocessor
+from unetseg.prepared import Prepared
+from unetseg.preprocessing import Preprocessor
 
 class Rough(Preprocessor):
     def prepare(self, case, **kwargs):

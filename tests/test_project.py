@@ -26,7 +26,17 @@ ORDER = (
     *("reading.folders", "reading.intensities"),
     *("run.layout", "run.lock", "run.machine", "run.devices", "run.fingerprints", "run.inputs"),
     *("run.drive", "run.batches", "run.state", "run.processes"),
-    *("settings", "sample", "cases", "splits", "body", "grids", "planning", "augmentation"),
+    *(
+        "settings",
+        "sample",
+        "cases",
+        "splits",
+        "body",
+        "grids",
+        "prepared",
+        "planning",
+        "augmentation",
+    ),
     *(
         "preprocessing",
         "advice",

@@ -110,7 +110,7 @@ def predict_blocks(models, prepared, preprocessor, overlap, mirror_axes):
     Parameters
     ----------
     models : sequence of keras.Model
-    prepared : unetseg.preprocessing.Prepared
+    prepared : unetseg.prepared.Prepared
     preprocessor : Preprocessor
     overlap : float
     mirror_axes : tuple of {0, 1, 2}

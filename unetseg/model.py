@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 
 import keras
 import numpy as np
@@ -72,10 +73,8 @@ def plan_unet(
     allowed = f"from 1 to {len(strides)} for this patch"
     require("depth", depth, depth in (None, len(given or strides) or -1), allowed)
     plan = {"filters": filters, "depth": len(strides), "dropout": dropout}
-    deep = filters * 2 ** len(strides) > WIDEST * filters
-    plan["max_filters"] = max_filters or (
-        min(WIDEST * filters, MAX_FILTERS) if deep else MAX_FILTERS
-    )
+    widest = WIDEST * filters if len(strides) > math.log2(WIDEST) else MAX_FILTERS
+    plan["max_filters"] = max_filters or min(widest, MAX_FILTERS)
     return {**plan, "strides": given or strides, "kernels": kernels or widths}
 
 
@@ -182,14 +181,13 @@ def build_unet(
     skips = [_block(inputs, widths[0], kernels[0], dropout)]
     for level, stride in enumerate(strides, start=1):
         skips.append(_block(skips[-1], widths[level], kernels[level], dropout, stride))
-    x = skips.pop()
+    x, enlarge = skips.pop(), _channels_last(f"Conv{ndim}DTranspose")
     for level in reversed(range(depth)):
-        enlarge = _channels_last(f"Conv{ndim}DTranspose")
         x = enlarge(widths[level], strides[level], strides[level])(x)
-        x = layers.Concatenate()([x, skips[level]])
-        x = _block(x, widths[level], kernels[level], dropout)
-    classify = _channels_last(f"Conv{ndim}D")
-    outputs = classify(num_classes, 1, activation="softmax", dtype="float32")(x)
+        both = layers.Concatenate()([x, skips[level]])
+        x = _block(both, widths[level], kernels[level], dropout)
+    classify = {"activation": "softmax", "dtype": "float32"}
+    outputs = _channels_last(f"Conv{ndim}D")(num_classes, 1, **classify)(x)
     return keras.Model(inputs, outputs, name=f"unet{ndim}d")
 
 
@@ -203,20 +201,15 @@ def _require_multiple(input_shape, strides):
 
 def _block(x, width, kernel, dropout, stride=1):
     # Two convolutions, the first one strided.
-    ndim = len(x.shape) - 2
+    make = _channels_last(f"Conv{len(x.shape) - 2}D")
+    # Without a bias, which the normalisation would take out again.
+    settings = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
     for step in (stride, 1):
-        convolution = _channels_last(f"Conv{ndim}D")(
-            width,
-            kernel,
-            step,
-            padding="same",
-            use_bias=False,  # the normalisation would take it out again
-            kernel_initializer="he_normal",
-        )
+        convolution = make(width, kernel, step, **settings)
         x = InstanceNormalization()(convolution(x))
         x = layers.LeakyReLU(negative_slope=0.01)(x)
     if dropout:
-        x = _channels_last(f"SpatialDropout{ndim}D")(dropout)(x)
+        x = _channels_last(f"SpatialDropout{len(x.shape) - 2}D")(dropout)(x)
     return x
 
 

@@ -14,7 +14,7 @@ from unetseg import __version__
 from unetseg._base import describe_bytes, explain_full
 from unetseg.augmentation import random_patch
 from unetseg.grids import Place
-from unetseg.preprocessing import Prepared
+from unetseg.prepared import Prepared
 from unetseg.run.inputs import describe_inputs, list_hashes, refuse_changed_meanwhile
 from unetseg.run.machine import SPARE, TEMPORARY, free_bytes, require_room
 

@@ -31,6 +31,72 @@ def settle(value, choose, *facts):
     return choose(*facts) if value is None else value
 
 
+def plan(wanted, facts, most_voxels):
+    """Choose every setting of a preprocessor that is not given.
+
+    Parameters
+    ----------
+    wanted : Preprocessor
+    facts : list of dict
+        As `describe_case` returns them.
+    most_voxels : int
+        That a patch may have.
+
+    Returns
+    -------
+    dict
+        All settings.
+    """
+    assumed = () if wanted.spacing_mm and wanted.assumed_mm is None else wanted.assumed_mm
+    assumed = settle(assumed, choose_assumed_spacing, facts)
+    facts = [{**fact, "spacing_mm": assumed or fact["spacing_mm"]} for fact in facts]
+    shapes = np.array([fact["shape"] for fact in facts])
+    spacings = np.array([fact["spacing_mm"] for fact in facts])
+    spacing = settle(wanted.spacing_mm, choose_spacing, np.median(shapes, axis=0), spacings)
+    shape = resampled_shape(shapes, spacings, spacing)
+    flat = wanted.patch, wanted.planes, wanted.neighbours
+    dimensions = settle(wanted.dimensions, choose_dimensions, shape, spacing, *flat)
+    patch, coarse = _choose_looks(wanted, facts, shape, spacing, dimensions, most_voxels)
+    labels = settle(wanted.labels, choose_labels, facts)
+    slices = _choose_slices(wanted, shape, spacing, patch, dimensions)
+    grid = {"spacing_mm": spacing, "patch": patch, "coarse_mm": coarse, "assumed_mm": assumed}
+    return {
+        **grid,
+        **slices,
+        "labels": labels,
+        "dimensions": dimensions,
+        "channels": settle(wanted.channels, choose_channels, facts),
+        "normalisation": settle(wanted.normalisation, choose_normalisation, facts),
+        "mirror_axes": settle(wanted.mirror_axes, choose_mirror_axes, facts, labels, patch),
+        "empty_space": settle(wanted.empty_space, choose_empty_space, facts),
+        "least_contrast": settle(wanted.least_contrast, choose_least_contrast, facts, coarse),
+        "margin": settle(wanted.margin, lambda: MARGIN if coarse else 0.0),
+        "strength": settle(wanted.strength, choose_strength, facts, dimensions),
+    }
+
+
+def _choose_looks(wanted, facts, shape, spacing_mm, dimensions, most_voxels):
+    # The patch, and the voxel size of the first of two looks or nothing.
+    cut = dimensions, wanted.planes, most_voxels
+    patch = settle(wanted.patch, choose_patch, shape, spacing_mm, *cut)
+    once = dimensions == 2 or holds_much(patch, shape)
+    if wanted.coarse_mm is None and once:
+        return patch, ()
+    region = region_shape(facts, shape, spacing_mm)
+    closer = settle(wanted.patch, choose_patch, region, spacing_mm, *cut)
+    coarse = settle(wanted.coarse_mm, choose_coarse_spacing, facts, spacing_mm, closer)
+    return (closer, coarse) if coarse else (patch, ())
+
+
+def _choose_slices(wanted, shape, spacing_mm, patch, dimensions):
+    several = has_several_slices(shape, patch, dimensions)
+    look = shape, spacing_mm, patch, dimensions
+    return {
+        "neighbours": settle(wanted.neighbours, choose_neighbours, several),
+        "planes": settle(wanted.planes, choose_planes, *look),
+    }
+
+
 def describe_case(image, mask, body, spacing_mm):
     """Facts of a case from which settings are chosen.
 

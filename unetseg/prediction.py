@@ -10,7 +10,7 @@ from unetseg._base import require
 from unetseg.body import find_box, find_structures, widen
 from unetseg.ensemble import along, map_bytes, predict_blocks, predict_maps
 from unetseg.model import usual_settings
-from unetseg.preprocessing import FirstLook
+from unetseg.prepared import FirstLook
 from unetseg.reliability import soften
 
 OVERLAP = 0.5  # of neighbouring windows
@@ -78,7 +78,7 @@ def predict_case(
     probabilities : bool, default True
         Whether to return them. Without them many classes take no more memory than
         `unetseg.ensemble.BLOCK_BYTES` allows.
-    prepared : unetseg.preprocessing.Prepared, optional
+    prepared : unetseg.prepared.Prepared, optional
         What `prepare_case` returns, if it is at hand; else the scan is read.
 
     Returns
@@ -120,7 +120,7 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
 
     Returns
     -------
-    unetseg.preprocessing.Prepared
+    unetseg.prepared.Prepared
         Of the whole scan; of two looks of the region that `find_region` returns, with what the
         models saw at the first one. If that was nothing, the first look is all.
     """
@@ -144,7 +144,7 @@ def find_region(classes, first):
     ----------
     classes : (x, y, z) ndarray of integers
         That the network sees at its first look.
-    first : unetseg.preprocessing.Prepared
+    first : unetseg.prepared.Prepared
         What it saw.
 
     Returns
@@ -168,7 +168,7 @@ def predict_and_sample(model, prepared, preprocessor, choose, *, mirror_axes=Non
     Parameters
     ----------
     model : keras.Model
-    prepared : unetseg.preprocessing.Prepared
+    prepared : unetseg.prepared.Prepared
         The case.
     preprocessor : Preprocessor
     choose : callable

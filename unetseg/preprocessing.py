@@ -1,10 +1,8 @@
 """From a case on its native grid to the network's grid, and back."""
 
-import functools
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -12,9 +10,10 @@ from nibabel.affines import voxel_sizes
 from unetseg import nifti, planning
 from unetseg._base import refuse_any, require, write_json
 from unetseg.augmentation import Sampling
-from unetseg.body import find_body, find_box, find_void, measure_contrast, meet, widen
+from unetseg.body import find_body, find_box, find_void, meet, widen
 from unetseg.grids import Place, zoom, zoom_labels
-from unetseg.planning import coarse_axis, settle
+from unetseg.planning import coarse_axis
+from unetseg.prepared import Prepared
 from unetseg.reading.description import refuse_ignored
 from unetseg.run.layout import Run, read_json
 from unetseg.run.machine import describe_hardware
@@ -36,51 +35,6 @@ OLDER = {
 MIRRORINGS = [axes for n in range(4) for axes in combinations(range(3), n)]
 PLANES = [(), *permutations(range(3), 1), *permutations(range(3), 2)]
 TRIPLE = "three positive numbers, along x, y, z"
-
-
-class FirstLook(NamedTuple):
-    """What models said of a whole scan, seen coarsely, before they looked closer.
-
-    ``place``: where the coarse grid lies on the native one. ``maps``: (model, x, y, z, class)
-    float32, probabilities on the coarse grid.
-    """
-
-    place: Place
-    maps: np.ndarray
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A case on the network's grid, as `Preprocessor.prepare` makes it.
-
-    ``x``: (x, y, z, channel) float32, at least as large as the patch. ``y``: (x, y, z) uint8,
-    class numbers, or None without a mask. ``place``: where it lies on the native grid.
-    ``inside``: (x, y, z) bool, what is body. ``preprocessor``: the one that made it. ``first``:
-    of two looks what was seen at the first one, or None.
-    """
-
-    x: np.ndarray
-    y: np.ndarray | None
-    place: Place
-    inside: np.ndarray
-    preprocessor: "Preprocessor"
-    first: FirstLook | None = None
-
-    @functools.cached_property
-    def void(self):
-        """Background for certain: (x, y, z) bool.
-
-        Where hardly any voxel around has signal (`unetseg.body.find_void`), or where it varies
-        less than ``least_contrast``. Nowhere unless ``empty_space`` is ``background``.
-        """
-        settings = self.preprocessor
-        if settings.empty_space != "background":
-            return np.zeros(self.inside.shape, bool)
-        void = find_void(self.inside, settings.spacing_mm)
-        if settings.least_contrast:
-            contrast = measure_contrast(self.x, self.inside, settings.spacing_mm)
-            void |= contrast < settings.least_contrast
-        return void
 
 
 @dataclass(frozen=True)
@@ -251,59 +205,11 @@ class Preprocessor:
             return self
         require("cases", cases, len(cases), "at least one")
         facts = facts or [self._read_facts(case) for case in cases]
-        assumed = self._choose_assumed(facts)
-        facts = [{**fact, "spacing_mm": assumed or fact["spacing_mm"]} for fact in facts]
-        shapes = np.array([fact["shape"] for fact in facts])
-        spacings = np.array([fact["spacing_mm"] for fact in facts])
-        spacing = settle(self.spacing_mm, planning.choose_spacing, np.median(shapes, 0), spacings)
-        shape = planning.resampled_shape(shapes, spacings, spacing)
-        flat = self.patch, self.planes, self.neighbours
-        dimensions = settle(self.dimensions, planning.choose_dimensions, shape, spacing, *flat)
-        patch, coarse = self._choose_looks(facts, shape, spacing, dimensions, patch_voxels)
-        labels = settle(self.labels, planning.choose_labels, facts)
-        several = planning.has_several_slices(shape, patch, dimensions)
-        look = shape, spacing, patch, dimensions
-        return Preprocessor(
-            spacing_mm=spacing,
-            patch=patch,
-            labels=labels,
-            channels=settle(self.channels, planning.choose_channels, facts),
-            normalisation=settle(self.normalisation, planning.choose_normalisation, facts),
-            dimensions=dimensions,
-            mirror_axes=settle(self.mirror_axes, planning.choose_mirror_axes, facts, labels, patch),
-            neighbours=settle(self.neighbours, planning.choose_neighbours, several),
-            planes=settle(self.planes, planning.choose_planes, *look),
-            empty_space=settle(self.empty_space, planning.choose_empty_space, facts),
-            least_contrast=settle(
-                self.least_contrast, planning.choose_least_contrast, facts, coarse
-            ),
-            coarse_mm=coarse,
-            margin=settle(self.margin, lambda: planning.MARGIN if coarse else 0.0),
-            assumed_mm=assumed,
-            strength=settle(self.strength, planning.choose_strength, facts, dimensions),
-        )
-
-    def _choose_assumed(self, facts):
-        if self.spacing_mm and self.assumed_mm is None:
-            return ()
-        return settle(self.assumed_mm, planning.choose_assumed_spacing, facts)
+        return Preprocessor(**planning.plan(self, facts, patch_voxels or patch_budget()))
 
     def take_spacing(self, spacing_mm):
         """Tell the voxel size that a scan is taken to have: its own, unless one is assumed."""
         return self.assumed_mm or tuple(spacing_mm)
-
-    def _choose_looks(self, facts, shape, spacing, dimensions, patch_voxels):
-        # The patch, and the voxel size of the first of two looks or nothing.
-        cut = dimensions, self.planes, patch_voxels or patch_budget()
-        patch = settle(self.patch, planning.choose_patch, shape, spacing, *cut)
-        once = dimensions == 2 or planning.holds_much(patch, shape)
-        if self.coarse_mm is None and once:
-            return patch, ()
-        region = planning.region_shape(facts, shape, spacing)
-        closer = settle(self.patch, planning.choose_patch, region, spacing, *cut)
-        choose = planning.choose_coarse_spacing
-        coarse = settle(self.coarse_mm, choose, facts, spacing, closer)
-        return (closer, coarse) if coarse else (patch, ())
 
     def describe(self, image, affine, mask=None):
         """Tell the facts of a case that settings are chosen from.

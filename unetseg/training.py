@@ -150,18 +150,24 @@ def _predict_fold(plan, fold, val, digest):
         truth, _ = nifti.load_mask(case.mask)
         nifti.save_mask(run.mask(case.id), truth, case.mask)
         choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
-        if preprocessor.coarse:  # the region that its mask tells is not for the prediction
-            prepared = prepare_case(net, case, preprocessor, mirror_axes=axes)
-        else:
-            prepared = val.near.prepared(number)
+        prepared = _prepare(net, val, number, axes)
         labels, chosen, probabilities = predict_and_sample(
             net, prepared, preprocessor, choose, mirror_axes=axes
         )
         nifti.save_mask(run.prediction(case.id), labels, case.files[0])
-        near = truth.ravel()[chosen]
-        classes = sum(k * (near == label) for k, label in enumerate(preprocessor.labels, 1))
-        sampled.append((probabilities, classes))
+        sampled.append((probabilities, _number(truth.ravel()[chosen], preprocessor.labels)))
     return _calibrate(sampled, fold.calibration)
+
+
+def _number(values, labels):
+    return sum(k * (values == label) for k, label in enumerate(labels, 1))
+
+
+def _prepare(net, val, number, mirror_axes):
+    if not val.preprocessor.coarse:
+        return val.near.prepared(number)
+    # Anew: the cached region is that of its mask, which is not for the prediction.
+    return prepare_case(net, val.cases[number], val.preprocessor, mirror_axes=mirror_axes)
 
 
 def _calibrate(sampled, path):
@@ -252,13 +258,9 @@ def cross_validate(
         any training, as far as that can be foretold.
     """
     run, recipe = Run(Path(results_dir).absolute()), Recipe(**recipe)
-    once = recipe.minutes is None or recipe.steps is None
-    require("steps", recipe.steps, once, "left out if minutes say how long a fold trains")
-    require("seed", seed, seed == int(seed) and 0 <= seed < 2**32, "a whole number, 0 or more")
-    require("n_jobs", n_jobs, n_jobs != 0, "1 or more, or -1 for all cores")
-    seed = int(seed)
+    _check_settings(recipe, seed, n_jobs)
     _refuse_own_files(run, cases)
-    cases = sorted(cases, key=lambda case: case.id)
+    seed, cases = int(seed), sorted(cases, key=lambda case: case.id)
     if not retrain:
         inputs.Trained(run.folder).refuse_stale(cases)
     preprocessor = _choose_preprocessor(run, preprocessor)
@@ -284,6 +286,13 @@ def cross_validate(
         # With none pending it still completes a copy on Drive that was cut short.
         _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir)
     return folds
+
+
+def _check_settings(recipe, seed, n_jobs):
+    once = recipe.minutes is None or recipe.steps is None
+    require("steps", recipe.steps, once, "left out if minutes say how long a fold trains")
+    require("seed", seed, seed == int(seed) and 0 <= seed < 2**32, "a whole number, 0 or more")
+    require("n_jobs", n_jobs, n_jobs != 0, "1 or more, or -1 for all cores")
 
 
 def _refuse_own_files(run, cases):
