@@ -65,7 +65,7 @@ def test_a_channel_that_fills_the_field_of_view_makes_all_of_it_body():
 
 
 def test_an_empty_body_has_the_whole_scan_as_its_box():
-    assert find_box(np.zeros((3, 4, 5), bool)) == (slice(None),) * 3
+    assert find_box(np.zeros((3, 4, 5), bool)) == (slice(0, 3), slice(0, 4), slice(0, 5))
 
 
 def test_void_begins_beyond_four_voxels_and_does_not_mind_single_ones():

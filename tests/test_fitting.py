@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -127,14 +128,26 @@ def test_an_epoch_covers_the_training_cases_once_within_limits(voxels, batch_siz
     preprocessor = Preprocessor((1, 2, 3), PATCH, {1: "a"}, 1)
     plan = Plan(preprocessor, build_tiny, {}, Recipe(), batch_size)
     parts = [(None, np.zeros(size, bool), None) for size in (1000, voxels - 1000)]
-    assert fitting.count_steps(parts, plan) == steps
+    assert fitting.count_steps(seen(parts), plan) == steps
+
+
+def seen(near, far=None):
+    return SimpleNamespace(near=near, far=far)
+
+
+@pytest.mark.parametrize(("regions", "scans", "steps"), [(20, 20, 150), (120, 60, 180)])
+def test_of_two_looks_both_are_counted_and_the_first_has_fifty(regions, scans, steps):
+    preprocessor = Preprocessor((1, 2, 3), PATCH, {1: "a"}, 1)
+    plan = Plan(preprocessor, build_tiny, {}, Recipe(), 1)
+    near, far = ([(None, np.zeros(n * 1024, bool), None)] for n in (regions, scans))
+    assert fitting.count_steps(seen(near, far), plan) == steps
 
 
 def test_slices_are_counted_once_per_plane_and_as_neighbours():
     preprocessor = Preprocessor((1, 1, 1), (16, 16, 1), {1: "a"}, 1, neighbours=1, planes=(2, 0))
     plan = Plan(preprocessor, build_tiny, {}, Recipe(), 1)
     part = None, np.zeros(150 * 256, bool), None
-    assert fitting.count_steps([part], plan) == 100  # slices: 150 a plane, seen in three
+    assert fitting.count_steps(seen([part]), plan) == 100  # slices: 150 a plane, seen in three
 
 
 SHARED = """

@@ -445,7 +445,8 @@ def test_an_explicit_setting_is_kept_and_the_others_are_chosen(tmp_path, write_c
     fitted = Preprocessor(**{name: given}).fit([case])
     assert getattr(fitted, name) == given
     assert None not in [getattr(fitted, field.name) for field in fields(fitted)]
-    assert fitted.spacing_mm == (given if name == "spacing_mm" else (1.5, 1.5, 1.5))
+    takes = name in ("spacing_mm", "assumed_mm")
+    assert fitted.spacing_mm == (given if takes else (1.5, 1.5, 1.5))
     assert list(fitted.labels) == ([1, 7] if name == "labels" else [1])
 
 

@@ -74,6 +74,14 @@ def test_the_readme_tells_how_much_faster_than_the_fastest_peer_the_metrics_are(
     assert "medians of 7" in read_line("README.md")
 
 
+def test_the_log_of_the_recipe_shows_the_rows_of_its_table():
+    text = read("results/recipe.md").replace("*", "")
+    table = pd.read_csv(RESULTS / "recipe.csv")
+    assert len(table) >= 6
+    for row in table.itertuples():
+        assert f"| {row.dice:.4f} | {row.hd95_mm:.1f} | {row.failures} |" in text
+
+
 def test_the_study_of_held_out_cases_is_told_as_it_was_found():
     text = read_line("results/hippocampus/reliability.md")
     found = read_json(RESULTS / "hippocampus" / "reliability.json")
