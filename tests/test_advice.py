@@ -47,7 +47,7 @@ def test_slices_are_told():
     [
         ({}, 20, ["A patch sees 16% of a typical scan"]),
         ({"coarse_mm": (4, 4, 4)}, 20, []),
-        ({"patch": (80, 80, 40)}, 20, []),
+        ({"patch": (56, 56, 40)}, 20, []),
         ({"patch": (80, 80, 40)}, 14, ["Here: 14 cases. The defaults were formed on"]),
         (
             {"patch": (80, 80, 40), "n_labels": 3, "channels": 2},

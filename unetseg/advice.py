@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from unetseg.planning import SEEN, coarse_axis
+from unetseg.planning import coarse_axis
 
 FORMED_ON = "scans of one channel with one or two structures, 15 cases and more"
 FEW_CASES = 15
+NARROW = 0.25  # share of a scan that a patch sees
 
 
 def describe_plan(preprocessor, table):
@@ -64,7 +65,7 @@ def warn(preprocessor, table):
     share = _share(
         preprocessor.patch * np.array(preprocessor.spacing_mm), _typical_extent(preprocessor, table)
     )
-    if preprocessor.dimensions == 3 and not preprocessor.coarse and share < SEEN:
+    if preprocessor.dimensions == 3 and not preprocessor.coarse and share < NARROW:
         danger = "what lies far off and looks alike may be taken for a structure"
         remedy = "Train where there is a GPU, or choose a larger SPACING_MM"
         lines.append(f"A patch sees {share:.0%} of a typical scan: {danger}. {remedy}.")
