@@ -27,13 +27,22 @@ def test_one_look_is_told_with_its_share_of_the_scan():
 
 def test_two_looks_thick_slices_and_assumed_voxels_are_told():
     settings = {"coarse_mm": (4, 4, 5), "assumed_mm": (1, 1, 4)}
-    _, assumed, looks, thick = describe_plan(plan((1, 1, 4), (40, 40, 10), **settings), table())
+    planned = plan((1, 1, 4), (40, 40, 10), **settings)
+    _, looks, thick = describe_plan(planned, table(shape=(100, 100, 10)))
+    (assumed,) = warn(planned, table())
     assert assumed.startswith("Every scan is taken to have voxels of 1 x 1 x 4 mm: structures are")
     assert looks == (
         "It is looked at twice, first whole, in voxels of 4 x 4 x 5 mm, then closer, around what "
-        "was found there; a patch spans 40 x 40 x 40 mm, 4% of the scan."
+        "was found there; a patch spans 40 x 40 x 40 mm, 16% of the scan."
     )
     assert thick == "Slices are 4.0 times as thick as their pixels: they are not tilted."
+
+
+def test_the_empty_space_around_a_body_is_no_scan_if_that_is_known():
+    facts = [{"shape": (50, 50, 40)}] * 20
+    assert describe_plan(plan(), table(), facts)[1].endswith("64% of the scan.")
+    assert warn(plan(), table(), facts) == []
+    assert len(warn(plan(), table())) == 1
 
 
 def test_slices_are_told():

@@ -242,14 +242,14 @@ def test_cases_too_large_to_be_predicted_are_told_of_before_training(
 def test_minutes_are_turned_into_steps_once(cases, tmp_path, monkeypatch, capsys):
     """A run that goes on, here or elsewhere, does so with as many steps as were written down."""
     asked = {**TINY, "steps": None, "minutes": 0.5}
-    monkeypatch.setattr(fitting, "plan_steps", lambda plan, cases, folder: 3)
+    monkeypatch.setattr(fitting, "plan_steps", lambda plan, cases, folder, validated: 3)
     cross_validate(cases, tmp_path, **asked)
     assert "0.5 minutes a fold: on this machine 2 epochs of 3 steps." in capsys.readouterr().out
     experiment = json.loads((tmp_path / "experiment.json").read_text())
     assert experiment["steps"] == 3
     assert experiment["settings"]["recipe"]["steps"] is None
     (tmp_path / "fold_1" / "done.json").unlink()
-    monkeypatch.setattr(fitting, "plan_steps", lambda plan, cases, folder: 99)
+    monkeypatch.setattr(fitting, "plan_steps", lambda plan, cases, folder, validated: 99)
     cross_validate(cases, tmp_path, **asked)
     done = json.loads((tmp_path / "fold_1" / "done.json").read_text())
     assert done["steps"] == 2 * 3

@@ -240,14 +240,17 @@ def test_nan_in_the_very_last_step_is_said(tmp_path):
 
 def test_steps_are_planned_from_the_seconds_of_two_short_epochs(cases, tmp_path, monkeypatch):
     # The first epoch took 14 s, the second 6 s, of which 2 s to validate: 0.2 s a step, 8 s to
-    # start, and so (120 - 8 - 4 * 2) / 4 = 26 s of steps in each of 4 epochs.
+    # start, and so (120.01 - 8 - 4 * 2) / 4 = 26 s of steps in each of 4 epochs.
     monkeypatch.setattr(fitting._Clock, "seconds", (14.0, 6.0, 2.0))
     preprocessor = Preprocessor(patch=PATCH).fit(cases)
-    recipe = Recipe(epochs=4, minutes=2, batch_size=1, precision="float32")
+    recipe = Recipe(epochs=4, minutes=120.01 / 60, batch_size=1, precision="float32")
     plan = Plan(preprocessor, build_tiny, {"filters": 3}, recipe, 1)
-    assert fitting.plan_steps(plan, cases, tmp_path) == 26 / 0.2
-    hardly = replace(plan, recipe=replace(recipe, minutes=0.1))
-    assert fitting.plan_steps(hardly, cases, tmp_path) == 1
+    assert fitting.plan_steps(plan, cases, tmp_path, validated=2) == 26 / 0.2
+    hardly = replace(plan, recipe=replace(recipe, minutes=16.9 / 60))
+    assert fitting.plan_steps(hardly, cases, tmp_path, validated=2) == 1
+    least = replace(plan, recipe=replace(recipe, minutes=16.7 / 60))
+    with pytest.raises(ValueError, match=r"minutes must be at least 0.28 on this machine"):
+        fitting.plan_steps(least, cases, tmp_path, validated=2)
 
 
 def test_the_clock_tells_epochs_from_the_time_before_them(cases, tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -71,6 +72,22 @@ def test_one_look_is_enough_or_all_that_helps(tmp_path, write_case, settings, bo
     case = write_case(tmp_path, "a", image, mask, SPACING)
     fitted = Preprocessor(**{**LEAST, **settings}).fit([case])
     assert (fitted.coarse, fitted.coarse_mm, fitted.margin) == (None, (), 0)
+
+
+def test_small_pieces_that_lie_apart_are_not_left_to_a_second_look(tmp_path, write_case, scan):
+    image, mask = (nib.load(path).get_fdata() for path in (scan.image, scan.mask))
+    mask[5:8, 40:43, 5:8] = 1  # 27 of 1467 voxels
+    case = write_case(tmp_path / "apart", "a", image, mask.astype(np.uint8), SPACING)
+    assert Preprocessor(**LEAST).fit([case]).coarse is None
+
+
+def test_what_was_prepared_for_other_models_or_by_training_is_refused(preprocessor, scan):
+    prepared = prepare_case(Bright(), scan, preprocessor)
+    said = "prepared must be what prepare_case returned for the same models"
+    with pytest.raises(ValueError, match=said):
+        predict_case([Bright(), Bright()], scan, preprocessor, prepared=prepared)
+    with pytest.raises(ValueError, match=said):
+        predict_case(Bright(), scan, preprocessor, prepared=preprocessor.prepare(scan))
 
 
 def test_training_looks_closer_where_the_mask_says(preprocessor, scan):
@@ -206,18 +223,19 @@ def describe(sides, spacing_mm):
 def test_where_fields_of_view_were_fitted_to_patients_voxels_are_taken_as_alike():
     sizes = [(20, 20, 10), (22, 18, 10), (19, 21, 11), (20, 22, 9)]
     voxels = [(1, 1, 5), (2, 2, 8), (1.5, 1.5, 6), (2.5, 2.5, 10)]
-    fitted = [describe(*pair) for pair in zip(sizes, voxels, strict=True)]
+    fitted = [describe(*pair) for pair in zip(sizes, voxels, strict=True)] * 3
+    assert planning.choose_assumed_spacing(fitted[:9]) == ()  # too few to tell
     assert planning.choose_assumed_spacing(fitted) == (1.75, 1.75, 7.0)
-    in_mm = [describe(tuple(np.divide((40, 40, 60), voxel)), voxel) for voxel in voxels]
+    in_mm = [describe(tuple(np.divide((40, 40, 60), voxel)), voxel) for voxel in voxels] * 3
     assert planning.choose_assumed_spacing(in_mm) == ()
-    alike = [describe(size, (1, 1, 1)) for size in sizes]
+    alike = [describe(size, (1, 1, 1)) for size in sizes] * 3
     assert planning.choose_assumed_spacing(alike) == ()
     assert planning.choose_assumed_spacing([{"structures": None}]) == ()
 
 
 def test_a_scan_is_resampled_as_if_it_had_the_assumed_voxels(tmp_path, write_case):
     cases = []
-    for number, mm in enumerate((1.0, 2.0, 1.5, 2.5)):
+    for number, mm in enumerate((1.0, 2.0, 1.5, 2.5) * 3):
         image = np.random.default_rng(number).normal(100, 5, (24, 24, 24)).astype(np.float32)
         mask = np.zeros((24, 24, 24), np.uint8)
         mask[4:20, 4:20, 4 : 20 - number % 2] = 1
@@ -239,6 +257,7 @@ def test_a_scan_is_resampled_as_if_it_had_the_assumed_voxels(tmp_path, write_cas
         (200, 0.2, 3, 0.5),
         (20, 0.09, 3, 0.75),
         (20, 0.0, 3, 0.5),
+        (9, 0.0, 3, 1.0),  # too few to tell
         (200, 0.0, 2, 1.0),
     ],
 )

@@ -9,7 +9,7 @@ FEW_CASES = 15
 NARROW = 0.25  # share of a scan that a patch sees
 
 
-def describe_plan(preprocessor, table):
+def describe_plan(preprocessor, table, facts=None):
     """Say how a network will see the scans, and why.
 
     Parameters
@@ -17,7 +17,10 @@ def describe_plan(preprocessor, table):
     preprocessor : Preprocessor
         Fitted.
     table : pandas.DataFrame
-        What `unetseg.cases.check_cases` says of the cases.
+        What `unetseg.cases.check_cases` or `check_headers` says of the cases.
+    facts : list of dict, optional
+        What `Preprocessor.describe` tells of each: without them the empty space around a body
+        counts as scan.
 
     Returns
     -------
@@ -25,15 +28,9 @@ def describe_plan(preprocessor, table):
         A sentence or two each; what `warn` says is not among them.
     """
     spacing = np.array(preprocessor.spacing_mm)
-    extent, patch = _typical_extent(preprocessor, table), preprocessor.patch * spacing
+    extent, patch = _typical_extent(preprocessor, table, facts), preprocessor.patch * spacing
     lines = [f"A typical scan is {_size(extent)} mm; a voxel of the network {_size(spacing)} mm."]
     seen = f"a patch spans {_size(patch)} mm, {_share(patch, extent):.0%} of the scan"
-    if preprocessor.assumed_mm:
-        size = _size(preprocessor.assumed_mm)
-        reason = "structures are more alike in voxels than in mm, as where fields of view are"
-        lines.append(
-            f"Every scan is taken to have voxels of {size} mm: {reason} fitted to patients."
-        )
     if preprocessor.coarse:
         first = f"first whole, in voxels of {_size(preprocessor.coarse_mm)} mm"
         then = "then closer, around what was found there"
@@ -49,12 +46,12 @@ def describe_plan(preprocessor, table):
     return lines
 
 
-def warn(preprocessor, table):
+def warn(preprocessor, table, facts=None):
     """Say what makes good scores less likely; empty if there is nothing.
 
     Parameters
     ----------
-    preprocessor, table
+    preprocessor, table, facts
         As for `describe_plan`.
 
     Returns
@@ -62,12 +59,18 @@ def warn(preprocessor, table):
     list of str
     """
     lines = []
+    if preprocessor.assumed_mm:
+        size = _size(preprocessor.assumed_mm)
+        reason = "structures are more alike in voxels than in mm, as if fitted to the patient"
+        danger = "A scan of another matrix would be seen in a wrong size"
+        lines.append(f"Every scan is taken to have voxels of {size} mm: {reason}. {danger}.")
     share = _share(
-        preprocessor.patch * np.array(preprocessor.spacing_mm), _typical_extent(preprocessor, table)
+        preprocessor.patch * np.array(preprocessor.spacing_mm),
+        _typical_extent(preprocessor, table, facts),
     )
     if preprocessor.dimensions == 3 and not preprocessor.coarse and share < NARROW:
         danger = "what lies far off and looks alike may be taken for a structure"
-        remedy = "Train where there is a GPU, or choose a larger SPACING_MM"
+        remedy = "A larger SPACING_MM, or a machine with a GPU or more memory, lets it see more"
         lines.append(f"A patch sees {share:.0%} of a typical scan: {danger}. {remedy}.")
     unlike = []
     if len(table) < FEW_CASES:
@@ -81,9 +84,10 @@ def warn(preprocessor, table):
     return lines
 
 
-def _typical_extent(preprocessor, table):
+def _typical_extent(preprocessor, table, facts):
     taken = [preprocessor.take_spacing(spacing) for spacing in table["spacing_mm"]]
-    extents = [np.multiply(*pair) for pair in zip(table["shape"], taken, strict=True)]
+    shapes = table["shape"] if facts is None else [fact["shape"] for fact in facts]
+    extents = [np.multiply(*pair) for pair in zip(shapes, taken, strict=True)]
     return np.median(extents, axis=0)
 
 

@@ -35,6 +35,8 @@ class Sampling:
         If there are two, every other patch is cut after these axes were swapped.
     strength : float, default 1
         In [0, 1]: how often and how much patches are turned, scaled and changed in intensity.
+    unit : float, default 1
+        About the standard deviation of intensities, in which brightness and noise are drawn.
     """
 
     patch: tuple
@@ -44,6 +46,7 @@ class Sampling:
     neighbours: int = 0
     planes: tuple = ()
     strength: float = 1.0
+    unit: float = 1.0
 
     @property
     def across(self):
@@ -250,7 +253,7 @@ def _draw_factor(rng, least, most, sampling):
 
 
 def _change_brightness(x, rng, sampling):
-    return x + np.float32(rng.normal(0, 0.3 * sampling.strength))
+    return x + np.float32(rng.normal(0, 0.3 * sampling.strength * sampling.unit))
 
 
 def _change_gamma(x, rng, sampling):
@@ -262,5 +265,5 @@ def _change_gamma(x, rng, sampling):
 
 
 def _add_noise(x, rng, sampling):
-    most = np.float32(rng.uniform(0, 0.25 * sampling.strength))
+    most = np.float32(rng.uniform(0, 0.25 * sampling.strength * sampling.unit))
     return x + rng.standard_normal(x.shape, np.float32) * most

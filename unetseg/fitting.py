@@ -6,9 +6,11 @@ import time
 from dataclasses import replace
 
 import keras
+import numpy as np
 from keras.callbacks import SwapEMAWeights, TerminateOnNaN
 
 from unetseg import model
+from unetseg._base import require
 from unetseg.losses import ForegroundDice, patch_loss
 from unetseg.optimizers import Muon
 from unetseg.patches import FAR, Looks
@@ -45,7 +47,7 @@ def count_steps(train, plan):
 
 
 @model.usual_settings()
-def plan_steps(plan, cases, folder):
+def plan_steps(plan, cases, folder, validated):
     """Plan how many batches an epoch has if a fold is to train for the minutes of its recipe.
 
     Two short epochs are trained: the first tells how long the network takes to start, the second
@@ -58,21 +60,34 @@ def plan_steps(plan, cases, folder):
         Of which a few are looked at.
     folder : str or Path
         As for `unetseg.patches.CachedCases`.
+    validated : int
+        Cases that a fold validates.
 
     Returns
     -------
     int
-        At least 1.
+
+    Raises
+    ------
+    ValueError
+        If starting and validating take all of the time.
     """
     recipe = replace(plan.recipe, steps=TIMED_STEPS, epochs=2)
     looks = Looks(plan.preprocessor, cases[:TIMED_CASES], folder)
     net, clock = build(plan, recipe, seed=0), _Clock()
-    val_steps = min(MAX_VAL_STEPS, math.ceil(len(cases) / plan.batch_size))
+    val_steps = _count_val_steps(looks, validated, plan)
     _fit(net, looks, looks, plan, recipe, 0, val_steps, epochs=2, callbacks=[clock])
-    first, second, validated = clock.seconds
-    step = (second - validated) / TIMED_STEPS
-    left = 60 * recipe.minutes - (first - second) - plan.recipe.epochs * validated
-    return max(1, round(left / plan.recipe.epochs / step))
+    first, second, validation = clock.seconds
+    step = (second - validation) / TIMED_STEPS
+    needed = (first - second) + plan.recipe.epochs * (validation + step)
+    allowed = f"at least {needed / 60:.2g} on this machine, for one step an epoch"
+    require("minutes", recipe.minutes, 60 * recipe.minutes >= needed, allowed)
+    return 1 + int((60 * recipe.minutes - needed) / plan.recipe.epochs / step)
+
+
+def _count_val_steps(looks, validated, plan):
+    seen = validated * FAR / (FAR - 1) if looks.far else validated
+    return min(MAX_VAL_STEPS, math.ceil(seen / plan.batch_size))
 
 
 class _Clock(keras.callbacks.Callback):
@@ -89,8 +104,8 @@ class _Clock(keras.callbacks.Callback):
 
     @property
     def seconds(self):
-        start, middle, end = self.times
-        return middle - start, end - middle, end - self.validating
+        first, *later = np.diff(self.times)  # KERAS_MAX_EPOCHS may have left but one
+        return first, later[0] if later else first, self.times[-1] - self.validating
 
 
 def build(plan, recipe, seed):
@@ -151,7 +166,7 @@ def fit(net, train, val, plan, recipe, seed, saver, callbacks=()):
         plan,
         recipe,
         seed,
-        min(MAX_VAL_STEPS, math.ceil(len(val.cases) / plan.batch_size)),
+        _count_val_steps(val, len(val.cases), plan),
         past=past,
         epochs=past if "stopped" in saver.about else recipe.epochs,
         callbacks=_follow(saver, recipe, callbacks),

@@ -43,8 +43,9 @@ def prediction_bytes(preprocessor, shape, spacing_mm, models=(), *, n_models=1, 
     voxels, seen = math.prod(shape), math.prod(network)
     scan = voxels * preprocessor.channels * FLOAT_BYTES
     x = seen * preprocessor.channels * FLOAT_BYTES
-    if preprocessor.coarse:  # whose maps are kept; as large as a patch and a few more
-        x += n_models * map_bytes(preprocessor.patch, num_classes)
+    if preprocessor.coarse:  # whose maps are kept
+        coarse = np.maximum(extent / preprocessor.coarse_mm, preprocessor.patch)
+        x += n_models * map_bytes(coarse, num_classes)
     drawn = voxels * (3 * FLOAT_BYTES + n_models)
     block = min(
         max(map_bytes(shape, num_classes), map_bytes(network, num_classes)), ensemble.BLOCK_BYTES

@@ -206,7 +206,10 @@ class Looks:
         if self.far is None:
             return Patches(self.near, self.preprocessor.sampling, *args, **where, **settings)
         kinds = [(self.near, self.preprocessor), (self.far, self.preprocessor.coarse)]
-        near, far = (Patches(some, p.sampling, *args, **settings) for some, p in kinds)
+        near, far = (
+            Patches(some, p.sampling, batch_size, seed + number, **settings)
+            for number, (some, p) in enumerate(kinds)
+        )
         return InTurn(near, far, **where)
 
 
@@ -304,13 +307,15 @@ def require_cache(cases, table, preprocessor):
     """
     place, channels = tempfile.gettempdir(), preprocessor.channels
     taken = table.assign(spacing_mm=table["spacing_mm"].map(preprocessor.take_spacing))
-    most = cache_bytes(taken, preprocessor.spacing_mm, preprocessor.patch, channels)
+    looks = [look for look in (preprocessor, preprocessor.coarse) if look]
+    most = sum(cache_bytes(taken, look.spacing_mm, look.patch, channels) for look in looks)
     if most * SPARE <= free_bytes(place):
         return
     need = 0
-    for case in cases:  # how much of each is cropped only its voxels tell
-        x, _ = preprocessor.transform(replace(case, mask=None))
-        voxels = x.size // channels
-        need += x.nbytes + voxels + voxels // 8
+    for case in cases:  # how much of each is cropped only its voxels tell, and where its region is
+        for look in looks:
+            x, _ = look.transform(case if look.coarse else replace(case, mask=None))
+            voxels = x.size // channels
+            need += x.nbytes + voxels + voxels // 8
         purpose = f"preprocessed cases (of {len(table)} at most {describe_bytes(most)})"
         require_room(place, need, purpose, TEMPORARY)

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from unetseg.body import find_box, find_void, measure_contrast, widen
+from unetseg.body import find_box, find_structures, find_void, measure_contrast, widen
 from unetseg.digits import significant
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
@@ -19,7 +19,8 @@ MARGIN = 0.3  # around the structures on each side, in sizes of their box
 SEEN = 0.5  # share of a typical scan that a patch holds; with less it is looked at twice
 TIGHT = 0.5  # share of a scan that the structures take, above which a first look helps nobody
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
-NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf}
+NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf, "scattered": False}
+ENOUGH = 10  # cases with masks, to tell how much their sizes vary
 FEW_CASES, VARIOUS = 60, 0.12  # up to and from which patches are changed most
 ALIKE = 0.8  # of the spread in mm: structures that are so much more alike in voxels
 VARIED = 0.1  # spread of the logarithm of the size in mm, under which all are alike
@@ -97,7 +98,7 @@ def _choose_slices(wanted, shape, spacing_mm, patch, dimensions):
     }
 
 
-def describe_case(image, mask, body, spacing_mm):
+def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
     """Facts of a case from which settings are chosen.
 
     Parameters
@@ -107,6 +108,8 @@ def describe_case(image, mask, body, spacing_mm):
     body : (x, y, z) ndarray of bool
         As `unetseg.body.find_body` returns it.
     spacing_mm : (3,) ndarray
+    margin : float, default 0.3
+        Of the region around the structures, in sizes of their box.
 
     Returns
     -------
@@ -118,8 +121,8 @@ def describe_case(image, mask, body, spacing_mm):
         voxels that lies where nothing has signal; ``contrast`` that 99.9 % of the voxels of every
         label exceed, 0 without a mask; ``region``, the shape of the box around all structures
         with its margin, and ``structures``, without it, None without a mask;
-        ``region_contrast``, the same contrast if that box were all of the scan; ``volumes_mm3``
-        by label.
+        ``region_contrast``, the same contrast if that box were all of the scan; ``scattered``,
+        whether pieces lie outside of the box of the large ones; ``voxels`` by label.
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()
@@ -131,23 +134,23 @@ def describe_case(image, mask, body, spacing_mm):
         "sides": _measure_sides(mask) if labelled else {},
         "most_in_void": _most_in_void(mask, body, spacing_mm) if labelled else 0.0,
         "contrast": _least_contrast(mask, image, body, spacing_mm) if labelled else 0.0,
-        **(_describe_region(image, mask, body, spacing_mm) if labelled else NO_REGION),
-        "volumes_mm3": _measure_volumes(mask, spacing_mm) if labelled else {},
+        **(_describe_region(image, mask, body, spacing_mm, margin) if labelled else NO_REGION),
+        "voxels": _count_voxels(mask) if labelled else {},
     }
 
 
-def _describe_region(image, mask, body, spacing_mm):
+def _describe_region(image, mask, body, spacing_mm, margin):
     inner = find_box(mask != 0)
-    box = widen(inner, MARGIN, mask.shape)
+    box = widen(inner, margin, mask.shape)
     contrast = _least_contrast(mask[box], image[box], body[box], spacing_mm)
     shapes = {"region": mask[box].shape, "structures": mask[inner].shape}
-    return {**shapes, "region_contrast": contrast}
+    scattered = find_box(find_structures(mask)) != inner
+    return {**shapes, "region_contrast": contrast, "scattered": scattered}
 
 
-def _measure_volumes(mask, spacing_mm):
+def _count_voxels(mask):
     values, counts = np.unique(mask[mask != 0], return_counts=True)
-    volumes = counts * np.prod(spacing_mm)
-    return dict(zip(values.tolist(), volumes.tolist(), strict=True))
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _brightest_sd(voxels):
@@ -289,12 +292,13 @@ def choose_assumed_spacing(facts):
     tuple of 3 float
         The median, if the boxes around all structures differ less in voxels than in mm: by the
         standard deviation of the logarithm of their sides' geometric mean, less than 0.8 times
-        that in mm, which must be 0.1 or more. Else empty, and each scan has its own.
+        that in mm, which must be 0.1 or more. Else, or with less than 10 masks, empty: each scan
+        has its own.
     """
     spacings = np.array([fact["spacing_mm"] for fact in facts if fact["structures"]])
     in_mm = _measure_spread(facts)
     in_voxels = _measure_spread([{**fact, "spacing_mm": (1, 1, 1)} for fact in facts])
-    if not len(spacings) or in_mm < VARIED or in_voxels > ALIKE * in_mm:
+    if len(spacings) < ENOUGH or in_mm < VARIED or in_voxels > ALIKE * in_mm:
         return ()
     return tuple(significant(mm, 4) for mm in np.median(spacings, axis=0).tolist())
 
@@ -440,10 +444,13 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     -------
     tuple of 3 float
         With which a patch holds 90 % of the scans; nothing finer than `spacing_mm`. Empty without
-        masks, if the structures with their margin take more than half of the typical scan, or if
-        one of them would have less than 30 voxels.
+        masks, if the structures with their margin take more than half of the typical scan, if one
+        of them would have less than 30 voxels, or if in more than a tenth of the cases small
+        pieces lie apart from the large ones, as a second look would miss them.
     """
     labelled = [fact for fact in facts if fact["region"]]
+    if np.mean([fact["scattered"] for fact in facts]) > 1 - LARGE:
+        return ()
     shares = [np.prod(fact["region"]) / np.prod(fact["shape"]) for fact in labelled]
     if not labelled or np.median(shares) > TIGHT:
         return ()
@@ -451,8 +458,8 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     coarse = np.maximum(np.quantile(extents, LARGE, axis=0) / patch, spacing_mm)
     volumes = {}
     for fact in labelled:
-        for label, volume in fact["volumes_mm3"].items():
-            volumes.setdefault(label, []).append(volume)
+        for label, count in fact["voxels"].items():
+            volumes.setdefault(label, []).append(count * np.prod(fact["spacing_mm"]))
     smallest = min(np.median(of_label) for of_label in volumes.values())
     if smallest < COARSE_VOXELS * np.prod(coarse):
         return ()
@@ -477,12 +484,14 @@ def choose_strength(facts, dimensions):
     -------
     float
         1 for slices, which are many and alike; and up to 60 cases of various sizes. Less, but at
-        least 0.5, in proportion for more cases, or if the logarithm of the size of all structures
-        together has a standard deviation under 0.12.
+        least 0.5, in proportion for more cases, or if of 10 and more the logarithm of the size of
+        all structures together has a standard deviation under 0.12.
     """
     if dimensions == 2:
         return 1.0
-    share = min(FEW_CASES / len(facts), _measure_spread(facts) / VARIOUS)
+    share = FEW_CASES / len(facts)
+    if len(facts) >= ENOUGH:
+        share = min(share, _measure_spread(facts) / VARIOUS)
     return round(min(1.0, max(0.5, share)), 3)
 
 

@@ -77,9 +77,9 @@ def predict_case(
         labels.
     probabilities : bool, default True
         Whether to return them. Without them many classes take no more memory than
-        `unetseg.ensemble.BLOCK_BYTES` allows.
+        `unetseg.ensemble.BLOCK_BYTES` allows, and the small maps of a first look.
     prepared : unetseg.prepared.Prepared, optional
-        What `prepare_case` returns, if it is at hand; else the scan is read.
+        What `prepare_case` returns for the same models, if it is at hand; else the scan is read.
 
     Returns
     -------
@@ -92,6 +92,7 @@ def predict_case(
         prepared = prepare_case(
             models, case, preprocessor, overlap=overlap, mirror_axes=mirror_axes
         )
+    _check_prepared(prepared, models)
     place = prepared.place
     drawn = _draw_background(preprocessor, place.shape, len(models), temperature, probabilities)
     inside = drawn.look_at(place.box)
@@ -104,6 +105,12 @@ def predict_case(
             _draw(part.look_at(index), mean[index], preprocessor, temperature)
         del mean  # before the next one is made
     return drawn
+
+
+def _check_prepared(prepared, models):
+    first, needed = prepared.first, prepared.preprocessor.coarse
+    fits = first is None if needed is None else first and len(first.maps) == len(models)
+    require("prepared", type(prepared), fits, "what prepare_case returned for the same models")
 
 
 @usual_settings()

@@ -176,6 +176,7 @@ class Preprocessor:
             neighbours=self.neighbours or 0,
             planes=self.planes or (),
             strength=1.0 if self.strength is None else self.strength,
+            unit=0.25 if self.normalisation == "percentile" else 1.0,
         )
 
     def fit(self, cases, *, facts=None, patch_voxels=None):
@@ -227,14 +228,18 @@ class Preprocessor:
         """
         image = _with_channels(image)
         body, _ = self._find_body(image, affine)
-        return planning.describe_case(image, mask, body, voxel_sizes(affine))
+        margin = planning.MARGIN if self.margin is None else self.margin
+        return planning.describe_case(image, mask, body, voxel_sizes(affine), margin)
 
     def _read_facts(self, case):
         mask = nifti.load_mask(case.mask)[0] if case.mask else None
         return self.describe(*nifti.load_image(case.image), mask)
 
     def transform(self, case):
-        """Bring a case to the network's grid.
+        """Bring a case to the network's grid; of two looks to that of training's second one.
+
+        So only where its mask is, if it has one: for predictions see
+        `unetseg.prediction.prepare_case`, which does not look at the mask.
 
         Parameters
         ----------
@@ -474,6 +479,7 @@ class Preprocessor:
 
     def _refuse_incomplete(self):
         needed = ("spacing_mm", "patch", "labels", "channels", "normalisation")
+        needed += ("margin",) if self.coarse_mm else ()
         missing = [name for name in needed if getattr(self, name) is None]
         advice = "Use what fit(cases) returns."
         refuse_any(missing, "Preprocessor:", "settings are not chosen yet", advice)

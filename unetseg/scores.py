@@ -178,14 +178,14 @@ def summarise(scores):
         values ``mean``, ``sd`` (n - 1), ``ci_low`` and ``ci_high`` of the mean, ``median``,
         ``q1``, ``q3``; how many of the ``n`` were ``nan`` (not defined: such as a label in
         neither mask) or ``inf`` (a label in one mask only); and ``failures``, the ids of the
-        cases whose Dice is 0: the label missed, invented, or nowhere overlapping.
+        cases that `find_failures` finds.
 
     Notes
     -----
     The interval holds the mean with 95 % confidence: percentiles of 9,999 bootstrap means, in
     which patients, not cases, are drawn (Efron and Tibshirani 1993). NaN for a single patient.
     """
-    failed = scores[scores["dice"] == 0].astype({"case": str})
+    failed = find_failures(scores).astype({"case": str})
     failed = failed.groupby("label")["case"].agg("; ".join)
     rows = []
     for (label, name), part in scores.groupby(["label", "name"], sort=False, dropna=False):
@@ -410,7 +410,8 @@ def choose_examples(scores, also=""):
     -------
     pandas.DataFrame
         A row each: ``which`` ("failure", of which up to four; "worst", "median", "best", "also"),
-        ``case`` and ``mean_dice``. Of less than three cases some stand for more than one.
+        ``case`` and ``mean_dice``. What is a failure is not shown again; of less than three
+        others some stand for more than one.
     """
     ranked = rank_cases(scores)
     known = ranked.dropna().index

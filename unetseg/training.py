@@ -95,12 +95,12 @@ def _open_cache(folder):
 
 
 def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
+    known = plan.recipe.steps is not None or plan.recipe.minutes is None
+    require("minutes", plan.recipe.minutes, known, "left to cross_validate: give steps")
     started, fold, cases = time.monotonic(), Fold(fold_dir), [*train_cases, *val_cases]
     fold.folder.mkdir(parents=True, exist_ok=True)
     files = inputs.describe_inputs(cases, fresh=True)
     train, val = (Looks(plan.preprocessor, part, cache) for part in (train_cases, val_cases))
-    known = plan.recipe.steps is not None or plan.recipe.minutes is None
-    require("minutes", plan.recipe.minutes, known, "left to cross_validate: give steps")
     recipe = replace(plan.recipe, steps=plan.recipe.steps or fitting.count_steps(train, plan))
     about = _describe_fold(plan, recipe, seed, train_cases, val_cases)
     net = fitting.build(plan, recipe, seed)
@@ -275,7 +275,7 @@ def cross_validate(
         refuse_leaks(leaks)
     _warn_of_lack(cases, preprocessor)
     with only_run(run.folder, backup_dir):
-        measured = _measure(run, plan, cases, cache_dir)
+        measured = _measure(run, plan, cases, folds, cache_dir)
         plan = _record(run, plan, seed, folds, leaks, measured)
         pending = _find_pending(run, folds, retrain)
         _say_what_is_done(folds, pending, cases, table)
@@ -331,13 +331,14 @@ def _warn_of_lack(cases, preprocessor):
         warnings.warn(f"Of the largest case: {lack}", stacklevel=3)
 
 
-def _measure(run, plan, cases, cache_dir):
+def _measure(run, plan, cases, folds, cache_dir):
     # Once, so that a run that goes on later, elsewhere, does so with as many steps.
     if plan.recipe.minutes is None or run.experiment.exists():
         return {}
     with _open_cache(cache_dir) as cache:
         try:
-            steps = processes.call_apart(fitting.plan_steps, plan, cases, cache)
+            validated = max(len(fold["val"]) for fold in folds)
+            steps = processes.call_apart(fitting.plan_steps, plan, cases, cache, validated)
         finally:
             processes.end_calls()
     minutes, epochs = plan.recipe.minutes, plan.recipe.epochs
