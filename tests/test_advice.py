@@ -30,7 +30,9 @@ def test_two_looks_thick_slices_and_assumed_voxels_are_told():
     planned = plan((1, 1, 4), (40, 40, 10), **settings)
     _, looks, thick = describe_plan(planned, table(shape=(100, 100, 10)))
     (assumed,) = warn(planned, table())
-    assert assumed.startswith("Every scan is taken to have voxels of 1 x 1 x 4 mm: structures are")
+    assert assumed.startswith(
+        "WARNING: Every scan is taken to have voxels of 1 x 1 x 4 mm: structures are"
+    )
     assert looks == (
         "It is looked at twice, first whole, in voxels of 4 x 4 x 5 mm, then closer, around what "
         "was found there; a patch spans 40 x 40 x 40 mm, 16% of the scan."
@@ -69,4 +71,4 @@ def test_narrow_views_and_data_unlike_those_of_the_recipe_are_warned_of(settings
     warned = warn(plan(**settings), table(n))
     assert len(warned) == len(said)
     for sentence, start in zip(warned, said, strict=True):
-        assert sentence.startswith(start)
+        assert sentence.startswith(f"WARNING: {start}")

@@ -47,7 +47,7 @@ def describe_plan(preprocessor, table, facts=None):
 
 
 def warn(preprocessor, table, facts=None):
-    """Say what makes good scores less likely; empty if there is nothing.
+    """Say what makes good scores less likely, each beginning with ``WARNING``; empty if nothing.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def warn(preprocessor, table, facts=None):
         unlike.append(f"{preprocessor.channels} channels")
     if unlike:
         lines.append(f"Here: {', '.join(unlike)}. The defaults were formed on {FORMED_ON}.")
-    return lines
+    return [f"WARNING: {line}" for line in lines]
 
 
 def _typical_extent(preprocessor, table, facts):
