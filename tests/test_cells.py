@@ -189,6 +189,28 @@ def test_the_training_of_a_published_experiment_is_told_from_its_own_files(tmp_p
     assert place.read_experiment() == written
 
 
+@pytest.mark.parametrize(
+    ("asked", "planned", "told"),
+    [
+        ({"steps": 70, "minutes": None}, {}, {"steps": "70"}),
+        (
+            {"steps": None, "minutes": 2.5},
+            {"steps": 90},
+            {"steps": "90", "minutes a fold, as asked": "2.5"},
+        ),
+    ],
+)
+def test_steps_are_told_as_they_were_asked_for_or_planned(tmp_path, asked, planned, told):
+    published = Path(__file__).parent.parent / "results" / "hippocampus"
+    experiment = json.loads((published / "experiment.json").read_text())
+    experiment["settings"]["recipe"].update(asked)
+    write_json(tmp_path / "experiment.json", experiment | planned)
+    write_json(tmp_path / "splits.json", json.loads((published / "splits.json").read_text()))
+    table = Workspace(tmp_path, tmp_path).describe_training().iloc[:, 0]
+    assert told.items() <= table.to_dict().items()
+    assert table["minutes"] == str(experiment["minutes"])
+
+
 def test_the_new_scans_of_the_sample_are_of_other_people(tmp_path, capsys):
     place = Workspace(tmp_path / "sample", tmp_path / "results", simulated=True)
     scans = place.find_scans()

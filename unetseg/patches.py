@@ -202,14 +202,12 @@ class Looks:
     def draw(self, batch_size, seed, *, start=0, repeat_after=None, **settings):
         """Draw batches of patches; arguments as for `Patches`."""
         where = {"start": start, "repeat_after": repeat_after}
-        args = batch_size, seed
+        sampling = self.preprocessor.sampling
         if self.far is None:
-            return Patches(self.near, self.preprocessor.sampling, *args, **where, **settings)
-        kinds = [(self.near, self.preprocessor), (self.far, self.preprocessor.coarse)]
-        near, far = (
-            Patches(some, p.sampling, batch_size, seed + number, **settings)
-            for number, (some, p) in enumerate(kinds)
-        )
+            return Patches(self.near, sampling, batch_size, seed, **where, **settings)
+        coarse = self.preprocessor.coarse.sampling
+        near = Patches(self.near, sampling, batch_size, seed, **settings)
+        far = Patches(self.far, coarse, batch_size, seed + 1, **settings)
         return InTurn(near, far, **where)
 
 

@@ -295,7 +295,7 @@ def choose_assumed_spacing(facts):
         that in mm, which must be 0.1 or more. Else, or with less than 10 masks, empty: each scan
         has its own.
     """
-    spacings = np.array([fact["spacing_mm"] for fact in facts if fact["structures"]])
+    spacings = np.array([fact["spacing_mm"] for fact in _with_masks(facts)])
     in_mm = _measure_spread(facts)
     in_voxels = _measure_spread([{**fact, "spacing_mm": (1, 1, 1)} for fact in facts])
     if len(spacings) < ENOUGH or in_mm < VARIED or in_voxels > ALIKE * in_mm:
@@ -303,9 +303,13 @@ def choose_assumed_spacing(facts):
     return tuple(significant(mm, 4) for mm in np.median(spacings, axis=0).tolist())
 
 
+def _with_masks(facts):
+    return [fact for fact in facts if fact["structures"]]
+
+
 def _measure_spread(facts):
     # Standard deviation of the logarithm of the mean side of the box around all structures.
-    labelled = [fact for fact in facts if fact["structures"]]
+    labelled = _with_masks(facts)
     sides = [np.multiply(fact["structures"], fact["spacing_mm"]) for fact in labelled]
     return float(np.std(np.log(sides).mean(axis=1))) if labelled else np.inf
 
@@ -420,7 +424,7 @@ def region_shape(facts, shape, spacing_mm):
     -------
     (3,) ndarray of int
     """
-    labelled = [fact for fact in facts if fact["region"]]
+    labelled = _with_masks(facts)
     if not labelled:
         return shape
     regions = np.array([fact["region"] for fact in labelled])
@@ -448,7 +452,7 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
         of them would have less than 30 voxels, or if in more than a tenth of the cases small
         pieces lie apart from the large ones, as a second look would miss them.
     """
-    labelled = [fact for fact in facts if fact["region"]]
+    labelled = _with_masks(facts)
     if np.mean([fact["scattered"] for fact in facts]) > 1 - LARGE:
         return ()
     shares = [np.prod(fact["region"]) / np.prod(fact["shape"]) for fact in labelled]

@@ -86,7 +86,7 @@ def predict_case(
     Prediction
     """
     mirror_axes = settle_settings(preprocessor, overlap, mirror_axes, temperature)
-    models = list(models) if isinstance(models, list | tuple) else [models]
+    models = _list(models)
     require("models", models, len(models), "at least one")
     if prepared is None:
         prepared = prepare_case(
@@ -105,6 +105,10 @@ def predict_case(
             _draw(part.look_at(index), mean[index], preprocessor, temperature)
         del mean  # before the next one is made
     return drawn
+
+
+def _list(models):
+    return list(models) if isinstance(models, list | tuple) else [models]
 
 
 def _check_prepared(prepared, models):
@@ -134,7 +138,7 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     if not preprocessor.coarse:
         return preprocessor.prepare(case, loaded=loaded)
     mirror_axes = settle_settings(preprocessor, overlap, mirror_axes)
-    models = list(models) if isinstance(models, list | tuple) else [models]
+    models = _list(models)
     first = preprocessor.coarse.prepare(case, loaded=loaded)
     maps = predict_maps(models, first, first.preprocessor, overlap, mirror_axes)
     region = find_region(maps.mean(axis=0).argmax(axis=-1), first)

@@ -286,8 +286,9 @@ class Preprocessor:
         """
         image, affine = self._load(case, loaded)
         body, backgrounds = self._find_body(image, affine)
-        if region is None and with_mask and case.mask:
-            region = self._region_of(case.mask)
+        mask = nifti.load_mask(case.mask)[0] if with_mask and case.mask else None
+        if region is None:
+            region = self._region_of(mask)
         box, shape, padding = geometry = self._geometry(body, affine, region)
         inside = zoom(body[box].astype(np.float32), shape) > 0
         channels = []
@@ -297,31 +298,18 @@ class Preprocessor:
         # Where some channel has no background what lies beyond the scan counts as body.
         inside = np.pad(inside, padding, constant_values=None in backgrounds)
         y = None
-        if with_mask and case.mask:
-            y = self._transform_mask(case.mask, *geometry)
+        if mask is not None:
+            y = self._transform_mask(mask, case.mask, *geometry)
         place = _find_place(image.shape[:3], *geometry)
         return Prepared(np.stack(channels, axis=-1), y, place, inside, self)
 
-    def _region_of(self, path):
-        mask, _ = nifti.load_mask(path) if self.coarse_mm else (None, None)
-        return None if mask is None or not mask.any() else self.surround(mask != 0)
+    def _region_of(self, mask):
+        # Of a second look: the box of the structures with its margin.
+        if mask is None or not self.coarse_mm or not mask.any():
+            return None
+        return widen(find_box(mask != 0), self.margin, mask.shape)
 
-    def surround(self, structures):
-        """Find the region of a second look: the box of the structures with its margin.
-
-        Parameters
-        ----------
-        structures : (x, y, z) ndarray of bool
-            On the native grid; not empty.
-
-        Returns
-        -------
-        tuple of 3 slice
-        """
-        return widen(find_box(structures), self.margin, structures.shape)
-
-    def _transform_mask(self, path, box, shape, padding):
-        mask, _ = nifti.load_mask(path)
+    def _transform_mask(self, mask, path, box, shape, padding):
         unknown = set(np.unique(mask).tolist()) - {0, *self.labels}
         if unknown:
             problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
@@ -341,7 +329,8 @@ class Preprocessor:
         """
         image, affine = self._load(case)
         body, _ = self._find_body(image, affine)
-        region = self._region_of(case.mask) if case.mask else None
+        looked = case.mask and self.coarse_mm  # else the mask tells nothing
+        region = self._region_of(nifti.load_mask(case.mask)[0]) if looked else None
         return _find_place(image.shape[:3], *self._geometry(body, affine, region))
 
     def restore(self, probabilities, case, *, place=None):

@@ -180,7 +180,7 @@ class Workspace:
         if planned is not None:
             facts["minutes a fold, as asked"] = planned
         for name in ("steps", "minutes", "batch_size", "precision"):
-            facts[name] = experiment.get(name)
+            facts[name] = experiment.get(name, facts.get(name))
         texts = {name: str(value) for name, value in facts.items() if value is not None}
         return pd.Series(texts, name=self.results.name).to_frame()
 
