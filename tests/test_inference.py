@@ -187,6 +187,23 @@ def test_scans_are_segmented_and_described_as_counted_by_hand(tmp_path, predict,
     np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 50))
 
 
+def test_the_largest_piece_alone_is_written_where_cross_validation_decided_so(
+    tmp_path, predict, counted, write_case
+):
+    image = blocks()
+    image[7, 8, :2] = 90  # 2 voxels astray
+    scans = [write_case(tmp_path, "a", image)]
+    results = make_experiment(tmp_path / "experiment", 40)
+    assert predict(scans, results)["volume_ml"].tolist() == pytest.approx([74 * 0.006], abs=1e-4)
+    decided = {"cases": {"b": [5]}, "new_scans": [5]}
+    (results / "components.json").write_text(json.dumps(decided))
+    for _ in range(2):  # once anew, then it is known
+        volume = predict(scans, results)["volume_ml"].tolist()
+        assert volume == pytest.approx([72 * 0.006], abs=1e-4)
+    assert counted == ["a", "a"]
+    np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 40))
+
+
 def test_volumes_of_small_voxels_are_not_rounded_away(predict, tmp_path, write_case):
     (tmp_path / "small").mkdir()
     experiment = make_experiment(tmp_path / "small", 40, 50, 60)

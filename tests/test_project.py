@@ -56,6 +56,7 @@ ORDER = (
         "inference",
         "training",
         "scores",
+        "components",
         "charts",
     ),
     *("report", "sharing", "workspace"),

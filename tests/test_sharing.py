@@ -463,6 +463,15 @@ def test_the_card_tells_what_the_models_are_and_what_they_were_trained_on(experi
     assert f"cores: {about['hardware']['cores']}, " in card
 
 
+def test_pieces_that_are_left_out_are_told_and_packed(copy, tmp_path):
+    decided = {"cases": {"case_00": [2]}, "new_scans": [2]}
+    (copy / "components.json").write_text(json.dumps(decided))
+    sharing.pack(copy, tmp_path / "mine.tar")
+    assert "mine/components.json" in dict(members_of(tmp_path / "mine.tar"))
+    card = (copy / "MODEL_CARD.md").read_text()
+    assert "0: background, 1: front, 2: back. Of back\n  only the largest piece is kept" in card
+
+
 def test_the_card_tells_how_the_files_of_training_are_known(copy):
     card = sharing.write_model_card(copy).read_text()
     assert "are known by their SHA-256, which stand in its done.json." in section(

@@ -11,6 +11,7 @@ from files import content_of, fill
 from matplotlib.figure import Figure
 
 from unetseg import cases, nifti, workspace
+from unetseg._base import write_json
 from unetseg.run import drive
 from unetseg.workspace import Workspace
 
@@ -338,3 +339,16 @@ def test_scored_cases_are_opened_with_mask_and_prediction_if_their_scans_are_her
     ]
     assert [len(view.masks) for view in views.values()] == [2, 2]
     assert place.view_scored([replace(case, image=None) for case in found], examples) == {}
+
+
+def test_what_is_looked_at_has_the_pieces_that_count(place, tmp_path, write_case):
+    mask = np.zeros((6, 5, 4), np.uint8)
+    mask[:3] = 1
+    case = write_case(tmp_path / "scans", "a", np.ones(mask.shape, np.float32), mask)
+    drawn = mask.copy()
+    drawn[5, 4, 3] = 1
+    nifti.save_mask(place.run.prediction("a"), drawn, case.image)
+    write_json(place.run.components, {"cases": {"a": [1]}, "new_scans": []})
+    examples = pd.DataFrame([("worst", "a", 0.9)], columns=["which", "case", "mean_dice"])
+    shown = place.view_scored([case], examples)["a"].masks[1]
+    np.testing.assert_array_equal(shown, mask)

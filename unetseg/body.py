@@ -75,6 +75,51 @@ def find_box(body):
     return boxes[0] if boxes else tuple(slice(0, length) for length in body.shape)
 
 
+def keep_largest(classes, values):
+    """Take away all but the largest piece of some labels.
+
+    Parameters
+    ----------
+    classes : (x, y, z) ndarray of integers
+    values : iterable of int
+        Of the labels; the others stay as they are.
+
+    Returns
+    -------
+    (x, y, z) ndarray
+        A copy; 0 where pieces were. Voxels that share a corner are one piece; of equal ones the
+        first stays.
+    """
+    kept = classes.copy()
+    for value in values:
+        pieces, sizes = _find_pieces(classes == value)
+        kept[(pieces > 0) & (pieces != sizes.argmax())] = 0
+    return kept
+
+
+def count_structures(mask):
+    """Count the pieces of a mask that have at least a tenth of the largest one's voxels.
+
+    Parameters
+    ----------
+    mask : (x, y, z) ndarray of bool
+
+    Returns
+    -------
+    int
+    """
+    _, sizes = _find_pieces(mask)
+    return int((sizes >= max(1, MAIN * sizes.max())).sum())
+
+
+def _find_pieces(mask):
+    # Each voxel's number of a piece, from 1, and the voxels of each number, none of 0.
+    pieces, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return pieces, sizes
+
+
 def find_structures(classes):
     """Tell structures from stray pieces of them.
 
@@ -90,9 +135,7 @@ def find_structures(classes):
     """
     kept = np.zeros(classes.shape, bool)
     for value in np.unique(classes[classes != 0]):
-        pieces, _ = ndimage.label(classes == value, np.ones((3, 3, 3)))
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
+        pieces, sizes = _find_pieces(classes == value)
         kept |= (sizes >= max(1, MAIN * sizes.max()))[pieces]
     return kept
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from unetseg import cases, memory, nifti
 from unetseg._base import refuse_any, require, sha256, write_json
+from unetseg.body import keep_largest
 from unetseg.cases import check_scan
 from unetseg.digits import significant
 from unetseg.model import build_unet
@@ -157,6 +158,7 @@ def predict_scans(
         maps=maps,
         settings=json.loads(json.dumps(settings)),
         memory_bytes=memory_bytes,
+        largest=tuple(run.read_components()["new_scans"]),
     )
     try:
         # What is wrong with them is said at once, not scan by scan.
@@ -180,6 +182,7 @@ class Order(NamedTuple):
     maps: tuple
     settings: dict
     memory_bytes: int | None
+    largest: tuple
 
     @property
     def windows(self):
@@ -198,12 +201,14 @@ class Order(NamedTuple):
 
     def describe(self, scan):
         """Tell what the prediction of a scan depends on, in JSON's types."""
-        return {
+        about = {
             "models": [*self.models],
             "maps": [*self.maps],
             "settings": self.settings,
             "scan": [sha256(path) for path in scan.files],
         }
+        # Notes of an earlier version do not tell of pieces.
+        return {**about, "largest": [*self.largest]} if self.largest else about
 
 
 def _predict_all(scans, order, n_jobs):
@@ -301,7 +306,8 @@ def _predict_scan(scan, order):
 
 def _predict_prepared(scan, order, models, prepared):
     settings = {"probabilities": "probabilities" in order.maps, **order.settings}
-    return predict_case(models, scan, order.preprocessor, prepared=prepared, **settings)
+    prediction = predict_case(models, scan, order.preprocessor, prepared=prepared, **settings)
+    return prediction._replace(labels=keep_largest(prediction.labels, order.largest))
 
 
 def _write_maps(scan, order, prediction):

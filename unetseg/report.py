@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from unetseg import components
 from unetseg._base import write_file
 from unetseg.charts import reliability_curves
 from unetseg.digits import short
@@ -113,6 +114,7 @@ def write_report(
         name=run.folder.resolve().name,
         simulated=simulated,
         **_describe_experiment(table, folds, experiment),
+        scored_how=_describe_scoring(run, table),
         **_tabulate_all(table, summary, leaks, compared),
         pictures={
             **_read_pictures(run, examples, table["case"].nunique(), len(folds)),
@@ -129,7 +131,6 @@ def _describe_experiment(table, folds, experiment):
     return {
         "trained_on": _describe_data(table, folds),
         "trained_how": _describe_training(experiment),
-        "scored_how": "Each case was scored once, on its own grid, by the model without it.",
         "unit": "patients" if table["group"].notna().any() else "cases",
         "beside": table["label"].nunique() <= BESIDE,
         "tolerance": short(table["tolerance_mm"].iloc[0]),
@@ -178,6 +179,11 @@ def _describe_training(experiment):
         cores = "" if hardware.get("gpu") else f"{hardware.get('cores')} cores of "
         words += f" on {cores}{machine}"
     return f"{words}."
+
+
+def _describe_scoring(run, table):
+    pieces = components.describe(run.folder, dict(zip(table["label"], table["name"], strict=True)))
+    return f"Each case was scored once, on its own grid, by the model without it. {pieces}".strip()
 
 
 def _list_corrected(table):

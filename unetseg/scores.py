@@ -10,6 +10,7 @@ from scipy.stats import bootstrap, wilcoxon
 
 from unetseg import nifti
 from unetseg._base import refuse_any, require
+from unetseg.body import keep_largest
 from unetseg.digits import decimals_for
 from unetseg.metrics import METRICS, score_case
 from unetseg.reading.tables import read_results
@@ -23,7 +24,7 @@ FAILED_DICE, FAILED_MM = 0.5, 30  # under and over which a segmentation is of no
 MOST_SHOWN = 4  # failures among the examples
 
 
-def read_pairs(cases, predictions_dir, folds):
+def read_pairs(cases, predictions_dir, folds, *, largest=None):
     """Read the true and the predicted mask of every case that a fold validates.
 
     Parameters
@@ -34,6 +35,9 @@ def read_pairs(cases, predictions_dir, folds):
         Holds ``<case>.nii.gz``.
     folds : list of dict
         As in ``splits.json``.
+    largest : dict of str to list of int, optional
+        By case, the labels of which only the largest predicted piece counts. By default those in
+        ``components.json`` of the experiment (`unetseg.components.decide`), else none.
 
     Yields
     ------
@@ -51,6 +55,8 @@ def read_pairs(cases, predictions_dir, folds):
         If a prediction is not on the grid of the mask, or not what the fold of an experiment made.
     """
     by_id = {case.id: case for case in cases}
+    if largest is None:
+        largest = Run(Path(predictions_dir).parent).read_components()["cases"]
     fold_of = {case_id: number for number, fold in enumerate(folds) for case_id in fold["val"]}
     missing = sorted(i for i in fold_of if i not in by_id or by_id[i].mask is None)
     subject, advice = "No mask for", "Point DATA to the folder they were trained from."
@@ -67,10 +73,11 @@ def read_pairs(cases, predictions_dir, folds):
         if mismatch := nifti.describe_grid_mismatch(true.shape, affine, pred.shape, pred_affine):
             problem = f"its {mismatch} of the mask {by_id[case_id].mask}"
             raise ValueError(f"{paths[case_id]}: {problem}. Predict the case again.")
+        pred = keep_largest(pred, largest.get(case_id, []))
         yield by_id[case_id], fold, true, pred, voxel_sizes(affine)
 
 
-def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0):
+def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0, largest=None):
     """Score every case of every fold on its native grid.
 
     Cases whose mask was corrected, or whose scan was changed, since training are named.
@@ -83,6 +90,8 @@ def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0
         Value and name of every label.
     tolerance_mm : float, default 1
         Of the surface Dice.
+    largest
+        As for `read_pairs`; ``{}`` scores everything that was drawn.
 
     Returns
     -------
@@ -96,7 +105,9 @@ def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0
     scored = [case for case in cases if case.id in validated and case.mask]
     masks = Trained(Path(predictions_dir).parent).describe_scored(scored)
     rows = []
-    for case, fold, true, pred, spacing in read_pairs(cases, predictions_dir, folds):
+    for case, fold, true, pred, spacing in read_pairs(
+        cases, predictions_dir, folds, largest=largest
+    ):
         about = {"case": case.id, "group": case.group, "fold": fold}
         prediction = fingerprint(Path(predictions_dir) / f"{case.id}.nii.gz")
         what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}

@@ -91,6 +91,7 @@ def _list_tables(run):
 def _describe_content(run, scored):
     corrected = [row["case"] for row in scored or () if row.get("mask") == CORRECTED]
     return {
+        "largest": run.read_components()["new_scans"],
         "unknown": Trained(run.folder).unknown,
         "corrected": sorted({*corrected}),
         "stale": scores.find_stale(run.folder),
@@ -132,7 +133,7 @@ def pack(results_dir, path):
     run, path = Run(Path(results_dir).resolve()), Path(path)
     finished = _check(run)
     write_model_card(run.folder)
-    files = [*_list_settings(run), run.cases, *_list_tables(run), run.card]
+    files = [*_list_settings(run), run.cases, *_list_tables(run), run.components, run.card]
     for fold in finished:
         files += [fold.weights, fold.history, fold.calibration, fold.done]
     hashes = _hash_files(run, files)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetseg import cases, scores, settings
+from unetseg import cases, nifti, scores, settings
 from unetseg._base import require
 from unetseg._base import sha256 as sha256  # for those who look for it here
+from unetseg.body import keep_largest
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import batches, drive, inputs, machine
 from unetseg.run.drive import base_dir, in_colab, project_dir
@@ -231,9 +232,12 @@ class Workspace:
             By id; empty if the scans are not here.
         """
         by_id = {case.id: case for case in found if case.image}
+        largest = self.run.read_components()["cases"]
         views = {}
         for row in examples[examples["case"].isin(by_id)].itertuples():
-            case, prediction = by_id[row.case], self.run.prediction(row.case)
+            case = by_id[row.case]
+            drawn, _ = nifti.load_mask(self.run.prediction(case.id))
+            prediction = keep_largest(drawn, largest.get(case.id, []))
             title = f"{row.which}: {row.case}\nmean Dice {row.mean_dice:.3f}"
             views[case.id] = cases.view(case, case.mask, prediction, title=title)
         return views

@@ -106,6 +106,7 @@ class Run:
     fitted_on = _named("fitted_on.json")
     cases = _named("cases.csv")
     leaks = _named("leaks.csv")
+    components = _named("components.json")
     scores = _named("scores.csv")
     summary = _named("summary.csv")
     report = _named("report.html")
@@ -180,6 +181,18 @@ class Run:
             advice = "Run 02_train_kfold first."
             raise FileNotFoundError(f"{self.folder}: {which} finished fold. {advice}")
         return {fold: read_json(fold.done) for fold in folds}
+
+    def read_components(self):
+        """Read of which labels only the largest piece counts.
+
+        Returns
+        -------
+        dict
+            ``cases``, a list of labels by case id, and ``new_scans``, a list of labels: as
+            `unetseg.components.decide` wrote them, or empty.
+        """
+        there = self.components.exists()
+        return read_json(self.components) if there else {"cases": {}, "new_scans": []}
 
 
 def _mask_name(case_id):

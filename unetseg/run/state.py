@@ -372,15 +372,19 @@ def clear(run, number, ids, backup_dir=None):
     ids : sequence of str
         Of the cases that it validates: their predictions are removed.
     backup_dir : str or Path, optional
-        Loses ``done.json`` of the fold, or the next machine would fetch it.
+        Loses ``done.json`` of the fold, or the next machine would fetch it; and, as the
+        results do, ``components.json``, which was decided on predictions that are made anew.
     """
     fold = run.fold(number)
     old = (*fold.list_states(), fold.history) if fold.done.exists() else ()
-    for path in (*old, fold.done, *(run.prediction(case_id) for case_id in ids)):
+    decided = run.components
+    for path in (*old, fold.done, decided, *(run.prediction(case_id) for case_id in ids)):
         path.unlink(missing_ok=True)
     if backup_dir:
-        with contextlib.suppress(OSError):
-            Run(backup_dir).fold(number).done.unlink()
+        there = Run(backup_dir)
+        for path in (there.fold(number).done, there.components):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def hash_files(paths):

@@ -1,0 +1,140 @@
+"""Stray pieces: decided on the other folds, applied to scores, pictures and new scans."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from unetseg.body import count_structures, keep_largest
+from unetseg.cases import Case
+from unetseg.components import choose, decide
+from unetseg.run.layout import Run
+from unetseg.scores import score_predictions
+
+LABELS = {1: "heart", 3: "liver"}
+SHAPE = (12, 10, 8)
+HEART, LIVER = (slice(1, 5), slice(1, 5), slice(1, 5)), (slice(1, 5), slice(6, 9), slice(1, 5))
+FAR_OFF, AT_THE_EDGE = (slice(9, 11), slice(1, 3), slice(1, 3)), (slice(9, 11), slice(6, 8), 6)
+
+
+def draw(**parts):
+    """Draw boxes: each label, by its name, in a list of places."""
+    values = {name: value for value, name in LABELS.items()}
+    array = np.zeros(SHAPE, np.uint8)
+    for name, places in parts.items():
+        for place in places:
+            array[place] = values[name]
+    return array
+
+
+@pytest.fixture
+def cohort(tmp_path, write_nifti, affine):
+    """Four cases in two folds: the predicted heart of each has a stray piece, no liver has.
+
+    Case d has two livers of one size in truth, and both are predicted.
+    """
+    found = []
+    for case_id in "abcd":
+        livers = [LIVER, AT_THE_EDGE]
+        livers = livers if case_id == "d" else livers[:1]
+        true = draw(heart=[HEART], liver=livers)
+        pred = draw(heart=[HEART, FAR_OFF], liver=livers)
+        mask = write_nifti(tmp_path / "labels" / f"{case_id}.nii.gz", true, affine)
+        write_nifti(tmp_path / "predictions" / f"{case_id}.nii.gz", pred, affine)
+        found.append(Case(case_id, None, mask))
+    folds = [{"train": ["c", "d"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}]
+    return found, folds
+
+
+def test_the_largest_piece_of_a_label_is_kept():
+    array = draw(heart=[HEART, FAR_OFF], liver=[LIVER, AT_THE_EDGE])
+    kept = keep_largest(array, [1])
+    np.testing.assert_array_equal(kept, draw(heart=[HEART], liver=[LIVER, AT_THE_EDGE]))
+    kept = keep_largest(array, [3, 7])  # of 7 there is none
+    np.testing.assert_array_equal(kept, draw(heart=[HEART, FAR_OFF], liver=[LIVER]))
+
+
+def test_voxels_that_share_a_corner_are_one_piece():
+    array = np.zeros((3, 3, 3), np.uint8)
+    array[0, 0, 0] = array[1, 1, 1] = 1
+    np.testing.assert_array_equal(keep_largest(array, [1]), array)
+
+
+def test_small_pieces_do_not_count_as_structures():
+    mask = np.zeros((30, 10, 10), bool)
+    assert count_structures(mask) == 0
+    mask[:10] = True  # 1000 voxels
+    mask[15:16, 0, :] = True  # 10 voxels
+    assert count_structures(mask) == 1
+    mask[20:21] = True  # 100 voxels
+    assert count_structures(mask) == 2
+
+
+def scores(dice, distances):
+    return pd.DataFrame({"label": 1, "dice": dice, "hausdorff_mm": distances})
+
+
+@pytest.mark.parametrize(
+    ("dice", "distances", "chosen"),
+    [
+        ([0.8, 0.7], [9.0, 9.0], True),  # a better Dice, whatever the distances
+        ([0.8, 0.5], [1.0, 1.0], False),  # a worse one
+        ([0.8, 0.6], [5.0, 4.0], True),  # as good, nearer
+        ([0.8, 0.6], [5.0, 5.0], False),  # all the same
+        ([0.80001, 0.60001], [5.0, 9.0], False),  # farther, Dice the same in four digits
+        ([0.8, 0.6], [5.0, np.inf], False),  # no distance in one: nothing is known of it
+    ],
+)
+def test_dice_decides_and_then_the_distance(dice, distances, chosen):
+    assert choose(scores([0.8, 0.6], [5.0, 5.0]), scores(dice, distances), [1]) == [1] * chosen
+
+
+def test_nothing_is_chosen_without_cases_or_where_it_is_not_to_be():
+    before, after = scores([0.5], [9.0]), scores([0.9], [1.0])
+    assert choose(before[:0], after[:0], [1]) == []
+    assert choose(before, after, []) == []
+
+
+def test_pieces_are_left_out_where_the_other_folds_say_so(cohort, tmp_path):
+    found, folds = cohort
+    table = decide(tmp_path, found, folds, LABELS).set_index("name")
+    # 64 voxels of heart and 8 astray, 2 mm more than 7 mm off: Dice 2 * 64 / (64 + 72).
+    assert table.loc["heart", "dice"] == pytest.approx(128 / 136)
+    assert table.loc["heart", "largest_dice"] == 1
+    assert table.loc["heart", "largest_mm"] == 0 < table.loc["heart", "mm"]
+    assert table.loc["heart", ["folds", "new_scans"]].tolist() == [2, True]
+    assert table.loc["liver", ["folds", "new_scans"]].tolist() == [0, False]
+    assert Run(tmp_path).read_components() == {
+        "cases": {"a": [1], "b": [1], "c": [1], "d": [1]},
+        "new_scans": [1],
+    }
+
+
+def test_scores_are_of_what_was_decided(cohort, tmp_path):
+    found, folds = cohort
+    settings = found, tmp_path / "predictions", folds, LABELS
+    before = score_predictions(*settings)
+    decide(tmp_path, found, folds, LABELS)
+    after = score_predictions(*settings)
+    assert (before.loc[before["label"] == 1, "dice"] < 1).all()
+    assert (after["dice"] == 1).all()
+    pd.testing.assert_frame_equal(before, score_predictions(*settings, largest={}))
+
+
+def test_a_fold_is_not_asked_about_itself(cohort, tmp_path, write_nifti, affine):
+    # The heart of fold 1 is split, and its larger half lies where none is.
+    found, folds = cohort
+    wrong = draw(heart=[(slice(1, 3), *HEART[1:]), (slice(6, 11), *HEART[1:])])
+    for case_id in "cd":
+        write_nifti(tmp_path / "predictions" / f"{case_id}.nii.gz", wrong, affine)
+    decide(tmp_path, found, folds, LABELS)
+    decided = Run(tmp_path).read_components()["cases"]
+    assert decided == {"a": [], "b": [], "c": [1], "d": [1]}
+
+
+def test_a_label_of_several_pieces_is_left_alone(cohort, tmp_path, write_nifti, affine):
+    found, folds = cohort
+    true = draw(heart=[HEART, FAR_OFF])
+    write_nifti(found[0].mask, true, affine)  # one in four
+    table = decide(tmp_path, found, folds, LABELS).set_index("name")
+    assert table.loc["heart", "largest_dice"] > table.loc["heart", "dice"]
+    assert table.loc["heart", ["folds", "new_scans"]].tolist() == [0, False]
