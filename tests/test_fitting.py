@@ -19,8 +19,10 @@ from training_helpers import (
 )
 
 from unetseg import fitting
+from unetseg.cases import check_cases
 from unetseg.losses import dice_cross_entropy
 from unetseg.model import build_unet
+from unetseg.patches import Looks
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Plan, Recipe
 
@@ -135,12 +137,12 @@ def seen(near, far=None):
     return SimpleNamespace(near=near, far=far)
 
 
-@pytest.mark.parametrize(("regions", "scans", "steps"), [(20, 20, 150), (120, 60, 180)])
-def test_of_two_looks_both_are_counted_and_the_first_has_fifty(regions, scans, steps):
+@pytest.mark.parametrize("voxels", [1024, 1024**2])
+def test_of_two_looks_an_epoch_has_300_batches(voxels):
     preprocessor = Preprocessor((1, 2, 3), PATCH, {1: "a"}, 1)
+    part = [(None, np.zeros(voxels, bool), None)]
     plan = Plan(preprocessor, build_tiny, {}, Recipe(), 1)
-    near, far = ([(None, np.zeros(n * 1024, bool), None)] for n in (regions, scans))
-    assert fitting.count_steps(seen(near, far), plan) == steps
+    assert fitting.count_steps(seen(part, part), plan) == 300
 
 
 def test_slices_are_counted_once_per_plane_and_as_neighbours():
@@ -251,6 +253,25 @@ def test_steps_are_planned_from_the_seconds_of_two_short_epochs(cases, tmp_path,
     least = replace(plan, recipe=replace(recipe, minutes=16.7 / 60))
     with pytest.raises(ValueError, match=r"minutes must be at least 0.28 on this machine"):
         fitting.plan_steps(least, cases, tmp_path, validated=2)
+
+
+def test_minutes_are_foretold_from_the_steps_that_will_be_taken(cases, tmp_path, monkeypatch):
+    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    table = check_cases(cases)
+    sizes = [*zip(table["shape"], table["spacing_mm"], strict=True)]
+    plan = Plan(preprocessor, build_tiny, {"filters": 3}, Recipe(precision="float32"), 1)
+    asked = plan, cases, sizes, tmp_path, 2
+    # 8 s to start, in each of 12 epochs 2 s to validate and 0.2 s a step: cases are small.
+    monkeypatch.setattr(fitting._Clock, "seconds", (14.0, 6.0, 2.0))
+    assert fitting.foretell_minutes(*asked) == pytest.approx((8 + 12 * (50 * 0.2 + 2)) / 60)
+    monkeypatch.setattr(fitting, "MIN_STEPS", 1)
+    # Half of the cases, each as large as its body, a patch at least.
+    seen = Looks(preprocessor, cases, tmp_path).near
+    steps = -(-sum(y.size for _, y, _ in seen) // 2 // np.prod(PATCH))
+    assert fitting.foretell_minutes(*asked) == pytest.approx((8 + 12 * (steps * 0.2 + 2)) / 60)
+    twice = replace(plan, preprocessor=replace(preprocessor, coarse_mm=(4.0, 4.0, 4.0), margin=0.3))
+    minutes = fitting.foretell_minutes(twice, *asked[1:])
+    assert minutes == pytest.approx((8 + 12 * (300 * 0.2 + 2)) / 60)
 
 
 def test_the_clock_tells_epochs_from_the_time_before_them(cases, tmp_path):

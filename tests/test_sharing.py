@@ -467,7 +467,7 @@ def test_pieces_that_are_left_out_are_told_and_packed(copy, tmp_path):
     decided = {"cases": {"case_00": [2]}, "new_scans": [2]}
     (copy / "components.json").write_text(json.dumps(decided))
     sharing.pack(copy, tmp_path / "mine.tar")
-    assert "mine/components.json" in dict(members_of(tmp_path / "mine.tar"))
+    assert "components.json" in dict(members_of(tmp_path / "mine.tar"))
     card = (copy / "MODEL_CARD.md").read_text()
     assert "0: background, 1: front, 2: back. Of back\n  only the largest piece is kept" in card
 

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -18,14 +19,13 @@ from unetseg.run import devices, state
 
 # Per epoch; as in nnU-Net, and enough for curves that choose nothing: whole cases are scored.
 MIN_STEPS, MAX_STEPS, MAX_VAL_STEPS = 50, 250, 20
+STEPS_OF_TWO_LOOKS = 300  # half of them cost 0.015 of Dice on prostates (results/recipe.md)
 TIMED_STEPS = 20  # of an epoch, to measure how long one takes
 TIMED_CASES = 3
 
 
 def count_steps(train, plan):
-    """Count the batches of an epoch: as many as cover the training cases once, from 50 to 250.
-
-    Of two looks the first one has 50 at least, and so an epoch three times as many.
+    """Count the batches of an epoch.
 
     Parameters
     ----------
@@ -35,23 +35,34 @@ def count_steps(train, plan):
     Returns
     -------
     int
+        Of two looks 300; else as many as cover the training cases once, from 50 to 250.
     """
+    if train.far:
+        return STEPS_OF_TWO_LOOKS
+    return _cover(plan, sum(y.size for _, y, _ in train.near))
+
+
+def _cover(plan, voxels):
     preprocessor = plan.preprocessor
-    seen = [*train.near, *(train.far or [])]
-    voxels = sum(y.size for _, y, _ in seen)
     cover = voxels / math.prod(preprocessor.patch) / plan.batch_size
     # A slice is seen as a neighbour too.
     cover *= max(1, len(preprocessor.sampling.planes)) / (2 * preprocessor.sampling.neighbours + 1)
-    least = MIN_STEPS * FAR if train.far else MIN_STEPS
-    return min(MAX_STEPS, max(least, math.ceil(cover)))
+    return min(MAX_STEPS, max(MIN_STEPS, math.ceil(cover)))
+
+
+class Pace(NamedTuple):
+    """Seconds that a training takes on this machine: to start, a step, to validate an epoch."""
+
+    start: float
+    step: float
+    validation: float
 
 
 @model.usual_settings()
-def plan_steps(plan, cases, folder, validated):
-    """Plan how many batches an epoch has if a fold is to train for the minutes of its recipe.
+def measure_pace(plan, cases, folder, validated):
+    """Measure how long a fold takes on this machine, by two short epochs.
 
-    Two short epochs are trained: the first tells how long the network takes to start, the second
-    how long it takes from then on.
+    The first tells how long the network takes to start, the second how long it takes from then on.
 
     Parameters
     ----------
@@ -65,12 +76,7 @@ def plan_steps(plan, cases, folder, validated):
 
     Returns
     -------
-    int
-
-    Raises
-    ------
-    ValueError
-        If starting and validating take all of the time.
+    Pace
     """
     recipe = replace(plan.recipe, steps=TIMED_STEPS, epochs=2)
     looks = Looks(plan.preprocessor, cases[:TIMED_CASES], folder)
@@ -78,11 +84,69 @@ def plan_steps(plan, cases, folder, validated):
     val_steps = _count_val_steps(looks, validated, plan)
     _fit(net, looks, looks, plan, recipe, 0, val_steps, epochs=2, callbacks=[clock])
     first, second, validation = clock.seconds
-    step = (second - validation) / TIMED_STEPS
-    needed = (first - second) + plan.recipe.epochs * (validation + step)
+    return Pace(first - second, (second - validation) / TIMED_STEPS, validation)
+
+
+def plan_steps(plan, cases, folder, validated):
+    """Plan how many batches an epoch has if a fold is to train for the minutes of its recipe.
+
+    Parameters
+    ----------
+    plan, cases, folder, validated
+        As for `measure_pace`.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If starting and validating take all of the time.
+    """
+    pace, epochs = measure_pace(plan, cases, folder, validated), plan.recipe.epochs
+    needed = pace.start + epochs * (pace.validation + pace.step)
+    minutes = plan.recipe.minutes
     allowed = f"at least {needed / 60:.2g} on this machine, for one step an epoch"
-    require("minutes", recipe.minutes, 60 * recipe.minutes >= needed, allowed)
-    return 1 + int((60 * recipe.minutes - needed) / plan.recipe.epochs / step)
+    require("minutes", minutes, 60 * minutes >= needed, allowed)
+    return 1 + int((60 * minutes - needed) / epochs / pace.step)
+
+
+def foretell_minutes(plan, cases, sizes, folder, n_splits):
+    """Foretell how long a fold will train on this machine.
+
+    Parameters
+    ----------
+    plan : unetseg.recipe.Plan
+        With a recipe without minutes.
+    cases : sequence of Case
+    sizes : list of (shape, spacing_mm)
+        Of each, on its own grid.
+    folder : str or Path
+        As for `unetseg.patches.CachedCases`.
+    n_splits : int
+        Folds.
+
+    Returns
+    -------
+    float
+        Prediction is not included.
+    """
+    pace = measure_pace(plan, cases, folder, -(-len(cases) // n_splits))
+    steps = plan.recipe.steps or _foretell_steps(plan, sizes, 1 - 1 / n_splits)
+    return (pace.start + plan.recipe.epochs * (steps * pace.step + pace.validation)) / 60
+
+
+def _foretell_steps(plan, sizes, share):
+    preprocessor = plan.preprocessor
+    if preprocessor.coarse:
+        return STEPS_OF_TWO_LOOKS
+    voxels = 0
+    for shape, spacing_mm in sizes:
+        extent = np.multiply(shape, preprocessor.take_spacing(spacing_mm))
+        sides = np.round(extent / preprocessor.spacing_mm)
+        voxels += math.prod(np.maximum(sides, preprocessor.patch))
+    return _cover(plan, share * voxels)
 
 
 def _count_val_steps(looks, validated, plan):

@@ -27,7 +27,7 @@ class Recipe:
     epochs : int
         Validated and written to the history after each.
     steps : int, optional
-        Batches per epoch. By default as many as cover the training cases once, from 50 to 250.
+        Batches per epoch. By default as `unetseg.fitting.count_steps` says.
     minutes : float, optional
         How long a fold may train: the steps of an epoch are planned from the seconds that one
         takes on this machine, measured before the first fold and written down.

@@ -288,6 +288,41 @@ def cross_validate(
     return folds
 
 
+def foretell_minutes(preprocessor, cases, table, facts=None, *, n_splits=5, cache_dir=None):
+    """Foretell how long a fold will train on this machine, with the usual network and recipe.
+
+    Takes some steps to measure them, in a process of its own.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+        Fitted.
+    cases : sequence of Case
+    table : pandas.DataFrame
+        What `unetseg.cases.check_cases` says of them.
+    facts : list of dict, optional
+        What ``preprocessor.describe`` tells of each: without them the empty space around a body
+        counts as scan.
+    n_splits : int
+    cache_dir : str or Path, optional
+        As for `train_fold`.
+
+    Returns
+    -------
+    float
+        Without the prediction of the cases that the fold validates.
+    """
+    plan = make_plan(preprocessor)
+    shapes = table["shape"] if facts is None else [fact["shape"] for fact in facts]
+    sizes = [*zip(shapes, table["spacing_mm"], strict=True)]
+    with _open_cache(cache_dir) as cache:
+        try:
+            asked = plan, cases, sizes, cache, n_splits
+            return processes.call_apart(fitting.foretell_minutes, *asked)
+        finally:
+            processes.end_calls()
+
+
 def _check_settings(recipe, seed, n_jobs):
     once = recipe.minutes is None or recipe.steps is None
     require("steps", recipe.steps, once, "left out if minutes say how long a fold trains")
