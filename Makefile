@@ -22,9 +22,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: demo notebooks predict test benchmark refresh
 
-# Five epochs of three folds: enough for the sample, and done in minutes on two cores.
+# Five short epochs of three folds: enough for the sample, and done in minutes on two cores.
 demo:
-	@$(MAKE) --no-print-directory notebooks DATA=sample EXPERIMENT=sample PARAMETERS="-p FOLDS 3 -p EPOCHS 5"
+	@$(MAKE) --no-print-directory notebooks DATA=sample EXPERIMENT=sample PARAMETERS="-p FOLDS 3 -p EPOCHS 5 -p STEPS 50"
 	@$(MAKE) --no-print-directory predict SCANS=sample EXPERIMENT=sample
 
 notebooks: $(READY)

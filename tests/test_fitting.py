@@ -119,10 +119,10 @@ def test_the_automatic_precision_gives_the_gradients_of_float32_on_few_planes(ca
 @pytest.mark.parametrize(
     ("voxels", "batch_size", "steps"),
     [
-        (100 * 1024, 1, 100),  # patches of 8 x 16 x 8 = 1024 voxels
-        (100 * 1024 + 1, 1, 101),
-        (200 * 1024, 2, 100),
-        (49 * 1024, 1, 50),  # no less than 50
+        (200 * 1024, 1, 200),  # patches of 8 x 16 x 8 = 1024 voxels
+        (200 * 1024 + 1, 1, 201),
+        (400 * 1024, 2, 200),
+        (149 * 1024, 1, 150),  # no less than 150
         (251 * 1024, 1, 250),  # no more than 250
     ],
 )
@@ -148,8 +148,8 @@ def test_of_two_looks_an_epoch_has_300_batches(voxels):
 def test_slices_are_counted_once_per_plane_and_as_neighbours():
     preprocessor = Preprocessor((1, 1, 1), (16, 16, 1), {1: "a"}, 1, neighbours=1, planes=(2, 0))
     plan = Plan(preprocessor, build_tiny, {}, Recipe(), 1)
-    part = None, np.zeros(150 * 256, bool), None
-    assert fitting.count_steps(seen([part]), plan) == 100  # slices: 150 a plane, seen in three
+    part = None, np.zeros(300 * 256, bool), None
+    assert fitting.count_steps(seen([part]), plan) == 200  # slices: 300 a plane, seen in three
 
 
 SHARED = """
@@ -256,14 +256,14 @@ def test_steps_are_planned_from_the_seconds_of_two_short_epochs(cases, tmp_path,
 
 
 def test_minutes_are_foretold_from_the_steps_that_will_be_taken(cases, tmp_path, monkeypatch):
-    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    preprocessor = Preprocessor(patch=PATCH, coarse_mm=()).fit(cases)
     table = check_cases(cases)
     sizes = [*zip(table["shape"], table["spacing_mm"], strict=True)]
     plan = Plan(preprocessor, build_tiny, {"filters": 3}, Recipe(precision="float32"), 1)
     asked = plan, cases, sizes, tmp_path, 2
     # 8 s to start, in each of 12 epochs 2 s to validate and 0.2 s a step: cases are small.
     monkeypatch.setattr(fitting._Clock, "seconds", (14.0, 6.0, 2.0))
-    assert fitting.foretell_minutes(*asked) == pytest.approx((8 + 12 * (50 * 0.2 + 2)) / 60)
+    assert fitting.foretell_minutes(*asked) == pytest.approx((8 + 12 * (150 * 0.2 + 2)) / 60)
     monkeypatch.setattr(fitting, "MIN_STEPS", 1)
     # Half of the cases, each as large as its body, a patch at least.
     seen = Looks(preprocessor, cases, tmp_path).near

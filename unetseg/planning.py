@@ -16,7 +16,7 @@ ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
 ASTRAY = 0.001  # share of a label's voxels that may lie anywhere by a slip of the hand
 MARGIN = 0.3  # around the structures on each side, in sizes of their box
-SEEN = 0.5  # share of a typical scan that a patch holds; with less it is looked at twice
+SEEN = 0.75  # share of a typical scan that a patch holds; with less it is looked at twice
 TIGHT = 0.5  # share of a scan that the structures take, above which a first look helps nobody
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
 NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf, "scattered": False}
@@ -471,7 +471,7 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
 
 
 def holds_much(patch, shape):
-    """Whether a patch holds at least half of a typical scan."""
+    """Whether a patch holds at least three quarters of a typical scan."""
     return np.prod(np.minimum(patch, shape)) >= SEEN * np.prod(shape)
 
 
