@@ -1,14 +1,16 @@
 """Stray pieces: decided on the other folds, applied to scores, pictures and new scans."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from unetseg.body import count_structures, keep_largest
 from unetseg.cases import Case
-from unetseg.components import choose, decide
+from unetseg.components import choose, decide, describe
 from unetseg.run.layout import Run
-from unetseg.scores import score_predictions
+from unetseg.scores import find_stale, score_predictions
 
 LABELS = {1: "heart", 3: "liver"}
 SHAPE = (12, 10, 8)
@@ -69,8 +71,10 @@ def test_small_pieces_do_not_count_as_structures():
     assert count_structures(mask) == 2
 
 
-def scores(dice, distances):
-    return pd.DataFrame({"label": 1, "dice": dice, "hausdorff_mm": distances})
+def pieces(dice, distances, in_truth=(1, 1)):
+    before = {"dice": [0.8, 0.6], "mm": [5.0, 5.0]}
+    after = {"largest_dice": dice, "largest_mm": distances}
+    return pd.DataFrame({"label": 1, "pieces": in_truth, **before, **after})
 
 
 @pytest.mark.parametrize(
@@ -81,17 +85,31 @@ def scores(dice, distances):
         ([0.8, 0.6], [5.0, 4.0], True),  # as good, nearer
         ([0.8, 0.6], [5.0, 5.0], False),  # all the same
         ([0.80001, 0.60001], [5.0, 9.0], False),  # farther, Dice the same in four digits
-        ([0.8, 0.6], [5.0, np.inf], False),  # no distance in one: nothing is known of it
+        ([0.8, np.nan], [4.0, np.inf], True),  # a case without a distance tells nothing
     ],
 )
 def test_dice_decides_and_then_the_distance(dice, distances, chosen):
-    assert choose(scores([0.8, 0.6], [5.0, 5.0]), scores(dice, distances), [1]) == [1] * chosen
+    table = pieces(dice, distances)
+    table.loc[np.isnan(table["largest_dice"]), ["dice", "mm"]] = np.nan, np.inf
+    assert choose(table) == [1] * chosen
 
 
-def test_nothing_is_chosen_without_cases_or_where_it_is_not_to_be():
-    before, after = scores([0.5], [9.0]), scores([0.9], [1.0])
-    assert choose(before[:0], after[:0], [1]) == []
-    assert choose(before, after, []) == []
+@pytest.mark.parametrize(
+    ("in_truth", "chosen"),
+    [
+        ([1] * 9 + [2], True),  # one of ten
+        ([1] * 8 + [2], False),  # one of nine
+        ([0] * 20 + [1, 2], False),  # masks without the label tell nothing
+        ([0] * 10, False),
+    ],
+)
+def test_labels_of_several_pieces_keep_them(in_truth, chosen):
+    table = pd.concat([pieces([0.9, 0.9], [1.0, 1.0])[:1]] * len(in_truth))
+    assert choose(table.assign(pieces=in_truth)) == [1] * chosen
+
+
+def test_nothing_is_chosen_without_cases():
+    assert choose(pieces([0.9, 0.9], [1.0, 1.0])[:0]) == []
 
 
 def test_pieces_are_left_out_where_the_other_folds_say_so(cohort, tmp_path):
@@ -131,10 +149,39 @@ def test_a_fold_is_not_asked_about_itself(cohort, tmp_path, write_nifti, affine)
     assert decided == {"a": [], "b": [], "c": [1], "d": [1]}
 
 
-def test_a_label_of_several_pieces_is_left_alone(cohort, tmp_path, write_nifti, affine):
+def test_the_masks_of_a_fold_do_not_decide_on_it(cohort, tmp_path, write_nifti, affine):
     found, folds = cohort
-    true = draw(heart=[HEART, FAR_OFF])
-    write_nifti(found[0].mask, true, affine)  # one in four
+    for case in found[:2]:
+        write_nifti(case.mask, draw(heart=[HEART, FAR_OFF]), affine)
     table = decide(tmp_path, found, folds, LABELS).set_index("name")
-    assert table.loc["heart", "largest_dice"] > table.loc["heart", "dice"]
-    assert table.loc["heart", ["folds", "new_scans"]].tolist() == [0, False]
+    assert table.loc["heart", ["folds", "new_scans"]].tolist() == [1, False]
+    decided = Run(tmp_path).read_components()["cases"]
+    assert decided == {"a": [1], "b": [1], "c": [], "d": []}
+
+
+def test_scores_of_other_pieces_than_were_decided_are_stale(cohort, tmp_path):
+    found, folds = cohort
+    run = Run(tmp_path)
+    score_predictions(found, run.predictions, folds, LABELS).to_csv(run.scores, index=False)
+    assert find_stale(tmp_path) == []
+    decide(tmp_path, found, folds, LABELS)
+    assert find_stale(tmp_path) == ["a", "b", "c", "d"]
+    score_predictions(found, run.predictions, folds, LABELS).to_csv(run.scores, index=False)
+    assert find_stale(tmp_path) == []
+
+
+def test_predictions_of_another_system_keep_their_pieces(cohort, tmp_path):
+    found, folds = cohort
+    decide(tmp_path, found, folds, LABELS)
+    other = shutil.copytree(tmp_path / "predictions", tmp_path / "other")
+    table = score_predictions(found, other, folds, LABELS)
+    assert (table.loc[table["label"] == 1, "dice"] < 1).all()
+    assert describe(table) == ""
+
+
+def test_what_counts_is_said(cohort, tmp_path):
+    found, folds = cohort
+    decide(tmp_path, found, folds, LABELS)
+    table = score_predictions(found, tmp_path / "predictions", folds, LABELS)
+    assert describe(table).startswith("Only the largest piece counts of heart (in 4 of the cases)")
+    assert describe(table.drop(columns="largest")) == ""

@@ -204,6 +204,23 @@ def test_the_largest_piece_alone_is_written_where_cross_validation_decided_so(
     np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 40))
 
 
+def test_what_each_fold_says_loses_its_pieces_too(tmp_path, predict, write_case, capsys):
+    image = blocks()
+    image[7, 8, :2] = 45  # astray, and seen by one of two folds
+    scans = [write_case(tmp_path, "a", image)]
+    results = make_experiment(tmp_path / "experiment", 40, 50)
+    (before,) = predict(scans, results).to_dict("records")
+    decided = {"cases": {}, "new_scans": [5, 8]}  # of 8 there is none
+    (results / "components.json").write_text(json.dumps(decided))
+    (after,) = predict(scans, results).to_dict("records")
+    assert "Only the largest piece is kept of five, as cross-validation" in capsys.readouterr().out
+    assert before["volume_max_ml"] == pytest.approx(74 * 0.006, abs=1e-4)
+    assert after["volume_max_ml"] == pytest.approx(72 * 0.006, abs=1e-4)
+    assert after["agreement"] == pytest.approx(2 * 48 / (48 + 72))
+    disagreement = nib.load(tmp_path / "out" / "disagreement" / "a.nii.gz").get_fdata()
+    np.testing.assert_array_equal(disagreement > 0, blocks() == 45)
+
+
 def test_volumes_of_small_voxels_are_not_rounded_away(predict, tmp_path, write_case):
     (tmp_path / "small").mkdir()
     experiment = make_experiment(tmp_path / "small", 40, 50, 60)

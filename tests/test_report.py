@@ -86,10 +86,10 @@ def test_it_begins_with_what_was_trained_on_what_and_how_good_it_is(results):
 
 
 def test_it_says_where_only_the_largest_piece_counts(results):
-    decided = {"cases": {"case_00": [2], "case_01": [2], "case_02": []}, "new_scans": [2]}
-    (results / "components.json").write_text(json.dumps(decided))
-    words = words_of(write(results, make_scores(3)))
-    assert "Only the largest piece counts of back (in 2 cases), as the other folds" in words
+    table = make_scores(3)
+    table["largest"] = (table["label"].eq(2) & table["case"].ne("case_02")).astype(int)
+    words = words_of(write(results, table))
+    assert "Only the largest piece counts of back (in 2 of the cases), as the other folds" in words
 
 
 def test_every_case_is_listed_with_its_main_scores(results):

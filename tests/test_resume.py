@@ -25,8 +25,10 @@ from training_helpers import (
 )
 
 from unetseg import recipe, training
+from unetseg._base import write_json
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe
+from unetseg.run.layout import Run
 from unetseg.training import cross_validate, train_fold
 
 
@@ -64,6 +66,19 @@ def test_retrain_trains_finished_folds_again_and_keeps_no_prediction_of_before(
     cross_validate(cases, copy, retrain=True, **SETTINGS)
     assert [name for name, *_ in trained] == ["fold_0", "fold_1"]
     assert list((copy / "predictions").iterdir()) == []
+
+
+def test_what_was_decided_on_predictions_goes_with_them_on_drive_too(
+    copy, cases, trained, tmp_path
+):
+    decided = {"cases": {}, "new_scans": [1]}
+    for folder in (copy, tmp_path / "drive"):
+        write_json(Run(folder).components, decided)
+    cross_validate(cases, copy, **SETTINGS)
+    assert Run(copy).read_components() == decided  # nothing is trained
+    cross_validate(cases, copy, retrain=True, backup_dir=tmp_path / "drive", **SETTINGS)
+    assert not Run(copy).components.exists()
+    assert not Run(tmp_path / "drive").components.exists()
 
 
 @pytest.mark.parametrize(

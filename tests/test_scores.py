@@ -86,7 +86,7 @@ def test_scores_are_those_worked_out_by_hand(cohort):
     columns = ["case", "group", "fold", "label", "name", *METRICS]
     expected = pd.DataFrame(expected, columns=columns)
     pd.testing.assert_frame_equal(scores[columns], expected, check_dtype=False)
-    what = {"mask", "mask_sha256", "prediction_sha256"}
+    what = {"mask", "mask_sha256", "prediction_sha256", "largest"}
     assert set(scores.columns) == {*columns, "tolerance_mm", *what}
 
 

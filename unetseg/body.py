@@ -82,7 +82,7 @@ def keep_largest(classes, values):
     ----------
     classes : (x, y, z) ndarray of integers
     values : iterable of int
-        Of the labels; the others stay as they are.
+        Of the labels, above 0; the others stay as they are.
 
     Returns
     -------
@@ -91,9 +91,12 @@ def keep_largest(classes, values):
         first stays.
     """
     kept = classes.copy()
+    boxes = dict(enumerate(ndimage.find_objects(classes), start=1))
     for value in values:
-        pieces, sizes = _find_pieces(classes == value)
-        kept[(pieces > 0) & (pieces != sizes.argmax())] = 0
+        box = boxes.get(value)
+        if box is not None:
+            pieces, sizes = _find_pieces(classes[box] == value)
+            kept[box][(pieces > 0) & (pieces != sizes.argmax())] = 0
     return kept
 
 

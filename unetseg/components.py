@@ -3,23 +3,21 @@
 import numpy as np
 import pandas as pd
 
-from unetseg import nifti
 from unetseg._base import write_json
-from unetseg.body import count_structures
+from unetseg.body import count_structures, keep_largest
+from unetseg.metrics import dice, hausdorff
 from unetseg.run.layout import Run
-from unetseg.scores import score_predictions
+from unetseg.scores import read_pairs
 
 EQUAL = 5e-5  # Dice that differs by less is the same in four digits
-OFTEN = 0.1  # share of the masks in which a label has several pieces: then that is the rule
+OFTEN = 0.1  # share of the masks with a label in which it has several pieces: then that is the rule
 
 
 def decide(results_dir, cases, folds, labels):
     """Decide for each label whether only its largest piece counts, and write it down.
 
-    For the cases of a fold it is decided on the predictions of the other folds, so never on what
-    it is applied to; for new scans on all of them. It is done if that raises the mean Dice, or,
-    where this stays the same, shortens the mean Hausdorff distance (as nnU-Net does; Isensee et
-    al. 2021). A label that has several pieces in more than a tenth of the masks is left alone.
+    For the cases of a fold that is decided on the other folds alone; for new scans on all of
+    them. See `choose` for the rule.
 
     Parameters
     ----------
@@ -33,97 +31,101 @@ def decide(results_dir, cases, folds, labels):
     Returns
     -------
     pandas.DataFrame
-        A row per label: ``label``, ``name``; the mean ``dice`` and Hausdorff distance ``mm`` over
-        all cases of everything that was drawn, then those of the ``largest`` pieces alone;
-        ``folds`` in which these count alone; and whether they do in ``new_scans``.
+        A row per label: ``label``, ``name``; over all cases the mean ``dice`` and Hausdorff
+        distance ``mm`` of everything that was drawn, and those of the ``largest`` pieces alone;
+        for how many ``folds`` these count alone; and whether they do for ``new_scans``.
     """
     run = Run(results_dir)
-    drawn, largest = _score_both(run, cases, folds, labels)
-    single = [label for label in labels if label not in _find_several(cases, folds, labels)]
-    by_fold = []
-    for number in range(len(folds)):
-        others = (table[table["fold"] != number] for table in (drawn, largest))
-        by_fold.append(choose(*others, single))
-    chosen = choose(drawn, largest, single)
+    table = compare_pieces(cases, run.predictions, folds, labels)
+    by_fold = [choose(table[table["fold"] != number]) for number in range(len(folds))]
+    chosen = choose(table)
     of_case = {i: by_fold[number] for number, fold in enumerate(folds) for i in fold["val"]}
     write_json(run.components, {"cases": of_case, "new_scans": chosen})
-    rows = []
-    for label, name in labels.items():
-        row = {"label": label, "name": name}
-        for prefix, table in (("", drawn), ("largest_", largest)):
-            part = table[table["label"] == label]
-            row[f"{prefix}dice"] = part["dice"].mean()
-            row[f"{prefix}mm"] = part["hausdorff_mm"].replace(np.inf, np.nan).mean()
-        applied = sum(label in of_fold for of_fold in by_fold)
-        rows.append({**row, "folds": applied, "new_scans": label in chosen})
-    return pd.DataFrame(rows)
+    finite = table.replace(np.inf, np.nan)
+    means = finite.groupby("label")[["dice", "mm", "largest_dice", "largest_mm"]].mean()
+    means.insert(0, "name", pd.Series(labels))
+    means["folds"] = [sum(label in of_fold for of_fold in by_fold) for label in means.index]
+    means["new_scans"] = [label in chosen for label in means.index]
+    return means.reset_index()
 
 
-def describe(results_dir, labels):
-    """Say of which labels only the largest piece counts in the scores.
+def compare_pieces(cases, predictions_dir, folds, labels):
+    """Score every predicted label twice: all that was drawn, and its largest piece alone.
 
     Parameters
     ----------
-    results_dir : str or Path
-        The experiment.
-    labels : dict of int to str
+    cases, predictions_dir, folds, labels
+        As for `unetseg.scores.score_predictions`.
 
     Returns
     -------
-    str
-        A sentence; empty if that was not decided of any label.
+    pandas.DataFrame
+        A row per case and label: ``fold``, ``label``, ``pieces`` of the truth
+        (`unetseg.body.count_structures`), ``dice`` and Hausdorff distance ``mm``, and
+        ``largest_dice`` and ``largest_mm``.
     """
-    of_case = Run(results_dir).read_components()["cases"].values()
-    names = []
-    for label, name in labels.items():
-        if count := sum(label in of_one for of_one in of_case):
-            names.append(f"{name} (in {count} cases)")
-    if not names:
-        return ""
-    return f"Only the largest piece counts of {', '.join(names)}, as the other folds decided."
+    rows = []
+    for _, fold, true, pred, spacing_mm in read_pairs(cases, predictions_dir, folds, largest={}):
+        largest = keep_largest(pred, labels)
+        for label in labels:
+            truth, drawn, piece = (array == label for array in (true, pred, largest))
+            row = {"fold": fold, "label": label, "pieces": count_structures(truth)}
+            row["dice"] = row["largest_dice"] = dice(truth, drawn)
+            row["mm"] = row["largest_mm"] = hausdorff(truth, drawn, spacing_mm)
+            if not np.array_equal(drawn, piece):
+                row["largest_dice"] = dice(truth, piece)
+                row["largest_mm"] = hausdorff(truth, piece, spacing_mm)
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _score_both(run, cases, folds, labels):
-    # Everything that was drawn, and the largest piece of each label alone.
-    pieces = {case_id: [*labels] for fold in folds for case_id in fold["val"]}
-    settings = cases, run.predictions, folds, labels
-    return [score_predictions(*settings, largest=largest) for largest in ({}, pieces)]
-
-
-def _find_several(cases, folds, labels):
-    # Labels that often have several pieces in truth.
-    validated = {case_id for fold in folds for case_id in fold["val"]}
-    counts = []
-    for case in cases:
-        if case.id in validated:
-            mask, _ = nifti.load_mask(case.mask)
-            counts.append([count_structures(mask == label) for label in labels])
-    often = (np.array(counts) > 1).mean(axis=0) > OFTEN
-    return [label for label, several in zip(labels, often, strict=True) if several]
-
-
-def choose(drawn, largest, labels):
+def choose(table):
     """Choose the labels of which the largest piece alone scores better than all that was drawn.
+
+    That is so if it has the better mean Dice, or, where this is the same, the shorter mean
+    Hausdorff distance, as in nnU-Net (Isensee et al. 2021). A label that has several pieces in
+    more than a tenth of the masks that hold it keeps all of them, as does one that none holds.
 
     Parameters
     ----------
-    drawn, largest : pandas.DataFrame
-        As `unetseg.scores.score_predictions` returns them, of the same cases in the same order.
-    labels : iterable of int
-        Among which to choose.
+    table : pandas.DataFrame
+        As `compare_pieces` returns it.
 
     Returns
     -------
     list of int
-        None if there are no cases. Distances that are not finite in both are left out.
+        None if there are no cases. Distances that are not finite are left out.
     """
     chosen = []
-    for label in labels:
-        before, after = (table[table["label"] == label] for table in (drawn, largest))
-        gain = after["dice"].mean() - before["dice"].mean()
-        distances = np.array([before["hausdorff_mm"], after["hausdorff_mm"]], float)
-        before_mm, after_mm = distances[:, np.isfinite(distances).all(axis=0)]
-        same = abs(gain) <= EQUAL
-        if gain > EQUAL or (same and after_mm.sum() < before_mm.sum()):
-            chosen.append(label)
+    for label, part in table.groupby("label"):
+        pieces = part.loc[part["pieces"] > 0, "pieces"]
+        if pieces.empty or (pieces > 1).mean() > OFTEN:
+            continue
+        gain = part["largest_dice"].mean() - part["dice"].mean()
+        finite = part[np.isfinite(part[["mm", "largest_mm"]]).all(axis=1)]
+        nearer = finite["largest_mm"].mean() < finite["mm"].mean()
+        if gain > EQUAL or (abs(gain) <= EQUAL and nearer):
+            chosen.append(int(label))
     return chosen
+
+
+def describe(scores):
+    """Say of which labels only the largest piece counts in scores.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As `unetseg.scores.score_predictions` returns it.
+
+    Returns
+    -------
+    str
+        A sentence; empty if it is so of no label, or not known.
+    """
+    if "largest" not in scores:  # of an earlier version
+        return ""
+    counts = scores[scores["largest"] == 1].groupby("name", sort=False)["case"].nunique()
+    if counts.empty:
+        return ""
+    names = ", ".join(f"{name} (in {count} of the cases)" for name, count in counts.items())
+    return f"Only the largest piece counts of {names}, as the other folds decided."

@@ -100,7 +100,8 @@ def predict_scans(
     Every scan is checked first. One that cannot be read or segmented is reported and does not
     stop the others, nor does one that takes more memory than there is, even if its process is
     killed: scans are segmented in processes of their own. One that is finished with the same
-    models and settings is not done again.
+    models and settings is not done again. Of labels that `unetseg.components.decide` chose only
+    the largest piece is kept, in what all folds say together and in what each says alone.
 
     Parameters
     ----------
@@ -158,7 +159,7 @@ def predict_scans(
         maps=maps,
         settings=json.loads(json.dumps(settings)),
         memory_bytes=memory_bytes,
-        largest=tuple(run.read_components()["new_scans"]),
+        largest=_recall_largest(run),
     )
     try:
         # What is wrong with them is said at once, not scan by scan.
@@ -169,6 +170,15 @@ def predict_scans(
             return _predict_all(scans, order, n_jobs)
     finally:
         processes.end_calls()
+
+
+def _recall_largest(run):
+    labels = Preprocessor.load(run.preprocessor).labels
+    largest = [value for value in run.read_components()["new_scans"] if value in labels]
+    if largest:
+        names = ", ".join(labels[value] for value in largest)
+        print(f"Only the largest piece is kept of {names}, as cross-validation decided.")
+    return tuple(largest)
 
 
 class Order(NamedTuple):
@@ -307,7 +317,19 @@ def _predict_scan(scan, order):
 def _predict_prepared(scan, order, models, prepared):
     settings = {"probabilities": "probabilities" in order.maps, **order.settings}
     prediction = predict_case(models, scan, order.preprocessor, prepared=prepared, **settings)
-    return prediction._replace(labels=keep_largest(prediction.labels, order.largest))
+    return _take_pieces_away(prediction, order) if order.largest else prediction
+
+
+def _take_pieces_away(prediction, order):
+    # Of the labels, and of each model's, so that both tell of the same; probabilities stay.
+    values = [0, *order.preprocessor.labels]
+    numbers = [values.index(value) for value in order.largest]
+    labels = keep_largest(prediction.labels, order.largest)
+    for votes in prediction.votes:
+        votes[:] = keep_largest(votes, numbers)
+    differ = prediction.votes != np.searchsorted(values, labels)
+    disagreement = differ.mean(axis=0, dtype=np.float32)
+    return prediction._replace(labels=labels, disagreement=disagreement)
 
 
 def _write_maps(scan, order, prediction):

@@ -16,6 +16,7 @@ from unetseg.run.inputs import CORRECTED
 from unetseg.run.layout import Run, read_json
 
 NO_NUMBER = "-"
+SCORED = "Each case was scored once, on its own grid, by the model without it."
 LOWEST = 10
 MOST_NAMED = 3  # labels of a case
 MOST_CASES = 20  # named before the figures; all are in the table of every case
@@ -114,7 +115,6 @@ def write_report(
         name=run.folder.resolve().name,
         simulated=simulated,
         **_describe_experiment(table, folds, experiment),
-        scored_how=_describe_scoring(run, table),
         **_tabulate_all(table, summary, leaks, compared),
         pictures={
             **_read_pictures(run, examples, table["case"].nunique(), len(folds)),
@@ -131,6 +131,7 @@ def _describe_experiment(table, folds, experiment):
     return {
         "trained_on": _describe_data(table, folds),
         "trained_how": _describe_training(experiment),
+        "scored_how": f"{SCORED} {components.describe(table)}".strip(),
         "unit": "patients" if table["group"].notna().any() else "cases",
         "beside": table["label"].nunique() <= BESIDE,
         "tolerance": short(table["tolerance_mm"].iloc[0]),
@@ -179,11 +180,6 @@ def _describe_training(experiment):
         cores = "" if hardware.get("gpu") else f"{hardware.get('cores')} cores of "
         words += f" on {cores}{machine}"
     return f"{words}."
-
-
-def _describe_scoring(run, table):
-    pieces = components.describe(run.folder, dict(zip(table["label"], table["name"], strict=True)))
-    return f"Each case was scored once, on its own grid, by the model without it. {pieces}".strip()
 
 
 def _list_corrected(table):

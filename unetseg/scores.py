@@ -36,8 +36,9 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None):
     folds : list of dict
         As in ``splits.json``.
     largest : dict of str to list of int, optional
-        By case, the labels of which only the largest predicted piece counts. By default those in
-        ``components.json`` of the experiment (`unetseg.components.decide`), else none.
+        By case, the labels of which only the largest predicted piece counts. By default, for the
+        predictions of an experiment, those in its ``components.json``, which
+        `unetseg.components.decide` writes; else none.
 
     Yields
     ------
@@ -55,8 +56,7 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None):
         If a prediction is not on the grid of the mask, or not what the fold of an experiment made.
     """
     by_id = {case.id: case for case in cases}
-    if largest is None:
-        largest = Run(Path(predictions_dir).parent).read_components()["cases"]
+    largest = _recall_largest(predictions_dir) if largest is None else largest
     fold_of = {case_id: number for number, fold in enumerate(folds) for case_id in fold["val"]}
     missing = sorted(i for i in fold_of if i not in by_id or by_id[i].mask is None)
     subject, advice = "No mask for", "Point DATA to the folder they were trained from."
@@ -75,6 +75,12 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None):
             raise ValueError(f"{paths[case_id]}: {problem}. Predict the case again.")
         pred = keep_largest(pred, largest.get(case_id, []))
         yield by_id[case_id], fold, true, pred, voxel_sizes(affine)
+
+
+def _recall_largest(predictions_dir):
+    run = Run(Path(predictions_dir).parent)
+    own = Path(predictions_dir) == run.predictions
+    return run.read_components()["cases"] if own else {}
 
 
 def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0, largest=None):
@@ -98,21 +104,23 @@ def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0
     pandas.DataFrame
         A row per case and label: ``case``, ``group``, ``fold``, ``label``, ``name``, the columns
         of `unetseg.metrics.score_case`, and what was scored: ``mask``, which tells whether the
-        mask is the one of training, the ``mask_sha256`` of its labels and the
-        ``prediction_sha256`` of the file.
+        mask is the one of training, the ``mask_sha256`` of its labels, the
+        ``prediction_sha256`` of the file, and ``largest``, 1 if only the largest piece of the
+        label counted, else 0.
     """
     validated = {case_id for fold in folds for case_id in fold["val"]}
     scored = [case for case in cases if case.id in validated and case.mask]
     masks = Trained(Path(predictions_dir).parent).describe_scored(scored)
+    largest = _recall_largest(predictions_dir) if largest is None else largest
     rows = []
-    for case, fold, true, pred, spacing in read_pairs(
-        cases, predictions_dir, folds, largest=largest
-    ):
+    pairs = read_pairs(cases, predictions_dir, folds, largest=largest)
+    for case, fold, true, pred, spacing in pairs:
         about = {"case": case.id, "group": case.group, "fold": fold}
         prediction = fingerprint(Path(predictions_dir) / f"{case.id}.nii.gz")
         what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}
         what["prediction_sha256"] = prediction["sha256"]
         for row in score_case(true, pred, spacing, labels, tolerance_mm=tolerance_mm):
+            what["largest"] = int(row["label"] in largest.get(case.id, []))
             rows.append({**about, "name": labels[row["label"]], **row, **what})
     return pd.DataFrame(rows)
 
@@ -372,6 +380,8 @@ def show_summary(summary, metrics=("dice", "hd95_mm")):
 def find_stale(results_dir):
     """Name the cases whose scores are not of the predictions that the finished folds made.
 
+    Or of other pieces of them than `unetseg.components.decide` has decided since.
+
     Parameters
     ----------
     results_dir : str or Path
@@ -386,8 +396,14 @@ def find_stale(results_dir):
     if "prediction_sha256" not in table:
         return []
     made = Trained(results_dir).list_predictions()
-    scored = dict(zip(table["case"], table["prediction_sha256"], strict=True))
-    return sorted(i for i, digest in scored.items() if made.get(i, digest) != digest)
+    decided = Run(results_dir).read_components()["cases"]
+    stale = set()
+    for row in table.itertuples():
+        largest = int(int(row.label) in decided.get(row.case, []))
+        other_pieces = getattr(row, "largest", "0") != str(largest)
+        if other_pieces or made.get(row.case, row.prediction_sha256) != row.prediction_sha256:
+            stale.add(row.case)
+    return sorted(stale)
 
 
 def rank_cases(scores):

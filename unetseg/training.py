@@ -288,8 +288,8 @@ def cross_validate(
     return folds
 
 
-def foretell_minutes(preprocessor, cases, table, facts=None, *, n_splits=5, cache_dir=None):
-    """Foretell how long a fold will train on this machine, with the usual network and recipe.
+def foretell(preprocessor, cases, table, facts=None, *, n_splits=5, cache_dir=None):
+    """Say how long a fold will train on this machine, with the usual network and recipe.
 
     Takes some steps to measure them, in a process of its own.
 
@@ -309,18 +309,21 @@ def foretell_minutes(preprocessor, cases, table, facts=None, *, n_splits=5, cach
 
     Returns
     -------
-    float
-        Without the prediction of the cases that the fold validates.
+    str
+        A sentence; if it could not be measured, the reason, which the training will meet too.
     """
-    plan = make_plan(preprocessor)
     shapes = table["shape"] if facts is None else [fact["shape"] for fact in facts]
     sizes = [*zip(shapes, table["spacing_mm"], strict=True)]
-    with _open_cache(cache_dir) as cache:
-        try:
+    try:
+        plan = make_plan(preprocessor)
+        with _open_cache(cache_dir) as cache:
             asked = plan, cases, sizes, cache, n_splits
-            return processes.call_apart(fitting.foretell_minutes, *asked)
-        finally:
-            processes.end_calls()
+            minutes = processes.call_apart(fitting.foretell_minutes, *asked)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"How long a fold will train could not be measured: {error}"
+    finally:
+        processes.end_calls()
+    return f"With the usual settings a fold will train for about {minutes:.2g} minutes here."
 
 
 def _check_settings(recipe, seed, n_jobs):
