@@ -21,7 +21,8 @@ from training_helpers import (
     files,
 )
 
-from unetseg import fitting
+from unetseg import fitting, training
+from unetseg.cases import check_cases
 from unetseg.inference import load_models
 from unetseg.nifti import load_mask
 from unetseg.preprocessing import Preprocessor
@@ -254,6 +255,30 @@ def test_minutes_are_turned_into_steps_once(cases, tmp_path, monkeypatch, capsys
     done = json.loads((tmp_path / "fold_1" / "done.json").read_text())
     assert done["steps"] == 2 * 3
     assert recall_plan(tmp_path, build_tiny).recipe.steps == 3
+
+
+def test_the_minutes_of_a_fold_are_foretold_from_shapes_on_their_own_grid(cases, monkeypatch):
+    def foretell(plan, cases, sizes, folder, n_splits):
+        return sum(np.prod(shape) * np.prod(spacing) for shape, spacing in sizes) / n_splits
+
+    monkeypatch.setattr(fitting, "foretell_minutes", foretell)
+    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    table = pd.DataFrame({"shape": [(2, 3, 4)] * 2, "spacing_mm": [(1, 2, 1), (1, 1, 0.5)]})
+    told = "With the usual settings a fold will train for about {} minutes here."
+    assert training.foretell(preprocessor, cases, table) == told.format(12)
+    facts = [{"shape": (1, 1, 4)}] * 2
+    assert training.foretell(preprocessor, cases, table, facts) == told.format(2)
+    assert training.foretell(preprocessor, cases, table, facts, n_splits=2) == told.format(5)
+
+
+def test_what_keeps_minutes_from_being_foretold_is_said_and_stops_nothing(cases, monkeypatch):
+    def foretell(*asked):
+        raise OSError("no room for the cases")
+
+    monkeypatch.setattr(fitting, "foretell_minutes", foretell)
+    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    told = training.foretell(preprocessor, cases, check_cases(cases))
+    assert told == "How long a fold will train could not be measured: no room for the cases"
 
 
 def test_minutes_and_steps_do_not_go_together(cases, tmp_path):
