@@ -125,7 +125,7 @@ def test_the_demo_runs_all_on_the_sample(make):
     calls = [call for call in asked if call[1] == "papermill"]
     assert len(calls) == 4
     assert settings_of(calls[0]) == {
-        "DATA": "sample", "EXPERIMENT": "sample", "FOLDS": "3", "EPOCHS": "5"
+        "DATA": "sample", "EXPERIMENT": "sample", "FOLDS": "3", "EPOCHS": "5", "STEPS": "50"
     }  # fmt: skip
     assert settings_of(calls[3]) == {"SCANS": "sample", "EXPERIMENT": "sample"}
 
