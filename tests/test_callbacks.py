@@ -50,7 +50,7 @@ STOPPED = {
 def stoppable(cases, fold, callbacks=(), **recipe):
     settings = {"epochs": 4, "steps": 2, "batch_size": 2, "precision": "float32", **recipe}
     settings = {"recipe": Recipe(**settings), "model_args": {"filters": 4, "depth": 1}}
-    settings["preprocessor"] = Preprocessor(patch=PATCH).fit(cases)
+    settings["preprocessor"] = Preprocessor(patch=PATCH, coarse_mm=()).fit(cases)
     train_fold(cases[:3], cases[3:], fold, callbacks=callbacks, **settings)
     return json.loads((fold / "done.json").read_text())
 
@@ -113,7 +113,7 @@ def test_nan_is_still_said_where_a_callback_stops_too(cases, tmp_path):
     with pytest.raises(ValueError, match="NaN or infinite"):
         train_fold(
             *(cases[:3], cases[3:], fold),
-            preprocessor=Preprocessor(patch=PATCH).fit(cases),
+            preprocessor=Preprocessor(patch=PATCH, coarse_mm=()).fit(cases),
             build_model=build,
             recipe=Recipe(epochs=3, steps=2, precision="float32"),
             callbacks=[StopIn("batch", 0)],

@@ -69,7 +69,7 @@ def test_the_experiment_file_tells_settings_labels_versions_hardware_and_minutes
 
 def test_the_preprocessor_that_was_fitted_is_saved(run, cases):
     saved = Preprocessor.load(run.results / "preprocessor.json")
-    assert saved == Preprocessor(patch=PATCH).fit(cases)
+    assert saved == Preprocessor(patch=PATCH, coarse_mm=()).fit(cases)
 
 
 def test_splits_and_cases_are_tables_one_can_open(run, cases):
@@ -116,7 +116,9 @@ def test_a_rare_label_is_trained_on_in_every_fold_and_what_is_not_scored_is_said
 
 
 def test_a_label_to_ignore_stops_before_any_training(cases, tmp_path, trained):
-    named = {"preprocessor": Preprocessor(patch=PATCH, labels={1: "lesion", 4: "ignore"})}
+    named = {
+        "preprocessor": Preprocessor(patch=PATCH, coarse_mm=(), labels={1: "lesion", 4: "ignore"})
+    }
     with pytest.raises(ValueError, match=r"labels mark voxels to ignore: 'ignore' = 4"):
         cross_validate(cases, tmp_path, **SETTINGS | named)
     assert trained == []
@@ -192,10 +194,10 @@ def test_settings_that_could_not_be_trained_can_be_corrected(cases, tmp_path, tr
 @pytest.mark.parametrize(
     ("channels", "preprocessor", "precision", "input_shape"),
     [
-        (2, Preprocessor(patch=PATCH), "float32", (8, 16, 8, 2)),
+        (2, Preprocessor(patch=PATCH, coarse_mm=()), "float32", (8, 16, 8, 2)),
         (1, Preprocessor(dimensions=2), "float32", (10, 20, 5)),  # 2 slices on each side
         (2, Preprocessor(patch=(1, 16, 8)), "float32", (16, 8, 10)),
-        (1, Preprocessor(patch=PATCH), "mixed_bfloat16", (8, 16, 8, 1)),
+        (1, Preprocessor(patch=PATCH, coarse_mm=()), "mixed_bfloat16", (8, 16, 8, 1)),
     ],
 )
 def test_any_builder_trains_on_several_channels_slices_and_precisions(
@@ -262,7 +264,7 @@ def test_the_minutes_of_a_fold_are_foretold_from_shapes_on_their_own_grid(cases,
         return sum(np.prod(shape) * np.prod(spacing) for shape, spacing in sizes) / n_splits
 
     monkeypatch.setattr(fitting, "foretell_minutes", foretell)
-    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    preprocessor = Preprocessor(patch=PATCH, coarse_mm=()).fit(cases)
     table = pd.DataFrame({"shape": [(2, 3, 4)] * 2, "spacing_mm": [(1, 2, 1), (1, 1, 0.5)]})
     told = "With the usual settings a fold will train for about {} minutes here."
     assert training.foretell(preprocessor, cases, table) == told.format(12)
@@ -276,7 +278,7 @@ def test_what_keeps_minutes_from_being_foretold_is_said_and_stops_nothing(cases,
         raise OSError("no room for the cases")
 
     monkeypatch.setattr(fitting, "foretell_minutes", foretell)
-    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    preprocessor = Preprocessor(patch=PATCH, coarse_mm=()).fit(cases)
     told = training.foretell(preprocessor, cases, check_cases(cases))
     assert told == "How long a fold will train could not be measured: no room for the cases"
 

@@ -155,7 +155,7 @@ def new_machine(colab, monkeypatch):
 
 def go_on(place, cases, **settings):
     """Train as the notebooks do."""
-    preprocessor = Preprocessor(patch=PATCH)
+    preprocessor = Preprocessor(patch=PATCH, coarse_mm=())
     if (path := place.results / "preprocessor.json").exists():
         preprocessor = Preprocessor.load(path)
     settings = {**DROPPED, "preprocessor": preprocessor, **settings}

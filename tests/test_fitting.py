@@ -244,7 +244,7 @@ def test_steps_are_planned_from_the_seconds_of_two_short_epochs(cases, tmp_path,
     # The first epoch took 14 s, the second 6 s, of which 2 s to validate: 0.2 s a step, 8 s to
     # start, and so (120.01 - 8 - 4 * 2) / 4 = 26 s of steps in each of 4 epochs.
     monkeypatch.setattr(fitting._Clock, "seconds", (14.0, 6.0, 2.0))
-    preprocessor = Preprocessor(patch=PATCH).fit(cases)
+    preprocessor = Preprocessor(patch=PATCH, coarse_mm=()).fit(cases)
     recipe = Recipe(epochs=4, minutes=120.01 / 60, batch_size=1, precision="float32")
     plan = Plan(preprocessor, build_tiny, {"filters": 3}, recipe, 1)
     assert fitting.plan_steps(plan, cases, tmp_path, validated=2) == 26 / 0.2

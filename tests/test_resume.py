@@ -88,7 +88,7 @@ def test_what_was_decided_on_predictions_goes_with_them_on_drive_too(
         ({"model_args": {"filters": 8, "depth": 1}}, "model_args.filters: 4 there, 8 now"),
         ({"seed": 7}, "seed: 12345 there, 7 now"),
         (
-            {"preprocessor": Preprocessor(patch=PATCH, normalisation="percentile")},
+            {"preprocessor": Preprocessor(patch=PATCH, coarse_mm=(), normalisation="percentile")},
             "preprocessor.normalisation: zscore there, percentile now",
         ),
     ],
@@ -182,8 +182,10 @@ def test_the_batch_of_the_first_run_is_kept_on_another_machine(copy, cases, trai
     assert used == [2]
 
 
-def test_a_stopped_fold_goes_on_and_ends_as_if_it_had_not_been_stopped(cases, tmp_path):
-    settings = {"preprocessor": Preprocessor(patch=PATCH).fit(cases), "seed": 3}
+@pytest.mark.parametrize("coarse_mm", [(), (2.0, 3.0, 4.0)])
+def test_a_stopped_fold_goes_on_and_ends_as_if_it_had_not_been_stopped(cases, tmp_path, coarse_mm):
+    preprocessor = Preprocessor(patch=PATCH, coarse_mm=coarse_mm).fit(cases)
+    settings = {"preprocessor": preprocessor, "seed": 3}
     settings["model_args"] = {"filters": 4, "depth": 1, "dropout": 0.3}
     settings["recipe"] = Recipe(epochs=4, steps=2, batch_size=2, precision="float32")
     train_fold(cases[:3], cases[3:], tmp_path / "whole" / "fold_0", **settings)
@@ -199,7 +201,7 @@ def test_a_stopped_fold_goes_on_and_ends_as_if_it_had_not_been_stopped(cases, tm
 
 
 def test_a_stopped_fold_begins_anew_if_a_mask_was_corrected_and_names_it(cases, own, tmp_path):
-    settings = {"preprocessor": Preprocessor(patch=PATCH).fit(cases), "seed": 3}
+    settings = {"preprocessor": Preprocessor(patch=PATCH, coarse_mm=()).fit(cases), "seed": 3}
     settings["model_args"] = {"filters": 4, "depth": 1}
     settings["recipe"] = Recipe(epochs=2, steps=1, batch_size=1, precision="float32")
     fold = tmp_path / "run" / "fold_0"

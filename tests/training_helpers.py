@@ -22,7 +22,7 @@ PATCH = (8, 16, 8)
 
 SETTINGS = {
     "model_args": {"filters": 4, "depth": 1},
-    "preprocessor": Preprocessor(patch=PATCH),
+    "preprocessor": Preprocessor(patch=PATCH, coarse_mm=()),
     "n_splits": 2,
     "epochs": 2,
     "steps": 2,
@@ -85,7 +85,7 @@ def train_one(cases, folder, build_model=build_tiny, seed=12345, **recipe):
         cases[:2],
         cases[2:],
         folder / "fold_0",
-        preprocessor=Preprocessor(patch=PATCH).fit(cases),
+        preprocessor=Preprocessor(patch=PATCH, coarse_mm=()).fit(cases),
         build_model=build_model,
         recipe=Recipe(**{"epochs": 2, "steps": 2, "precision": "float32", **recipe}),
         seed=seed,
