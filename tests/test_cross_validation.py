@@ -260,7 +260,7 @@ def test_minutes_are_turned_into_steps_once(cases, tmp_path, monkeypatch, capsys
 
 
 def test_the_minutes_of_a_fold_are_foretold_from_shapes_on_their_own_grid(cases, monkeypatch):
-    def foretell(plan, cases, sizes, folder, n_splits):
+    def foretell(plan, cases, folder, sizes, n_splits):
         return sum(np.prod(shape) * np.prod(spacing) for shape, spacing in sizes) / n_splits
 
     monkeypatch.setattr(fitting, "foretell_minutes", foretell)

@@ -260,7 +260,7 @@ def test_minutes_are_foretold_from_the_steps_that_will_be_taken(cases, tmp_path,
     table = check_cases(cases)
     sizes = [*zip(table["shape"], table["spacing_mm"], strict=True)]
     plan = Plan(preprocessor, build_tiny, {"filters": 3}, Recipe(precision="float32"), 1)
-    asked = plan, cases, sizes, tmp_path, 2
+    asked = plan, cases, tmp_path, sizes, 2
     # 8 s to start, in each of 12 epochs 2 s to validate and 0.2 s a step: cases are small.
     monkeypatch.setattr(fitting._Clock, "seconds", (14.0, 6.0, 2.0))
     assert fitting.foretell_minutes(*asked) == pytest.approx((8 + 12 * (150 * 0.2 + 2)) / 60)

@@ -81,7 +81,7 @@ def keep_largest(classes, values):
     Parameters
     ----------
     classes : (x, y, z) ndarray of integers
-    values : iterable of int
+    values : sequence of int, or dict by them
         Of the labels, above 0; the others stay as they are.
 
     Returns
@@ -91,6 +91,8 @@ def keep_largest(classes, values):
         first stays.
     """
     kept = classes.copy()
+    if not len(values):
+        return kept
     boxes = dict(enumerate(ndimage.find_objects(classes), start=1))
     for value in values:
         box = boxes.get(value)
@@ -111,8 +113,8 @@ def count_structures(mask):
     -------
     int
     """
-    _, sizes = _find_pieces(mask)
-    return int((sizes >= max(1, MAIN * sizes.max())).sum())
+    _, sizes = _find_pieces(mask[find_box(mask)])
+    return int(_are_main(sizes).sum())
 
 
 def _find_pieces(mask):
@@ -121,6 +123,10 @@ def _find_pieces(mask):
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     return pieces, sizes
+
+
+def _are_main(sizes):
+    return sizes >= max(1, MAIN * sizes.max())
 
 
 def find_structures(classes):
@@ -139,7 +145,7 @@ def find_structures(classes):
     kept = np.zeros(classes.shape, bool)
     for value in np.unique(classes[classes != 0]):
         pieces, sizes = _find_pieces(classes == value)
-        kept |= (sizes >= max(1, MAIN * sizes.max()))[pieces]
+        kept |= _are_main(sizes)[pieces]
     return kept
 
 

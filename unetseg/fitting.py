@@ -14,7 +14,7 @@ from unetseg import model
 from unetseg._base import require
 from unetseg.losses import ForegroundDice, patch_loss
 from unetseg.optimizers import Muon
-from unetseg.patches import FAR, Looks
+from unetseg.patches import FAR, Looks, count_voxels
 from unetseg.run import devices, state
 
 # Of an epoch (results/recipe.md: with half of 300 prostates have 0.015 less Dice).
@@ -112,7 +112,7 @@ def plan_steps(plan, cases, folder, validated):
     return 1 + int((60 * minutes - needed) / epochs / pace.step)
 
 
-def foretell_minutes(plan, cases, sizes, folder, n_splits):
+def foretell_minutes(plan, cases, folder, sizes, n_splits):
     """Foretell how long a fold will train on this machine.
 
     Parameters
@@ -120,10 +120,10 @@ def foretell_minutes(plan, cases, sizes, folder, n_splits):
     plan : unetseg.recipe.Plan
         With a recipe without minutes.
     cases : sequence of Case
-    sizes : list of (shape, spacing_mm)
-        Of each, on its own grid.
     folder : str or Path
         As for `unetseg.patches.CachedCases`.
+    sizes : list of (shape, spacing_mm)
+        Of each, on its own grid.
     n_splits : int
         Folds.
 
@@ -141,11 +141,8 @@ def _foretell_steps(plan, sizes, share):
     preprocessor = plan.preprocessor
     if preprocessor.coarse:
         return STEPS_OF_TWO_LOOKS
-    voxels = 0
-    for shape, spacing_mm in sizes:
-        extent = np.multiply(shape, preprocessor.take_spacing(spacing_mm))
-        sides = np.round(extent / preprocessor.spacing_mm)
-        voxels += math.prod(np.maximum(sides, preprocessor.patch))
+    taken = [(shape, preprocessor.take_spacing(spacing_mm)) for shape, spacing_mm in sizes]
+    voxels = count_voxels(taken, preprocessor.spacing_mm, preprocessor.patch)
     return _cover(plan, share * voxels)
 
 

@@ -259,6 +259,30 @@ def as_rows(batch, preprocessor):
     return rows
 
 
+def count_voxels(sizes, spacing_mm, patch):
+    """Count the voxels of cases on the network's grid, without reading them.
+
+    Parameters
+    ----------
+    sizes : iterable of (shape, spacing_mm)
+        Of each, on its own grid.
+    spacing_mm : tuple of 3 float
+        Of the network's grid.
+    patch : tuple of 3 int
+        No case is smaller.
+
+    Returns
+    -------
+    int
+    """
+    voxels = 0
+    for shape, spacing in sizes:
+        resampled = np.array(shape) * spacing / np.array(spacing_mm)
+        sides = np.maximum(np.round(resampled), patch)
+        voxels += int(np.prod(sides))
+    return voxels
+
+
 def cache_bytes(table, spacing_mm, patch, channels):
     """Foretell what preprocessed cases take on the disk.
 
@@ -278,11 +302,8 @@ def cache_bytes(table, spacing_mm, patch, channels):
         Bytes, at most: what is cropped is counted too. Per voxel a float32 for each channel, a
         byte for the class and a bit for the body.
     """
-    voxels = 0
-    for shape, spacing in zip(table["shape"], table["spacing_mm"], strict=True):
-        resampled = np.array(shape) * spacing / np.array(spacing_mm)
-        sides = np.maximum(np.round(resampled), patch)
-        voxels += int(np.prod(sides))
+    sizes = zip(table["shape"], table["spacing_mm"], strict=True)
+    voxels = count_voxels(sizes, spacing_mm, patch)
     return voxels * (4 * channels + 1) + voxels // 8
 
 

@@ -315,15 +315,20 @@ def foretell(preprocessor, cases, table, facts=None, *, n_splits=5, cache_dir=No
     shapes = table["shape"] if facts is None else [fact["shape"] for fact in facts]
     sizes = [*zip(shapes, table["spacing_mm"], strict=True)]
     try:
-        plan = make_plan(preprocessor)
-        with _open_cache(cache_dir) as cache:
-            asked = plan, cases, sizes, cache, n_splits
-            minutes = processes.call_apart(fitting.foretell_minutes, *asked)
+        asked = make_plan(preprocessor), cases, cache_dir, sizes, n_splits
+        minutes = _call_once(fitting.foretell_minutes, *asked)
     except (OSError, RuntimeError, ValueError) as error:
         return f"How long a fold will train could not be measured: {error}"
-    finally:
-        processes.end_calls()
     return f"With the usual settings a fold will train for about {minutes:.2g} minutes here."
+
+
+def _call_once(function, plan, cases, cache_dir, *more):
+    # In a process of its own, which ends with it; the function gets the folder of the cache.
+    with _open_cache(cache_dir) as cache:
+        try:
+            return processes.call_apart(function, plan, cases, cache, *more)
+        finally:
+            processes.end_calls()
 
 
 def _check_settings(recipe, seed, n_jobs):
@@ -373,12 +378,8 @@ def _measure(run, plan, cases, folds, cache_dir):
     # Once, so that a run that goes on later, elsewhere, does so with as many steps.
     if plan.recipe.minutes is None or run.experiment.exists():
         return {}
-    with _open_cache(cache_dir) as cache:
-        try:
-            validated = max(len(fold["val"]) for fold in folds)
-            steps = processes.call_apart(fitting.plan_steps, plan, cases, cache, validated)
-        finally:
-            processes.end_calls()
+    validated = max(len(fold["val"]) for fold in folds)
+    steps = _call_once(fitting.plan_steps, plan, cases, cache_dir, validated)
     minutes, epochs = plan.recipe.minutes, plan.recipe.epochs
     print(f"{minutes:g} minutes a fold: on this machine {epochs} epochs of {steps} steps.")
     return {"steps": steps}
