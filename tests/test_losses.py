@@ -37,9 +37,22 @@ def test_the_loss_with_an_absent_class_is_the_one_worked_out_by_hand():
     y = np.array([0, 1, 1, 0], np.uint8).reshape(1, 2, 2, 1)
     p = np.eye(3, dtype=np.float32)[y[..., 0]]
     p[0, 1, 1] = (0.5, 0, 0.5)
-    # Dice of class 1: (4 + 1) / (4 + 1); of class 2: (0 + 1) / (0.5 + 1). Their mean: 5 / 6.
+    # Dice of class 1 is 1; class 2 is not there and has none.
     # Cross-entropy: one voxel of four has probability 1/2.
-    assert float(dice_cross_entropy(y, p)) == pytest.approx(1 - 5 / 6 + np.log(2) / 4, abs=1e-6)
+    assert float(dice_cross_entropy(y, p)) == pytest.approx(np.log(2) / 4, abs=1e-6)
+
+
+def test_a_batch_of_background_is_judged_by_cross_entropy_alone():
+    y = np.zeros((1, 2, 2, 1), np.uint8)
+    p = np.full((1, 2, 2, 3), (0.5, 0.25, 0.25), np.float32)
+    assert float(dice_cross_entropy(y, p)) == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_what_a_batch_lacks_is_not_unlearnt_by_dice():
+    """Only its cross-entropy says that a class is not there: no less of it for many classes."""
+    y = np.array([0, 1, 1, 0], np.uint8).reshape(1, 2, 2, 1)
+    [gradient] = gradients(lambda p: dice_cross_entropy(y, p), random_prediction((1, 2, 2), 3)[1])
+    np.testing.assert_array_equal(gradient[..., 2], 0)
 
 
 @pytest.mark.parametrize("certain", ["right", "wrong", "random"])

@@ -74,6 +74,16 @@ def test_one_look_is_enough_or_all_that_helps(tmp_path, write_case, settings, bo
     assert (fitted.coarse, fitted.coarse_mm, fitted.margin) == (None, (), 0)
 
 
+def test_many_structures_that_fill_a_scan_have_each_a_place_of_its_own(tmp_path, write_case):
+    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4:60, 4:56, 4:36] = 1
+    alone = Preprocessor(**LEAST).fit([write_case(tmp_path / "one", "a", image, mask, SPACING)])
+    mask[AT] = 2
+    several = Preprocessor(**LEAST).fit([write_case(tmp_path / "two", "a", image, mask, SPACING)])
+    assert (alone.coarse_mm, several.coarse_mm) == ((), (4.0, 3.75, 5.0))
+
+
 def test_small_pieces_that_lie_apart_are_not_left_to_a_second_look(tmp_path, write_case, scan):
     image, mask = (nib.load(path).get_fdata() for path in (scan.image, scan.mask))
     mask[5:8, 40:43, 5:8] = 1  # 27 of 1467 voxels

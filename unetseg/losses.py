@@ -20,17 +20,20 @@ def dice_cross_entropy(y_true, y_pred):
     Returns
     -------
     scalar tensor
-        ``1 - mean Dice + cross-entropy``, at least 0. Dice pools the batch, so a patch without
-        a class takes no part in it; a class that the whole batch lacks counts as Dice 1 once
-        nothing is predicted for it.
+        ``1 - mean Dice + cross-entropy``, at least 0. Dice pools the batch, and its mean is over
+        the classes that the batch holds: what a patch lacks would else be unlearnt faster than a
+        small structure among many can be learnt.
     """
     truth = ops.one_hot(ops.cast(y_true[..., 0], "int32"), y_pred.shape[-1])
     axes = tuple(range(len(y_pred.shape) - 1))
     overlap = ops.sum(truth * y_pred, axis=axes)
-    total = ops.sum(truth, axis=axes) + ops.sum(y_pred, axis=axes)
+    there = ops.sum(truth, axis=axes)
+    total = there + ops.sum(y_pred, axis=axes)
     dice = (2 * overlap + 1.0) / (total + 1.0)  # 1 voxel of smoothing
+    held = ops.cast(there > 0, dice.dtype)[1:]
+    missed = ops.sum((1 - dice[1:]) * held) / ops.maximum(ops.sum(held), 1.0)
     log = ops.log(ops.clip(y_pred, 1e-7, 1.0))
-    return 1 - ops.mean(dice[1:]) - ops.mean(ops.sum(truth * log, axis=-1))
+    return missed - ops.mean(ops.sum(truth * log, axis=-1))
 
 
 @registered

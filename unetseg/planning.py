@@ -17,14 +17,14 @@ OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z
 ASTRAY = 0.001  # share of a label's voxels that may lie anywhere by a slip of the hand
 MARGIN = 0.3  # around the structures on each side, in sizes of their box
 SEEN = 0.75  # share of a typical scan that a patch holds; with less it is looked at twice
-TIGHT = 0.5  # share of a scan that the structures take, above which a first look helps nobody
+TIGHT = 0.5  # share of a scan that every structure spans, above which none has a place of its own
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
 NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf, "scattered": False}
 ENOUGH = 10  # cases with masks, to tell how much their sizes vary
 FEW_CASES, VARIOUS = 60, 0.12  # up to and from which patches are changed most
 ALIKE = 0.8  # of the spread in mm: structures that are so much more alike in voxels
 VARIED = 0.1  # spread of the logarithm of the size in mm, under which all are alike
-COARSE_VOXELS = 30  # that the smallest structure must have left at a first look
+COARSE_VOXELS = 30  # that the structures must have left at a first look
 
 
 def settle(value, choose, *facts):
@@ -120,9 +120,10 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         along x, in widths of the foreground; ``most_in_void``, the largest share of a label's
         voxels that lies where nothing has signal; ``contrast`` that 99.9 % of the voxels of every
         label exceed, 0 without a mask; ``region``, the shape of the box around all structures
-        with its margin, and ``structures``, without it, None without a mask;
-        ``region_contrast``, the same contrast if that box were all of the scan; ``scattered``,
-        whether pieces lie outside of the box of the large ones; ``voxels`` by label.
+        with its margin, and ``structures``, without it, None without a mask; ``spans``, by label,
+        the share of the body's box that its own box with the margin takes; ``region_contrast``,
+        the same contrast if the region were all of the scan; ``scattered``, whether pieces lie
+        outside of the box of the large ones; ``voxels`` by label.
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()
@@ -136,6 +137,7 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         "contrast": _least_contrast(mask, image, body, spacing_mm) if labelled else 0.0,
         **(_describe_region(image, mask, body, spacing_mm, margin) if labelled else NO_REGION),
         "voxels": _count_voxels(mask) if labelled else {},
+        "spans": _measure_spans(mask, body, margin) if labelled else {},
     }
 
 
@@ -151,6 +153,14 @@ def _describe_region(image, mask, body, spacing_mm, margin):
 def _count_voxels(mask):
     values, counts = np.unique(mask[mask != 0], return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _measure_spans(mask, body, margin):
+    values = np.unique(mask[mask != 0])
+    boxes = ndimage.find_objects(np.where(mask != 0, np.searchsorted(values, mask) + 1, 0))
+    shapes = [body[widen(box, margin, mask.shape)].shape for box in boxes]
+    whole = np.prod(body[find_box(body)].shape)
+    return {v: np.prod(n) / whole for v, n in zip(values.tolist(), shapes, strict=True)}
 
 
 def _brightest_sd(voxels):
@@ -433,7 +443,7 @@ def region_shape(facts, shape, spacing_mm):
 
 
 def choose_coarse_spacing(facts, spacing_mm, patch):
-    """Voxel size of a first look, at the whole scan, if the structures are a small part of it.
+    """Voxel size of a first look, at the whole scan.
 
     Parameters
     ----------
@@ -448,26 +458,32 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     -------
     tuple of 3 float
         With which a patch holds 90 % of the scans; nothing finer than `spacing_mm`. Empty without
-        masks, if the structures with their margin take more than half of the typical scan, if one
-        of them would have less than 30 voxels, or if in more than a tenth of the cases small
-        pieces lie apart from the large ones, as a second look would miss them.
+        masks; if every structure, such as grey matter, spans more than half of the typical scan,
+        so that where it lies tells nothing; if all together would have less than 30 voxels; or if
+        in more than a tenth of the cases small pieces lie apart from the large ones, as a second
+        look would miss them.
     """
     labelled = _with_masks(facts)
-    if np.mean([fact["scattered"] for fact in facts]) > 1 - LARGE:
+    if not labelled or np.mean([fact["scattered"] for fact in facts]) > 1 - LARGE:
         return ()
-    shares = [np.prod(fact["region"]) / np.prod(fact["shape"]) for fact in labelled]
-    if not labelled or np.median(shares) > TIGHT:
+    spans = [np.median(of_label) for of_label in _by_label(labelled, "spans").values()]
+    if min(spans) > TIGHT:
         return ()
     extents = [np.multiply(fact["shape"], fact["spacing_mm"]) for fact in facts]
     coarse = np.maximum(np.quantile(extents, LARGE, axis=0) / patch, spacing_mm)
-    volumes = {}
-    for fact in labelled:
-        for label, count in fact["voxels"].items():
-            volumes.setdefault(label, []).append(count * np.prod(fact["spacing_mm"]))
-    smallest = min(np.median(of_label) for of_label in volumes.values())
-    if smallest < COARSE_VOXELS * np.prod(coarse):
+    voxel_mm = [np.prod(fact["spacing_mm"]) for fact in labelled]
+    counts = [sum(fact["voxels"].values()) for fact in labelled]
+    if np.median(np.multiply(counts, voxel_mm)) < COARSE_VOXELS * np.prod(coarse):
         return ()
     return tuple(significant(mm, 3) for mm in coarse.tolist())
+
+
+def _by_label(facts, name):
+    values = {}
+    for fact in facts:
+        for label, value in fact[name].items():
+            values.setdefault(label, []).append(value)
+    return values
 
 
 def holds_much(patch, shape):

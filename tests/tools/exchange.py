@@ -24,6 +24,7 @@ def write(folder):
         model_args={"filters": 4, "depth": 2, "dropout": 0.1},
         n_splits=2,
         epochs=1,
+        steps=20,
         precision="float32",
     )
     np.save(folder / "probabilities.npy", predict(folder))
