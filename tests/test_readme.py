@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -80,6 +81,22 @@ def test_the_log_of_the_recipe_shows_the_rows_of_its_table():
     assert len(table) >= 6
     for row in table.itertuples():
         assert f"| {row.dice:.4f} | {row.hd95_mm:.1f} | {row.failures} |" in text
+
+
+def test_the_log_of_the_recipe_shows_the_means_of_many_structures():
+    text = read("results/recipe.md").replace("*", "")
+    table = pd.read_csv(RESULTS / "recipe_structures.csv")
+    assert table["what"].nunique() == 4
+    for what, part in table.groupby("what"):
+        looks, dice_of = re.fullmatch(r"(one|two) looks?, Dice of (.+)", what).groups()
+        assert len(part) == 29
+        undrawn = np.isinf(part["hd95_mm"])
+        cells = [looks, dice_of, f"{part['steps'].iloc[0]}", f"{part['minutes'].iloc[0]:.1f}"]
+        cells += [f"{part['dice'].mean():.4f}", f"{part['dice'].min():.3f}"]
+        cells += [f"{part.loc[~undrawn, 'hd95_mm'].mean():.1f}", f"{undrawn.sum()}"]
+        cells += [f"{part['failures'].sum()}"]
+        assert f"| {' | '.join(cells)} |" in text
+        assert part["n"].sum() == 116
 
 
 def test_the_study_of_held_out_cases_is_told_as_it_was_found():
