@@ -226,7 +226,7 @@ def test_what_the_cache_takes_is_known_from_shapes_and_spacings():
 
 def test_the_cache_of_a_training_takes_what_was_foretold(make_data, tmp_path):
     found = find_cases(make_data(2))
-    preprocessor = Preprocessor(patch=(8, 8, 4), spacing_mm=(1, 2, 3)).fit(found)
+    preprocessor = Preprocessor(patch=(8, 8, 4), spacing_mm=(1, 2, 3), coarse_mm=()).fit(found)
     CachedCases(preprocessor, found, tmp_path / "cache")
     sizes = []
     for part in ("x", "y", "inside"):
@@ -257,7 +257,7 @@ def test_a_training_is_refused_before_it_starts_if_its_cases_find_no_room(
         training.cross_validate(
             found,
             tmp_path / "results",
-            preprocessor=Preprocessor(patch=(8, 8, 4), spacing_mm=(1, 2, 3)),
+            preprocessor=Preprocessor(patch=(8, 8, 4), spacing_mm=(1, 2, 3), coarse_mm=()),
             model_args={"filters": 4, "depth": 1},
             n_splits=2,
         )
