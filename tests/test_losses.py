@@ -49,7 +49,7 @@ def test_a_batch_of_background_is_judged_by_cross_entropy_alone():
 
 
 def test_what_a_batch_lacks_is_not_unlearnt_by_dice():
-    """Only its cross-entropy says that a class is not there: no less of it for many classes."""
+    """The loss has no slope for it: the softmax lowers it as the classes that are there rise."""
     y = np.array([0, 1, 1, 0], np.uint8).reshape(1, 2, 2, 1)
     [gradient] = gradients(lambda p: dice_cross_entropy(y, p), random_prediction((1, 2, 2), 3)[1])
     np.testing.assert_array_equal(gradient[..., 2], 0)

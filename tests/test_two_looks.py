@@ -74,14 +74,47 @@ def test_one_look_is_enough_or_all_that_helps(tmp_path, write_case, settings, bo
     assert (fitted.coarse, fitted.coarse_mm, fitted.margin) == (None, (), 0)
 
 
-def test_many_structures_that_fill_a_scan_have_each_a_place_of_its_own(tmp_path, write_case):
-    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[4:60, 4:56, 4:36] = 1
-    alone = Preprocessor(**LEAST).fit([write_case(tmp_path / "one", "a", image, mask, SPACING)])
-    mask[AT] = 2
-    several = Preprocessor(**LEAST).fit([write_case(tmp_path / "two", "a", image, mask, SPACING)])
-    assert (alone.coarse_mm, several.coarse_mm) == ((), (4.0, 3.75, 5.0))
+def fact(spans, counts, scattered=False):
+    """Facts of a scan of 64 x 60 x 40 voxels of 1 mm, coarse ones of which hold 16."""
+    shape = {"shape": (64, 60, 40), "spacing_mm": np.ones(3), "structures": (1, 1, 1)}
+    return {**shape, "spans": spans, "voxels": counts, "scattered": scattered}
+
+
+PATCH = (16, 30, 20)
+COARSE = (4.0, 2.0, 2.0)
+WHOLE = fact({1: 0.9}, {1: 50_000})
+
+
+@pytest.mark.parametrize(
+    ("facts", "coarse_mm"),
+    [
+        ([WHOLE], ()),
+        ([fact({1: 0.9, 2: 0.5}, {1: 50_000, 2: 2_000})], COARSE),  # one has a place of its own
+        ([fact({1: 0.9, 2: 0.1}, {1: 50_000, 2: 80})], COARSE),  # of 5 coarse voxels
+        ([fact({1: 0.9, 2: 0.1}, {1: 50_000, 2: 79})], ()),  # a first look would overlook it
+        ([fact({1: 0.1}, {1: 480})], COARSE),  # of 30
+        ([fact({1: 0.1}, {1: 479})], ()),
+        ([fact({1: 0.1, 2: 0.1}, {1: 400, 2: 80})], COARSE),  # together
+        ([fact({1: 0.1}, {1: 2_000}, scattered=True)], ()),
+        # One voxel by a slip of the hand changes nothing, as little as a rare label.
+        ([WHOLE] * 9 + [fact({1: 0.9, 2: 0.001}, {1: 50_000, 2: 1})], ()),
+        ([fact({1: 0.1}, {1: 2_000})] * 9 + [fact({1: 0.1, 2: 0.1}, {1: 2_000, 2: 1})], COARSE),
+        ([WHOLE] * 8 + [fact({1: 0.9, 2: 0.1}, {1: 50_000, 2: 2_000})] * 2, COARSE),
+        ([fact({}, {}) | {"structures": None}], ()),
+    ],
+)
+def test_two_looks_where_a_structure_has_a_place_of_its_own_and_can_be_seen(facts, coarse_mm):
+    assert planning.choose_coarse_spacing(facts, (1.0, 1.0, 1.0), PATCH) == coarse_mm
+
+
+def test_the_span_of_a_structure_is_that_of_its_box_with_the_margin():
+    mask = np.zeros((20, 20, 20), np.int32)
+    mask[2:12, 5:10, 5:9], mask[5:7, 6:8, 6:8] = 2**31 - 1, -4
+    body = np.zeros(mask.shape, bool)
+    body[:, 2:18] = True
+    image = np.random.default_rng(0).normal(100, 5, (*mask.shape, 1))
+    spans = planning.describe_case(image, mask, body, np.ones(3), margin=0.5)["spans"]
+    assert spans == pytest.approx({2**31 - 1: 20 * 10 * 8 / 6400, -4: 4 * 4 * 4 / 6400})
 
 
 def test_small_pieces_that_lie_apart_are_not_left_to_a_second_look(tmp_path, write_case, scan):

@@ -21,8 +21,9 @@ def dice_cross_entropy(y_true, y_pred):
     -------
     scalar tensor
         ``1 - mean Dice + cross-entropy``, at least 0. Dice pools the batch, and its mean is over
-        the classes that the batch holds: what a patch lacks would else be unlearnt faster than a
-        small structure among many can be learnt.
+        the foreground classes that the batch holds. What it lacks is left to cross-entropy: as
+        Dice it would reward that a class is never predicted, so small structures among many would
+        not be learnt. A batch of background has its cross-entropy alone.
     """
     truth = ops.one_hot(ops.cast(y_true[..., 0], "int32"), y_pred.shape[-1])
     axes = tuple(range(len(y_pred.shape) - 1))

@@ -24,7 +24,8 @@ ENOUGH = 10  # cases with masks, to tell how much their sizes vary
 FEW_CASES, VARIOUS = 60, 0.12  # up to and from which patches are changed most
 ALIKE = 0.8  # of the spread in mm: structures that are so much more alike in voxels
 VARIED = 0.1  # spread of the logarithm of the size in mm, under which all are alike
-COARSE_VOXELS = 30  # that the structures must have left at a first look
+RARE = 0.1  # share of the cases up to which a label may be in them by a slip of the hand
+COARSE_VOXELS, LEAST_VOXELS = 30, 5  # that all structures, and each, must have at a first look
 
 
 def settle(value, choose, *facts):
@@ -156,11 +157,17 @@ def _count_voxels(mask):
 
 
 def _measure_spans(mask, body, margin):
-    values = np.unique(mask[mask != 0])
-    boxes = ndimage.find_objects(np.where(mask != 0, np.searchsorted(values, mask) + 1, 0))
-    shapes = [body[widen(box, margin, mask.shape)].shape for box in boxes]
+    labelled = find_box(mask != 0)
+    values, numbers = np.unique(mask[labelled], return_inverse=True)
+    numbers = numbers.reshape(mask[labelled].shape) + 1
     whole = np.prod(body[find_box(body)].shape)
-    return {v: np.prod(n) / whole for v, n in zip(values.tolist(), shapes, strict=True)}
+    spans = {}
+    for value, box in zip(values.tolist(), ndimage.find_objects(numbers), strict=True):
+        sides = np.array([part.stop - part.start for part in box])
+        wide = np.minimum(sides * (1 + 2 * margin), mask.shape)
+        spans[value] = float(np.prod(wide) / whole)
+    spans.pop(0, None)
+    return spans
 
 
 def _brightest_sd(voxels):
@@ -458,32 +465,42 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     -------
     tuple of 3 float
         With which a patch holds 90 % of the scans; nothing finer than `spacing_mm`. Empty without
-        masks; if every structure, such as grey matter, spans more than half of the typical scan,
-        so that where it lies tells nothing; if all together would have less than 30 voxels; or if
-        in more than a tenth of the cases small pieces lie apart from the large ones, as a second
-        look would miss them.
+        masks; if the box of every structure, such as grey matter, takes more than half of the
+        typical scan, so that where it lies tells nothing; if all structures together would have
+        less than 30 voxels or one of them less than 5, so that a first look would overlook them;
+        or if in more than a tenth of the cases small pieces lie apart from the large ones, as a
+        second look would miss them. Labels of a tenth of the cases or less are left out, as they
+        may be slips of the hand.
     """
     labelled = _with_masks(facts)
     if not labelled or np.mean([fact["scattered"] for fact in facts]) > 1 - LARGE:
         return ()
-    spans = [np.median(of_label) for of_label in _by_label(labelled, "spans").values()]
-    if min(spans) > TIGHT:
+    if min(_list_medians(labelled, "spans"), default=1) > TIGHT:
         return ()
     extents = [np.multiply(fact["shape"], fact["spacing_mm"]) for fact in facts]
     coarse = np.maximum(np.quantile(extents, LARGE, axis=0) / patch, spacing_mm)
-    voxel_mm = [np.prod(fact["spacing_mm"]) for fact in labelled]
-    counts = [sum(fact["voxels"].values()) for fact in labelled]
-    if np.median(np.multiply(counts, voxel_mm)) < COARSE_VOXELS * np.prod(coarse):
+    left = [_count_left(fact, coarse) for fact in labelled]
+    each = _list_medians(left, "voxels")
+    together = np.median([sum(counts["voxels"].values()) for counts in left])
+    if together < COARSE_VOXELS or min(each, default=0) < LEAST_VOXELS:
         return ()
     return tuple(significant(mm, 3) for mm in coarse.tolist())
 
 
-def _by_label(facts, name):
+def _count_left(fact, coarse_mm):
+    # Voxels of each label at a first look.
+    share = np.prod(fact["spacing_mm"]) / np.prod(coarse_mm)
+    return {"voxels": {label: share * count for label, count in fact["voxels"].items()}}
+
+
+def _list_medians(facts, name):
+    # Of each label that more than a tenth of the cases hold.
     values = {}
     for fact in facts:
         for label, value in fact[name].items():
             values.setdefault(label, []).append(value)
-    return values
+    usual = [of_label for of_label in values.values() if len(of_label) > RARE * len(facts)]
+    return [float(np.median(of_label)) for of_label in usual]
 
 
 def holds_much(patch, shape):

