@@ -19,13 +19,12 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 DOCUMENTS = ["README.md", "SECURITY.md", "data/README.md", "notebooks/README.md"]
 DOCUMENTS += ["results/recipe.md", "results/hippocampus/reliability.md"]
-# Of each published run: how many cases it has, and what the README calls its labels.
+# Of each published run: what the README calls it, how many cases it has, its labels' names there.
 PUBLISHED = {
-    "hippocampus": (208, {"Anterior": "Anterior", "Posterior": "Posterior"}),
-    "promise12": (35, {"label 1": "prostate"}),
-    "chd_lvrv": (46, {"label 1": "left ventricle", "label 2": "right ventricle"}),
+    "hippocampus": ("hippocampus", 208, {"Anterior": "Anterior", "Posterior": "Posterior"}),
+    "promise12": ("PROMISE12", 35, {"label 1": "prostate"}),
+    "chd_lvrv": ("CHD_LVRV", 46, {"label 1": "left ventricle", "label 2": "right ventricle"}),
 }
-TITLES = {"hippocampus": "hippocampus", "promise12": "PROMISE12", "chd_lvrv": "CHD_LVRV"}
 
 
 def read(name):
@@ -43,7 +42,7 @@ def read_json(path):
 
 @pytest.mark.parametrize("folder", PUBLISHED)
 def test_the_scores_in_the_readme_are_those_of_the_published_runs(folder):
-    lines, (_, names) = read("README.md").splitlines(), PUBLISHED[folder]
+    lines, (title, _, names) = read("README.md").splitlines(), PUBLISHED[folder]
     summary = pd.read_csv(RESULTS / folder / "summary.csv").set_index(["name", "metric"])
     scores = pd.read_csv(RESULTS / folder / "scores.csv")
     for label, name in names.items():
@@ -56,7 +55,7 @@ def test_the_scores_in_the_readme_are_those_of_the_published_runs(folder):
         failures = (part["dice"] < 0.5) | (part["hd95_mm"] > 30)
         row += [f"{summary.loc[label, 'n'].max()}", f"{failures.sum()}"]
         (line,) = (line for line in lines if f"| {' | '.join(row)} |" in line)
-        assert line.startswith(f"| {TITLES[folder]}" if label == min(names) else "| |")
+        assert line.startswith(f"| {title}" if label == min(names) else "| |")
 
 
 def test_the_mean_dice_of_the_hippocampus_in_the_readme_is_that_of_its_run():
@@ -79,7 +78,7 @@ def test_the_minutes_in_the_readme_are_those_of_the_published_runs(folder):
     readme = read_line("README.md")
     experiment = read_json(RESULTS / folder / "experiment.json")
     lines = read("README.md").splitlines()
-    row = next(line for line in lines if line.startswith(f"| {TITLES[folder]}"))
+    row = next(line for line in lines if line.startswith(f"| {PUBLISHED[folder][0]}"))
     assert row.endswith(f"| {experiment['minutes']:.0f} |")
     assert experiment["settings"]["recipe"]["epochs"] == 12
     hardware = experiment["hardware"]
@@ -149,7 +148,7 @@ def test_the_study_was_of_the_validation_cases_of_its_folds():
 
 
 def test_every_published_case_is_scored_once_by_the_model_that_did_not_see_it():
-    for folder, (cases, names) in PUBLISHED.items():
+    for folder, (_, cases, names) in PUBLISHED.items():
         folds = read_json(RESULTS / folder / "splits.json")
         scores = pd.read_csv(RESULTS / folder / "scores.csv")
         assert len(scores) == cases * len(names)

@@ -128,6 +128,7 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()
+    counts = _count_voxels(mask) if labelled else {}
     return {
         "shape": body[find_box(body)].shape,
         "spacing_mm": spacing_mm,
@@ -137,8 +138,8 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         "most_in_void": _most_in_void(mask, body, spacing_mm) if labelled else 0.0,
         "contrast": _least_contrast(mask, image, body, spacing_mm) if labelled else 0.0,
         **(_describe_region(image, mask, body, spacing_mm, margin) if labelled else NO_REGION),
-        "voxels": _count_voxels(mask) if labelled else {},
-        "spans": _measure_spans(mask, body, margin) if labelled else {},
+        "voxels": counts,
+        "spans": _measure_spans(mask, counts, body, margin) if labelled else {},
     }
 
 
@@ -156,17 +157,15 @@ def _count_voxels(mask):
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def _measure_spans(mask, body, margin):
-    labelled = find_box(mask != 0)
-    values, numbers = np.unique(mask[labelled], return_inverse=True)
-    numbers = numbers.reshape(mask[labelled].shape) + 1
+def _measure_spans(mask, labels, body, margin):
+    inner, values = mask[find_box(mask != 0)], sorted({0, *labels})
+    boxes = ndimage.find_objects(np.searchsorted(values, inner) + 1)
     whole = np.prod(body[find_box(body)].shape)
     spans = {}
-    for value, box in zip(values.tolist(), ndimage.find_objects(numbers), strict=True):
-        sides = np.array([part.stop - part.start for part in box])
+    for label in labels:
+        sides = np.array(inner[boxes[values.index(label)]].shape)
         wide = np.minimum(sides * (1 + 2 * margin), mask.shape)
-        spans[value] = float(np.prod(wide) / whole)
-    spans.pop(0, None)
+        spans[label] = float(np.prod(wide) / whole)
     return spans
 
 
@@ -475,14 +474,13 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     labelled = _with_masks(facts)
     if not labelled or np.mean([fact["scattered"] for fact in facts]) > 1 - LARGE:
         return ()
-    if min(_list_medians(labelled, "spans"), default=1) > TIGHT:
+    if min(_list_medians([fact["spans"] for fact in labelled]), default=1) > TIGHT:
         return ()
     extents = [np.multiply(fact["shape"], fact["spacing_mm"]) for fact in facts]
     coarse = np.maximum(np.quantile(extents, LARGE, axis=0) / patch, spacing_mm)
     left = [_count_left(fact, coarse) for fact in labelled]
-    each = _list_medians(left, "voxels")
-    together = np.median([sum(counts["voxels"].values()) for counts in left])
-    if together < COARSE_VOXELS or min(each, default=0) < LEAST_VOXELS:
+    together = np.median([sum(counts.values()) for counts in left])
+    if together < COARSE_VOXELS or min(_list_medians(left), default=0) < LEAST_VOXELS:
         return ()
     return tuple(significant(mm, 3) for mm in coarse.tolist())
 
@@ -490,16 +488,16 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
 def _count_left(fact, coarse_mm):
     # Voxels of each label at a first look.
     share = np.prod(fact["spacing_mm"]) / np.prod(coarse_mm)
-    return {"voxels": {label: share * count for label, count in fact["voxels"].items()}}
+    return {label: share * count for label, count in fact["voxels"].items()}
 
 
-def _list_medians(facts, name):
-    # Of each label that more than a tenth of the cases hold.
-    values = {}
-    for fact in facts:
-        for label, value in fact[name].items():
-            values.setdefault(label, []).append(value)
-    usual = [of_label for of_label in values.values() if len(of_label) > RARE * len(facts)]
+def _list_medians(numbers):
+    # Of each label that more than a tenth of the cases hold; a dict by label of each case.
+    by_label = {}
+    for of_case in numbers:
+        for label, number in of_case.items():
+            by_label.setdefault(label, []).append(number)
+    usual = [of_label for of_label in by_label.values() if len(of_label) > RARE * len(numbers)]
     return [float(np.median(of_label)) for of_label in usual]
 
 

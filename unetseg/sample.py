@@ -98,16 +98,26 @@ def _simulate(maps, affine, seed, patient, visit):
     shape = (SHAPE + anatomy.integers(-2, 3, 3)).tolist()
     placed = _place(shape, scanner)
     mm = _warp(_voxel_centres(placed, shape), anatomy)
-    index = (mm - _spread(affine[:3, 3])) / _spread(np.diag(affine)[:3])
+    index = _to_index(mm, affine)
     t1, grey, white = (ndimage.map_coordinates(tissue, index, order=1) for tissue in maps)
     mask = np.select([grey + white <= 0.5, white > grey], [0, 2], 1).astype(np.uint8)
-    t1 = t1 ** scanner.uniform(0.8, 1.2)
-    t1 += scanner.uniform(-0.05, 0.05) * white
-    t1 *= np.exp(0.1 * _smooth_field(mm, scanner))
-    noise = scanner.normal(0, scanner.uniform(0.01, 0.03), (2, *shape))
-    t1 = np.hypot(t1 + noise[0], noise[1])  # Rician, as of a magnitude image
-    scan = (1000 * t1).astype(np.int16)
+    scan = _scan(t1, white, mm, scanner)
     return nib.Nifti1Image(scan, placed), nib.Nifti1Image(mask, placed)
+
+
+def _to_index(mm, affine):
+    # Places among the voxels of an image whose axes are those of its space.
+    return (mm - _spread(affine[:3, 3])) / _spread(np.diag(affine)[:3])
+
+
+def _scan(t1, white, mm, rng):
+    # Contrast, bias field and noise of one visit.
+    t1 = t1 ** rng.uniform(0.8, 1.2)
+    t1 += rng.uniform(-0.05, 0.05) * white
+    t1 *= np.exp(0.1 * _smooth_field(mm, rng))
+    noise = rng.normal(0, rng.uniform(0.01, 0.03), (2, *t1.shape))
+    t1 = np.hypot(t1 + noise[0], noise[1])  # Rician, as of a magnitude image
+    return (1000 * t1).astype(np.int16)
 
 
 def _spread(vector):

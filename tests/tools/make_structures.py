@@ -85,20 +85,12 @@ def simulate(maps, affine, atlas, patient):
     shape = (sample.SHAPE + anatomy.integers(-4, 5, 3)).tolist()
     placed = sample._place(shape, scanner)
     mm = sample._warp(sample._voxel_centres(placed, shape), anatomy)
-    index = to_index(mm, affine)
+    index = sample._to_index(mm, affine)
     t1, white = (ndimage.map_coordinates(tissue, index, order=1) for tissue in maps)
-    mask = ndimage.map_coordinates(np.asarray(atlas.dataobj), to_index(mm, atlas.affine), order=0)
-    t1 = t1 ** scanner.uniform(0.8, 1.2) + scanner.uniform(-0.05, 0.05) * white
-    t1 *= np.exp(0.1 * sample._smooth_field(mm, scanner))
-    noise = scanner.normal(0, scanner.uniform(0.01, 0.03), (2, *shape))
-    scan = (1000 * np.hypot(t1 + noise[0], noise[1])).astype(np.int16)
+    index = sample._to_index(mm, atlas.affine)
+    mask = ndimage.map_coordinates(np.asarray(atlas.dataobj), index, order=0)
+    scan = sample._scan(t1, white, mm, scanner)
     return nib.Nifti1Image(scan, placed), nib.Nifti1Image(mask, placed)
-
-
-def to_index(mm, affine):
-    """Turn places in mm into those among the voxels of an image."""
-    inverse = np.linalg.inv(affine)
-    return np.einsum("ij,jxyz->ixyz", inverse[:3, :3], mm) + inverse[:3, 3, None, None, None]
 
 
 if __name__ == "__main__":
