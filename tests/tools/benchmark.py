@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,17 +35,20 @@ import pandas as pd
 from keras import layers, ops
 from scipy import ndimage
 
-from unetseg import _base, inference, model, training
+from unetseg import _base, fitting, model, prediction, training
 from unetseg.cases import Case
+from unetseg.grids import Place
 from unetseg.patches import CachedCases, Patches
+from unetseg.prepared import Prepared
 from unetseg.preprocessing import Preprocessor
-from unetseg.run import machine, processes
+from unetseg.recipe import Recipe, make_plan
+from unetseg.run import devices, machine, processes
 
 TARGET = Path(__file__).parents[2] / "results" / "benchmark.json"
 CROP = (35, 50, 36)  # as of the hippocampus data, at 1 mm
 REPEATS = 7
 STEPS = 5  # per repeat
-RECIPE = training.Recipe(epochs=1, steps=1000)
+RECIPE = Recipe(epochs=1, steps=1000)
 
 
 def main():
@@ -101,12 +105,11 @@ def preprocessing_speed(preprocessor, cases, folder):
     return [("preprocessing", setting, len(cases) / seconds, "cases/s", REPEATS)]
 
 
-def trainer(preprocessor, precision, build=model.build_unet, args=None, batch=None):
-    """Return a function that takes STEPS steps on one batch, and what a step computes."""
-    batch = batch or training.plan_batch(preprocessor.patch)
-    args = model.plan_unet(preprocessor) if args is None else args
-    net = model.build_for(preprocessor, build, args, precision)
-    training._compile(net, preprocessor.num_classes, RECIPE)
+def trainer(preprocessor, precision, build=model.build_unet):
+    """Return a function that takes STEPS steps on one batch, its size, and what a step computes."""
+    recipe = replace(RECIPE, precision=precision)
+    plan = make_plan(preprocessor, build, model.plan_unet(preprocessor), recipe)
+    net, batch = fitting.build(plan, recipe, seed=0), plan.batch_size
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, *preprocessor.input_shape)).astype(np.float32)
     y = rng.integers(0, preprocessor.num_classes, (*x.shape[:-1], 1)).astype(np.uint8)
@@ -141,7 +144,7 @@ def build_group_normalised(input_shape, num_classes, **arguments):
 
 
 def training_speed(volume, slices):
-    chosen = model.choose_precision()
+    chosen = devices.choose_precision()
     settings = {
         f"3-D, {chosen}": (volume, chosen),
         "3-D, float32": (volume, "float32"),
@@ -195,12 +198,10 @@ class Same(keras.utils.PyDataset):
 
 def waiting(name, preprocessor, cached):
     """Share of a step of `fit` that goes away when batches cost nothing."""
-    net = model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
-    training._compile(net, preprocessor.num_classes, RECIPE)
-    batch = training.plan_batch(preprocessor.patch)
-    chance = {"foreground": training.Recipe.foreground, "mirror_axes": preprocessor.mirror_axes}
-    chance |= {"neighbours": preprocessor.neighbours, "planes": preprocessor.planes}
-    patches = Patches(cached, preprocessor.patch, batch, 0, **chance)
+    plan = make_plan(preprocessor, recipe=RECIPE)
+    net = fitting.build(plan, RECIPE, seed=0)
+    chance = {"foreground": RECIPE.foreground, "augment": RECIPE.augment}
+    patches = Patches(cached, preprocessor.sampling, plan.batch_size, 0, **chance)
     steps = {"steps_per_epoch": 50, "verbose": 0, "shuffle": False}
     sources = {"patches": patches, "same": Same(patches[0])}
     functions = {name: lambda s=source: net.fit(s, **steps) for name, source in sources.items()}
@@ -214,12 +215,10 @@ def waiting(name, preprocessor, cached):
 
 
 def prediction_speed(preprocessor, cases):
-    nets = [
-        model.build_for(preprocessor, model.build_unet, model.plan_unet(preprocessor))
-        for _ in range(5)
-    ]
+    plan = make_plan(preprocessor)
+    nets = [plan.build() for _ in range(5)]
     functions = {
-        f"{n} model{'s' * (n > 1)}": lambda n=n: inference.predict_case(
+        f"{n} model{'s' * (n > 1)}": lambda n=n: prediction.predict_case(
             nets[:n], cases[0], preprocessor
         )
         for n in (1, 5)
@@ -235,22 +234,23 @@ def prediction_speed(preprocessor, cases):
 class Large(Preprocessor):
     """Makes cases of 128 x 128 x 128 voxels instead of reading them."""
 
-    def transform(self, case):
-        rng = np.random.default_rng(int(case.id))
-        y = np.zeros((128, 128, 128), np.uint8)
+    def prepare(self, case, **settings):
+        shape, whole = (128, 128, 128), (slice(0, 128),) * 3
+        x = np.random.default_rng(int(case.id)).standard_normal((*shape, 1), np.float32)
+        y = np.zeros(shape, np.uint8)
         y[40:80, 40:90, 50:80] = 1
-        return rng.standard_normal((*y.shape, 1), np.float32), y
+        return Prepared(x, y, Place(shape, whole, whole), np.ones(shape, bool), self)
 
 
 def train_large(n_cases, patch, steps):
     preprocessor = Large((1, 1, 1), patch, {1: "a"}, 1, "none", 3, ())
+    recipe = replace(RECIPE, batch_size=1, precision="float32")
     with tempfile.TemporaryDirectory() as folder:
         cases = [Case(str(number), None) for number in range(n_cases)]
         cached = CachedCases(preprocessor, cases, Path(folder))
-        plan = model.plan_unet(preprocessor, depth=3)
-        net = model.build_for(preprocessor, model.build_unet, plan, "float32")
-        training._compile(net, preprocessor.num_classes, RECIPE)
-        patches = Patches(cached, preprocessor.patch, 1, 0, foreground=0.5)
+        plan = make_plan(preprocessor, model_args={"depth": 3}, recipe=recipe)
+        net = fitting.build(plan, recipe, seed=0)
+        patches = Patches(cached, preprocessor.sampling, 1, 0, foreground=0.5)
         net.fit(patches, steps_per_epoch=steps, verbose=0, shuffle=False)
     # Of this process alone: getrusage would count what the one that started it had in memory.
     print(int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
