@@ -11,54 +11,42 @@ def describe(folder, **content):
     (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-IGNORED = ["ignore", "Ignore", "IGNORE", " ignore ", "ignored", "ignore_label", "Ignore region"]
-
-
-@pytest.mark.parametrize("name", IGNORED)
 @pytest.mark.parametrize("dialect", ["nnU-Net", "Decathlon"])
-def test_voxels_to_ignore_are_refused_by_name(name, dialect, tmp_path):
-    labels = {"background": 0, "lesion": 1, name: 2}
+def test_the_label_to_ignore_is_among_the_names(dialect, tmp_path):
+    labels = {"background": 0, "lesion": 1, "ignore": 2}
     if dialect == "Decathlon":
         labels = {str(value): key for key, value in labels.items()}
     describe(tmp_path, labels=labels)
-    with pytest.raises(ValueError, match=r"dataset\.json: .*not supported yet.*annotate") as error:
-        description.read_label_names(tmp_path)
-    assert f"{name!r} = 2" in str(error.value)
-    with pytest.raises(ValueError, match=r"dataset\.json: .*not supported yet.*annotate"):
-        cases.find_cases(tmp_path)  # for who does not ask for the names
+    names = description.read_label_names(tmp_path)
+    assert names == {1: "lesion", 2: "ignore"}
+    preprocessor = Preprocessor(labels=names)
+    assert (preprocessor.labels, preprocessor.ignore) == ({1: "lesion"}, 2)
 
 
-@pytest.mark.parametrize("name", IGNORED)
-def test_voxels_to_ignore_are_not_learnt_whoever_names_them(name):
-    preprocessor = Preprocessor(labels={1: "lesion", 2: name})
-    with pytest.raises(ValueError, match=r"Preprocessor\(labels=\.\.\.\): .*ignore.*supported"):
-        preprocessor.fit([])
+BRATS = {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 
 
-@pytest.mark.parametrize("name", ["ignorance", "not to ignore", "void"])
-def test_other_names_are_labels(name, tmp_path):
-    describe(tmp_path, labels={"background": 0, name: 1})
-    assert description.read_label_names(tmp_path) == {1: name}
+@pytest.mark.parametrize("more", [{}, {"regions_class_order": [1, 2, 3]}])
+def test_regions_are_sets_of_labels(more, tmp_path):
+    """As nnU-Net's documentation writes those of BraTS."""
+    describe(tmp_path, labels={**BRATS, "ignore": 4}, **more)
+    regions = {"whole tumour": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert description.read_regions(tmp_path) == regions
+    names = description.read_label_names(tmp_path)
+    assert names == {1: "label 1", 2: "label 2", 3: "enhancing", 4: "ignore"}
 
 
-# As nnU-Net's documentation writes regions of BraTS.
-REGIONS = {
-    "lists": {"labels": {"background": 0, "whole tumour": [1, 2, 3], "core": [2, 3]}},
-    "a list of one": {"labels": {"background": 0, "whole tumour": [1]}},
-    "Decathlon": {"labels": {"0": "background", "1": ["whole tumour", "core"]}},
-    "order": {"labels": {"background": 0, "core": 1}, "regions_class_order": [1]},
-}
+def test_without_lists_there_are_no_regions(tmp_path):
+    assert description.read_regions(tmp_path) == {}
+    describe(tmp_path, labels={"background": 0, "core": 1})
+    assert description.read_regions(tmp_path) == {}
 
 
-@pytest.mark.parametrize("case", REGIONS)
-def test_regions_are_refused_by_name(case, tmp_path):
-    describe(tmp_path, **REGIONS[case])
-    with pytest.raises(ValueError, match=r"regions of several labels.*one whole number") as error:
-        description.read_label_names(tmp_path)
-    with pytest.raises(ValueError, match=r"regions of several labels"):
-        cases.find_cases(tmp_path)
-    named = "'regions_class_order'" if case == "order" else "whole tumour"
-    assert named in str(error.value)
+@pytest.mark.parametrize("values", [[0, 1], ["1"], [1.5], [True]])
+def test_a_region_of_something_else_is_refused_by_name(values, tmp_path):
+    describe(tmp_path, labels={"background": 0, "tumour": values, "core": 2})
+    with pytest.raises(ValueError, match=r"dataset\.json: 'tumour' = .*whole numbers above 0"):
+        description.read_regions(tmp_path)
 
 
 @pytest.mark.parametrize(

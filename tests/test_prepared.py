@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unetseg import preprocessing
+from unetseg import rules
 from unetseg.preprocessing import Preprocessor
 
 
@@ -11,7 +11,7 @@ def noise(shape, seed=0):
     return np.random.default_rng(seed).uniform(1, 100, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("empty_space", preprocessing.EMPTY_SPACE)
+@pytest.mark.parametrize("empty_space", rules.EMPTY_SPACE)
 def test_void_is_told_on_the_grid_of_the_network(tmp_path, write_case, empty_space):
     image = np.full((40, 40, 40), -3, np.float32)
     image[10:30, 10:30, 10:30] = noise((20, 20, 20))

@@ -43,6 +43,10 @@ def describe_plan(preprocessor, table, facts=None):
         lines.append(f"Slices are {times:.1f} times as thick as their pixels: they are not tilted.")
     if preprocessor.dimensions == 2:
         lines.append("The network sees slices, as there are few, or as it was asked to (2-D).")
+    if preprocessor.ignore:
+        lines.append(f"Voxels of {preprocessor.ignore} are not drawn: neither learnt nor scored.")
+    for name, values in preprocessor.unions.values():
+        lines.append(f"Scored too, and learnt as one: {name} = {' + '.join(map(str, values))}.")
     return lines
 
 

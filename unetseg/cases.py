@@ -1,8 +1,10 @@
 """Cases: image and mask pairs, grouped by patient, every file checked."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from nibabel.orientations import aff2axcodes
 
 from unetseg import nifti
 from unetseg._base import refuse_any
+from unetseg.annotation import drop_ignored, split_ignored
 from unetseg.digits import significant
 from unetseg.reading import intensities
 from unetseg.reading.description import (
@@ -18,7 +21,7 @@ from unetseg.reading.description import (
     read_channel_names,
     read_description,
     read_label_names,  # noqa: F401  users call it as cases.read_label_names
-    refuse_special_labels,
+    read_regions,  # noqa: F401  the same
 )
 from unetseg.reading.folders import (
     IMAGES,
@@ -35,7 +38,7 @@ from unetseg.reading.tables import read_table
 from unetseg.run.layout import Run
 
 HUGE = 1e18  # the square still fits float32
-MAX_LABELS = 255  # a byte tells them and the background apart
+MAX_LABELS = 254  # a byte tells them, the background and what nobody drew apart
 COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels"]
 COLUMNS += [*intensities.COLUMNS, "labels", "volume_ml", "problem"]
 
@@ -172,14 +175,11 @@ def find_cases(folder, *, group_by=None):
         With every problem of the names in one list: a mask without a scan, two files of one id
         (``x.nii`` and ``x.nii.gz``, ``X`` and ``x``, Drive's ``x (1)``), channel numbers with a
         gap or of another number than ``dataset.json`` declares, files of another format, listed
-        files that are missing or outside the folder, a case without a patient or of two. Before
-        that, if ``dataset.json`` declares labels with a meaning that is not supported: ``ignore``,
-        and regions of several values.
+        files that are missing or outside the folder, a case without a patient or of two.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the data.")
-    refuse_special_labels(folder)
     return _find_pairs(folder, group_by)
 
 
@@ -221,7 +221,7 @@ def find_scans(folder, channels=1):
     -------
     list of Case
         Sorted by id. With masks where ``labelsTs``, ``labelsTr`` or ``labels`` hold some of the
-        same names: nothing needs them, but they can be compared.
+        same names: nothing needs them, but they can be compared. Ids as of BIDS tell the patient.
 
     Raises
     ------
@@ -242,7 +242,8 @@ def find_scans(folder, channels=1):
     joined = join_channels(scans) if scans.keys().isdisjoint(masks) else scans
     if _have_channels(joined, channels):
         scans = joined
-    return [Case(case_id, scans[case_id], masks.get(case_id)) for case_id in sorted(scans)]
+    groups = find_groups(folder, None, [*scans], [])
+    return [Case(i, scans[i], masks.get(i), groups[i]) for i in sorted(scans)]
 
 
 def _have_channels(scans, channels):
@@ -287,13 +288,15 @@ def find_scored(folder, results_dir):
     return [Case(i, None, masks[i], groups[i] or None) for i in sorted(groups)]
 
 
-def read_labels(cases):
+def read_labels(cases, *, ignore=0):
     """Read which labels the masks hold.
 
     Parameters
     ----------
     cases : sequence of Case
         With masks.
+    ignore : int, default 0
+        Value of voxels that nobody drew.
 
     Returns
     -------
@@ -310,13 +313,22 @@ def read_labels(cases):
         if case.mask is None:
             problems.append(f"{case.id}: no mask")
         elif mask := _attempt(problems, nifti.load_mask, case.mask):
-            labels[case.id] = tuple(value for value in _values(mask[0]) if value)
+            labels[case.id] = tuple(v for v in _values(mask[0]) if v not in (0, ignore))
     lines = [f"\n  {problem}" for problem in problems]
     refuse_any(lines, "Labels are unknown:", "masks cannot be read", "Repair or remove them.")
     return labels
 
 
-def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None):
+def check_cases(
+    cases,
+    *,
+    labels=None,
+    need_masks=True,
+    channels=(),
+    visit=None,
+    ignore=0,
+    allow_empty=False,
+):
     """Read every file and list what is wrong.
 
     Parameters
@@ -324,7 +336,8 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None)
     cases : sequence of Case
     labels : iterable of int, optional
         The declared label values, without the background; others are a problem. By default any
-        non-negative value is accepted.
+        non-negative value is accepted. Of a dict the one that is named ``ignore`` counts as
+        `ignore`.
     need_masks : bool, default True
         Whether a case without a mask is a problem.
     channels : sequence of str, optional
@@ -334,6 +347,10 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None)
         whose scan is readable (``mask`` is None if it is not, or not there; ``problem`` is empty
         if none was found): for whoever else needs to see the voxels, so that no file is read
         twice.
+    ignore : int, default 0
+        Value of voxels that nobody drew; 0 for none.
+    allow_empty : bool, default False
+        Whether a mask without any label is that of a healthy person, and no problem.
 
     Returns
     -------
@@ -342,16 +359,19 @@ def check_cases(cases, *, labels=None, need_masks=True, channels=(), visit=None)
         ``orientation`` as stored, ``channels``, ``intensity_p1``, ``intensity_median``,
         ``intensity_p99``, ``intensities``, ``smoothness`` (as
         `unetseg.reading.intensities.describe`), ``labels`` (the values present, without the
-        background), ``volume_ml`` (all labels together) and ``problem`` (empty if none was found).
+        background and what nobody drew), ``volume_ml`` (all labels together) and ``problem``
+        (empty if none was found).
         Numbers keep six digits that count.
 
     See Also
     --------
     refuse_problems : turns the problems into one error.
     """
+    labels, named = split_ignored(labels)
+    expected = _Expected(labels, ignore or named, need_masks, allow_empty)
     rows = []
     for case in cases:
-        row, scan, mask = _check_case(case, labels, need_masks)
+        row, scan, mask = _check_case(case, expected)
         rows.append(row)
         if visit and scan:
             visit(case, *scan, mask, row["problem"])
@@ -374,7 +394,8 @@ def check_scan(scan):
     affine : (4, 4) ndarray, or None
         None if it cannot be read.
     """
-    row, loaded, _ = _check_case(Case(scan.id, scan.image), None, False)
+    expected = _Expected(None, 0, need_masks=False, allow_empty=False)
+    row, loaded, _ = _check_case(Case(scan.id, scan.image), expected)
     row["problem"] = row["problem"].strip()
     image, affine = loaded or (None, None)
     return row, image, affine
@@ -452,7 +473,16 @@ def _refuse_listed(folder, problems):
     refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
 
 
-def _check_case(case, labels, need_masks):
+class _Expected(NamedTuple):
+    """What masks may hold, and whether there must be one."""
+
+    labels: Iterable | None
+    ignore: int
+    need_masks: bool
+    allow_empty: bool
+
+
+def _check_case(case, expected):
     # Its row, and what was loaded of it: the scan as a pair with its affine, and the mask.
     row, problems, mask = {"case": case.id, "group": case.group}, [], None
     header = _attempt(problems, nifti.read, case.files[0], voxels=False)
@@ -465,10 +495,10 @@ def _check_case(case, labels, need_masks):
             _attempt(problems, nifti.load_image, path)
     if case.mask:
         mask = _attempt(problems, nifti.load_mask, case.mask)
-    elif need_masks:
+    elif expected.need_masks:
         problems.append(f"no mask for {case.files[0].name}; add it, or take the scan out.")
     if mask:
-        row.update(_check_mask(problems, case.mask.name, *mask, labels, scan))
+        row.update(_check_mask(problems, case.mask.name, *mask, expected, scan))
     row["problem"] = _join(problems)
     return row, scan, mask and mask[0]
 
@@ -497,9 +527,9 @@ def _check_voxels(problems, files, image, affine):
     return row | intensities.describe(channels)
 
 
-def _check_mask(problems, name, mask, affine, labels, scan):
-    present = tuple(value for value in _values(mask) if value)
-    problems += _find_label_problems(name, present, labels)
+def _check_mask(problems, name, mask, affine, expected, scan):
+    present = tuple(value for value in _values(mask) if value not in (0, expected.ignore))
+    problems += _find_label_problems(name, present, expected)
     if scan:
         image, scan_affine = scan
         mismatch = nifti.describe_grid_mismatch(image.shape, scan_affine, mask.shape, affine)
@@ -507,13 +537,19 @@ def _check_mask(problems, name, mask, affine, labels, scan):
             problems.append(f"{name}: its {mismatch} of the scan; resample it to the scan's grid.")
         elif np.array_equal(np.squeeze(image), np.squeeze(mask).astype(np.float32)):
             problems.append(f"{name} holds the values of the scan; put the mask there.")
-    volume = np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000
+    volume = (
+        np.count_nonzero(drop_ignored(mask, expected.ignore))
+        * abs(np.linalg.det(affine[:3, :3]))
+        / 1000
+    )
     return {"labels": present, "volume_ml": significant(volume)}
 
 
-def _find_label_problems(name, present, labels):
-    if not present:
-        return [f"{name} is empty: it labels no voxel. Draw it, or take the case out."]
+def _find_label_problems(name, present, expected):
+    labels = expected.labels
+    if not present and not expected.allow_empty:
+        advice = "Draw it, or take the case out; ALLOW_EMPTY takes it for a healthy person"
+        return [f"{name} is empty: it labels no voxel. {advice}."]
     if len(present) > MAX_LABELS:
         return [f"{name} holds {len(present)} labels, {MAX_LABELS} at most. Is it a scan?"]
     if labels:

@@ -1,7 +1,6 @@
 """From a case on its native grid to the network's grid, and back."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,16 @@ from nibabel.affines import voxel_sizes
 
 from unetseg import nifti, planning
 from unetseg._base import refuse_any, require, write_json
+from unetseg.annotation import IGNORED, drop_ignored, split_ignored
 from unetseg.augmentation import Sampling
 from unetseg.body import find_body, find_box, find_void, meet, widen
 from unetseg.grids import Place, zoom, zoom_labels
 from unetseg.planning import coarse_axis
 from unetseg.prepared import Prepared
-from unetseg.reading.description import refuse_ignored
+from unetseg.rules import check_settings
 from unetseg.run.layout import Run, read_json
 from unetseg.run.machine import describe_hardware
 
-NORMALISATIONS = ("zscore", "percentile", "none")
-EMPTY_SPACE = ("background", "outside", "zero")
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
 # What files of version 0.1 do not tell.
 OLDER = {
@@ -31,10 +29,9 @@ OLDER = {
     "margin": 0.0,
     "assumed_mm": (),
     "strength": 0.5,
+    "ignore": 0,
+    "regions": {},
 }
-MIRRORINGS = [axes for n in range(4) for axes in combinations(range(3), n)]
-PLANES = [(), *permutations(range(3), 1), *permutations(range(3), 2)]
-TRIPLE = "three positive numbers, along x, y, z"
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,14 @@ class Preprocessor:
         Of the random changes of patches in training, in [0, 1]. Chosen: 1 in 2-D, and for up to
         60 cases with structures of various sizes; from 0.5 for others
         (`unetseg.planning.choose_strength`).
+    ignore : int, optional
+        Value in the masks of voxels that nobody drew, which are neither learnt nor scored; 0 for
+        none. Chosen: that of the entry of `labels` that is named ``ignore``, which is then taken
+        out of them.
+    regions : dict of str to tuple of int, optional
+        Names of sets of label values, nested or overlapping, such as ``{"whole tumour": (1, 2, 3),
+        "core": (2, 3)}``: Dice in the loss is then of these, and they are scored beside the
+        labels. Chosen: none.
     """
 
     spacing_mm: tuple | None = None
@@ -125,18 +130,22 @@ class Preprocessor:
     margin: float | None = None
     assumed_mm: tuple | None = None
     strength: float | None = None
+    ignore: int | None = None
+    regions: dict | None = None
 
     def __post_init__(self):
         """Check the settings."""
         for name in ("spacing_mm", "patch", "mirror_axes", "planes", "coarse_mm", "assumed_mm"):
             if np.iterable(getattr(self, name)):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, fits, allowed in _list_rules(self.patch):
-            value = getattr(self, name)
-            require(name, value, value is None or fits(value), allowed)
-        _require_planes(self.planes, self.patch, self.spacing_mm)
+        if self.regions:
+            regions = {name: tuple(values) for name, values in self.regions.items()}
+            object.__setattr__(self, "regions", regions)
+        check_settings(self)
         if self.labels:
-            object.__setattr__(self, "labels", dict(sorted(self.labels.items())))
+            labels, ignore = split_ignored(self.labels)
+            object.__setattr__(self, "labels", dict(sorted(labels.items())) or None)
+            object.__setattr__(self, "ignore", ignore or self.ignore)
 
     @property
     def is_complete(self):
@@ -149,6 +158,26 @@ class Preprocessor:
         return len(self.labels) + 1
 
     @property
+    def unions(self):
+        """Regions of several labels, numbered after the labels: name and values by number."""
+        several = [item for item in (self.regions or {}).items() if len(item[1]) > 1]
+        return dict(enumerate(several, max(self.labels) + 1))
+
+    @property
+    def targets(self):
+        """What is scored: labels by value, and `unions` by number, with their names."""
+        return {**self.labels, **{number: name for number, (name, _) in self.unions.items()}}
+
+    @property
+    def members(self):
+        """Which classes make up which region: (class, region) ndarray of float32, or None."""
+        if not self.regions:
+            return None
+        values = [0, *self.labels]
+        sets = [np.isin(values, of_region) for of_region in self.regions.values()]
+        return np.transpose(sets).astype(np.float32)
+
+    @property
     def input_shape(self):
         """Shape of one input of the network, channels last; three numbers if it is 2-D."""
         channels = self.channels * (2 * self.sampling.neighbours + 1)
@@ -157,7 +186,10 @@ class Preprocessor:
     @property
     def coarse(self):
         """What is done to a case before the first look at it, or None if there is one look."""
-        return replace(self, spacing_mm=self.coarse_mm, coarse_mm=()) if self.coarse_mm else None
+        if not self.coarse_mm:
+            return None
+        plane = self.planes and self.planes[:1]  # voxels need not be alike in another one
+        return replace(self, spacing_mm=self.coarse_mm, coarse_mm=(), planes=plane)
 
     @property
     def flat_axis(self):
@@ -196,13 +228,7 @@ class Preprocessor:
         -------
         Preprocessor
             With every setting filled in.
-
-        Raises
-        ------
-        ValueError
-            If a label is named ``ignore``: such voxels would be learnt as a structure.
         """
-        refuse_ignored(self.labels or {}, "Preprocessor(labels=...):")
         if self.is_complete:
             return self
         require("cases", cases, len(cases), "at least one")
@@ -230,6 +256,7 @@ class Preprocessor:
         image = _with_channels(image)
         body, _ = self._find_body(image, affine)
         margin = planning.MARGIN if self.margin is None else self.margin
+        mask = None if mask is None else drop_ignored(mask, self.ignore)
         return planning.describe_case(image, mask, body, voxel_sizes(affine), margin)
 
     def _read_facts(self, case):
@@ -251,7 +278,7 @@ class Preprocessor:
         x : (x, y, z, channel) ndarray of float32
             At least as large as the patch.
         y : (x, y, z) ndarray of uint8, or None without a mask
-            Class numbers: 0 is the background, k the k-th label.
+            Class numbers: 0 is the background, k the k-th label, 255 what nobody drew.
 
         Raises
         ------
@@ -306,16 +333,20 @@ class Preprocessor:
 
     def _region_of(self, mask):
         # Of a second look: the box of the structures with its margin.
-        if mask is None or not self.coarse_mm or not mask.any():
+        if mask is None or not self.coarse_mm:
             return None
-        return widen(find_box(mask != 0), self.margin, mask.shape)
+        drawn = drop_ignored(mask, self.ignore) != 0
+        return widen(find_box(drawn), self.margin, mask.shape) if drawn.any() else None
 
     def _transform_mask(self, mask, path, box, shape, padding):
-        unknown = set(np.unique(mask).tolist()) - {0, *self.labels}
+        unknown = set(np.unique(mask).tolist()) - {0, self.ignore, *self.labels}
         if unknown:
             problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
             raise ValueError(f"{path}: {problem}. Correct the mask or declare the label.")
-        return np.pad(zoom_labels(mask[box], shape, self.labels), padding)
+        ignored = [self.ignore] if self.ignore else []
+        classes = zoom_labels(mask[box], shape, [*self.labels, *ignored])
+        classes[classes > len(self.labels)] = IGNORED
+        return np.pad(classes, padding)
 
     def place(self, case):
         """Find where the network's grid of `transform` lies on the native one; reads the files.
@@ -519,52 +550,6 @@ class Preprocessor:
         if low == high:
             low, high = voxels.min(), voxels.max()
         return low, high - low
-
-
-def _list_rules(patch):
-    # Of every setting what fits and what is allowed.
-    flat = np.iterable(patch) and 1 in patch
-    dimensions = (2, 3)
-    if np.iterable(patch):
-        dimensions = (2,) if flat else (3,)
-    may_be_2d = 2 in dimensions
-    return (
-        ("spacing_mm", _is_triple, TRIPLE),
-        ("patch", _is_triple, TRIPLE),
-        ("labels", lambda v: isinstance(v, dict) and 0 not in v, "a dict without background 0"),
-        ("channels", lambda v: v >= 1, "at least 1"),
-        ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),
-        (
-            "dimensions",
-            lambda v: v in dimensions,
-            f"one of {dimensions}, 2 for a patch of one slice",
-        ),
-        ("mirror_axes", lambda v: v in MIRRORINGS, f"one of {MIRRORINGS}"),
-        ("planes", lambda v: v in PLANES and (not v or may_be_2d), f"in 2-D one of {PLANES}"),
-        ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
-        ("least_contrast", lambda v: v >= 0, "0 or more"),
-        ("coarse_mm", lambda v: v == () or (not flat and _is_triple(v)), f"in 3-D {TRIPLE}"),
-        ("assumed_mm", lambda v: v == () or _is_triple(v), f"{TRIPLE}, or nothing"),
-        ("strength", lambda v: 0 <= v <= 1, "in [0, 1]"),
-        ("margin", lambda v: v >= 0, "0 or more"),
-        ("neighbours", lambda v: v == 0 or (v > 0 and may_be_2d), "0, or more in 2-D"),
-    )
-
-
-def _is_triple(value):
-    return np.shape(value) == (3,) and min(value) > 0
-
-
-def _require_planes(planes, patch, spacing_mm):
-    if not planes:
-        return
-    if patch:
-        across = patch[planes[0]] == 1
-        require("planes", planes, across, "first the axis across the patch's slices")
-    if spacing_mm:
-        ratio = spacing_mm[planes[0]] / spacing_mm[planes[-1]]
-        alike = 1 / planning.LIKE <= ratio <= planning.LIKE
-        require("planes", planes, alike, "of axes with like voxels")
 
 
 def _with_channels(image):

@@ -235,7 +235,8 @@ def flag(predicted, outside, trained, usual=None):
         file, a label that was not found, folds that agree less with one another than they usually
         do with the truth, a volume of less than half or more than twice of what was seen in
         training, and what is `outside`. Files with a problem come first, then the scans with the
-        most reasons, then those with the lowest agreement.
+        most reasons, then those with the lowest agreement, or of a single model the highest
+        uncertainty.
     """
     usual = {} if usual is None else dict(usual)
     rows = []
@@ -252,7 +253,9 @@ def flag(predicted, outside, trained, usual=None):
             "volume_ml": part["volume_ml"].sum(min_count=1),
             "look_at": "; ".join(reasons),
         }
-        rows.append(((-len(broken), -len(reasons), row["agreement"]), row))
+        unsure = part["uncertainty"].max() if "uncertainty" in part else 0.0
+        order = -len(broken), -len(reasons), row["agreement"], -unsure
+        rows.append((order, row))
     rows.sort(key=lambda row: tuple(np.nan_to_num(row[0], nan=2.0)))
     return pd.DataFrame([row for _, row in rows])
 
@@ -306,7 +309,7 @@ def sample_voxels(probabilities, truth, rng, most=20_000):
     return probabilities.reshape(-1, probabilities.shape[-1])[chosen], truth.ravel()[chosen]
 
 
-def choose_voxels(truth, predicted, *, rng, most):
+def choose_voxels(truth, predicted, *, rng, most, ignore=0):
     """Draw the voxels of `sample_voxels`, for which the probabilities need not be known.
 
     Parameters
@@ -315,14 +318,17 @@ def choose_voxels(truth, predicted, *, rng, most):
         Class numbers or labels; 0 is the background.
     rng : numpy.random.Generator
     most : int
+    ignore : int, default 0
+        Value of voxels that nobody drew, of which none is taken.
 
     Returns
     -------
     (n,) ndarray of int64
         Flat indices.
     """
-    structures = (truth != 0) | (predicted != 0)
-    near = np.flatnonzero(ndimage.binary_dilation(structures, iterations=NEAR))
+    drawn = truth != ignore if ignore else np.True_
+    structures = ((truth != 0) | (predicted != 0)) & drawn
+    near = np.flatnonzero(ndimage.binary_dilation(structures, iterations=NEAR) & drawn)
     return rng.choice(near, min(most, near.size), replace=False)
 
 

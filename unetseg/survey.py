@@ -25,16 +25,17 @@ class Survey:
     facts: list | None
 
 
-def look_through(cases, *, labels=None, channels=(), preprocessor=None):
+def look_through(cases, *, labels=None, channels=(), preprocessor=None, allow_empty=False):
     """Read every scan and mask once: what is wrong, what is there twice, what to choose from.
 
     Parameters
     ----------
     cases : sequence of Case
-    labels, channels
+    labels, channels, allow_empty
         As for `unetseg.cases.check_cases`.
     preprocessor : Preprocessor, optional
-        That is to be fitted on these cases; nothing is noted for one that is complete.
+        That is to be fitted on these cases; nothing is noted for one that is complete. It tells
+        which voxels nobody drew.
 
     Returns
     -------
@@ -48,7 +49,9 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None):
         if to_fit and not problem:
             facts.append(preprocessor.describe(image, affine, mask))
 
-    table = check_cases(cases, labels=labels, channels=channels, visit=visit)
+    rules = {"labels": labels, "channels": channels, "allow_empty": allow_empty}
+    rules["ignore"] = (preprocessor and preprocessor.ignore) or 0
+    table = check_cases(cases, visit=visit, **rules)
     return Survey(table, samples, facts if to_fit else None)
 
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from unetseg._base import refuse_any
+from unetseg.annotation import is_ignored, split_ignored
 from unetseg.reading.contents import read_json
 
-IGNORE = re.compile(r"ignored?([ _-]?(label|value|region|area|mask|voxels?))?", re.IGNORECASE)
 BACKGROUND = (  # in some of the languages that people name it in
     "background",
     "back ground",
@@ -71,19 +71,19 @@ def read_label_names(folder):
     Returns
     -------
     dict of int to str
-        Without the background; empty if nothing is declared.
+        Without the background; empty if nothing is declared. The one that is named ``ignore``
+        marks voxels that nobody drew. Values that stand in regions alone (`read_regions`) are
+        named after their number.
 
     Raises
     ------
     ValueError
-        If a label has no whole number of its own, 0 is not the background, or names have a
-        meaning that is not supported: ``ignore``, and regions of several values. Says which, and
+        If a label has no whole number of its own, or 0 is not the background. Says which, and
         what to do.
     """
     path = Path(folder) / "dataset.json"
     content = read_description(Path(folder))
-    _refuse_regions(path, content)
-    pairs = _number_labels(path, content.get("labels", {}))
+    pairs = _number_labels(path, _part_regions(content.get("labels", {}), read_regions(folder)))
     _refuse_background(path, pairs)
     names = {value: name for value, name in pairs if value}
     if len(names) < len([value for value, _ in pairs if value]):
@@ -93,41 +93,53 @@ def read_label_names(folder):
     given = [*names.values()]
     twice = sorted({name for name in given if given.count(name) > 1})
     refuse_any(twice, f"{path}:", "names stand for several labels", "Give each its own name.")
-    refuse_ignored(names, f"{path}:")
+    split_ignored(names)  # there is one at most
     return names
 
 
-def refuse_special_labels(folder):
-    """Stop if labels have a meaning that is not supported, whatever else is wrong with them.
+def read_regions(folder):
+    """Regions of several labels that a data set declares.
 
     Parameters
     ----------
     folder : str or Path
-        May hold a ``dataset.json``.
+        May hold a ``dataset.json`` of nnU-Net, ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``.
+        Its ``regions_class_order`` is not needed: networks tell labels apart, and regions are
+        their sums.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        The values of each, single labels among them; empty if no entry has several.
 
     Raises
     ------
     ValueError
-        If it declares regions of several values, or voxels to ignore.
+        If a value of a list is no whole number above 0.
     """
-    path, content = Path(folder) / "dataset.json", read_description(Path(folder))
-    _refuse_regions(path, content)
-    labels = content.get("labels", {})
-    if isinstance(labels, dict):
-        by_name = not all(str(key).isdecimal() for key in labels)
-        names = {value: name for name, value in labels.items()} if by_name else labels
-        refuse_ignored(names, f"{path}:")
+    path = Path(folder) / "dataset.json"
+    content = read_description(Path(folder))
+    labels, regions = content.get("labels", {}), {}
+    if not isinstance(labels, dict) or not any(isinstance(v, list) for v in labels.values()):
+        return {}
+    for name, listed in labels.items():
+        values = listed if isinstance(listed, list) else [listed]
+        whole = all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values)
+        if not whole or (isinstance(listed, list) and 0 in values):
+            raise ValueError(f"{path}: {name!r} = {listed}; whole numbers above 0. Correct it.")
+        if 0 not in values and not is_ignored(name):
+            regions[name] = tuple(sorted(values))
+    return regions
 
 
-def _refuse_regions(path, content):
-    labels = content.get("labels", {})
-    items = labels.items() if isinstance(labels, dict) else ()
-    regions = [f"{name!r} = {value}" for name, value in items if isinstance(value, list | dict)]
-    if "regions_class_order" in content:
-        regions.append("'regions_class_order'")
-    advice = "They are not supported yet: give each value one whole number and a name of its own, "
-    advice += "and remove 'regions_class_order'; add the values up after the prediction."
-    refuse_any(regions, f"{path}:", "entries declare regions of several labels", advice)
+def _part_regions(labels, regions):
+    # Of regions the single labels: by their own name, or "label 2".
+    if not regions:
+        return labels
+    alone = {values[0]: name for name, values in regions.items() if len(values) == 1}
+    parts = sorted({value for values in regions.values() for value in values})
+    others = {name: value for name, value in labels.items() if name not in regions}
+    return others | {alone.get(value, f"label {value}"): value for value in parts}
 
 
 def _number_labels(path, labels):
@@ -161,28 +173,6 @@ def _is_background(name):
 
 def _is_named(name):
     return name.strip().lower() == "background"
-
-
-def refuse_ignored(names, subject):
-    """Stop if a label marks voxels that nobody annotated.
-
-    Parameters
-    ----------
-    names : mapping of int to str
-        Of labels.
-    subject : str
-        What declares them, the first words of the message.
-
-    Raises
-    ------
-    ValueError
-        If a label is named ``ignore``, however it is written: it would be learnt as a structure.
-    """
-    ignored = [f"{n!r} = {v}" for v, n in names.items() if IGNORE.fullmatch(str(n).strip())]
-    advice = "This is not supported yet, and they would be learnt as a structure: annotate these "
-    advice += "voxels, crop scans and masks to what is annotated, or take these cases out; "
-    advice += "then remove the label."
-    refuse_any(ignored, subject, "labels mark voxels to ignore", advice)
 
 
 def read_channel_names(folder):
