@@ -119,14 +119,14 @@ def test_the_automatic_precision_gives_the_gradients_of_float32_on_few_planes(ca
 @pytest.mark.parametrize(
     ("voxels", "batch_size", "steps"),
     [
-        (200 * 1024, 1, 200),  # patches of 8 x 16 x 8 = 1024 voxels
-        (200 * 1024 + 1, 1, 201),
-        (400 * 1024, 2, 200),
-        (149 * 1024, 1, 150),  # no less than 150
-        (251 * 1024, 1, 250),  # no more than 250
+        (100 * 1024, 1, 200),  # twice; patches of 8 x 16 x 8 = 1024 voxels
+        (100 * 1024 + 1, 1, 201),
+        (200 * 1024, 2, 200),
+        (74 * 1024, 1, 150),  # no less than 150
+        (201 * 1024, 1, 400),  # no more than 400
     ],
 )
-def test_an_epoch_covers_the_training_cases_once_within_limits(voxels, batch_size, steps):
+def test_an_epoch_covers_the_training_cases_twice_within_limits(voxels, batch_size, steps):
     preprocessor = Preprocessor((1, 2, 3), PATCH, {1: "a"}, 1)
     plan = Plan(preprocessor, build_tiny, {}, Recipe(), batch_size)
     parts = [(None, np.zeros(size, bool), None) for size in (1000, voxels - 1000)]
@@ -265,9 +265,9 @@ def test_minutes_are_foretold_from_the_steps_that_will_be_taken(cases, tmp_path,
     monkeypatch.setattr(fitting._Clock, "seconds", (14.0, 6.0, 2.0))
     assert fitting.foretell_minutes(*asked) == pytest.approx((8 + 12 * (150 * 0.2 + 2)) / 60)
     monkeypatch.setattr(fitting, "MIN_STEPS", 1)
-    # Half of the cases, each as large as its body, a patch at least.
+    # Twice half of the cases, each as large as its body, a patch at least.
     seen = Looks(preprocessor, cases, tmp_path).near
-    steps = -(-sum(y.size for _, y, _ in seen) // 2 // np.prod(PATCH))
+    steps = -(-sum(y.size for _, y, _ in seen) // np.prod(PATCH))
     assert fitting.foretell_minutes(*asked) == pytest.approx((8 + 12 * (steps * 0.2 + 2)) / 60)
     twice = replace(plan, preprocessor=replace(preprocessor, coarse_mm=(4.0, 4.0, 4.0), margin=0.3))
     minutes = fitting.foretell_minutes(twice, *asked[1:])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from networks import float32_policy, gradients  # noqa: F401  the policy is a fixture
 
-from unetseg.losses import ForegroundDice, dice_cross_entropy
+from unetseg.losses import Accuracy, ForegroundDice, PatchLoss, dice_cross_entropy
 
 
 def random_prediction(shape, num_classes, seed=0):
@@ -109,3 +109,70 @@ def test_foreground_dice_starts_again_after_a_reset():
     assert float(metric.result()) == 1
     metric.reset_state()
     assert float(metric.result()) == 0
+
+
+def partly_drawn(num_classes=3):
+    y, p = random_prediction((1, 4, 4, 4), num_classes)
+    y[:, :, :2] = 255
+    return y, p
+
+
+def test_voxels_that_nobody_drew_do_not_count():
+    y, p = partly_drawn()
+    cropped = float(dice_cross_entropy(y[:, :, 2:], p[:, :, 2:]))
+    assert float(dice_cross_entropy(y, p)) == pytest.approx(cropped, rel=1e-6)
+    [gradient] = gradients(lambda p: dice_cross_entropy(y, p), p)
+    np.testing.assert_array_equal(gradient[:, :, :2], 0)
+    assert (np.abs(gradient[:, :, 2:]).max(axis=-1) > 0).all()
+
+
+def test_a_batch_of_which_nobody_drew_anything_has_no_loss_and_no_slope():
+    y, p = partly_drawn()
+    y[:] = 255
+    assert float(dice_cross_entropy(y, p)) == 0
+    [gradient] = gradients(lambda p: dice_cross_entropy(y, p), p)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("metric", [ForegroundDice(3), Accuracy()])
+def test_the_monitors_pass_over_what_nobody_drew(metric):
+    y, p = partly_drawn()
+    metric.update_state(y, p)
+    whole = float(metric.result())
+    metric.reset_state()
+    metric.update_state(y[:, :, 2:], p[:, :, 2:])
+    assert float(metric.result()) == pytest.approx(whole)
+    if isinstance(metric, Accuracy):
+        right = p[:, :, 2:].argmax(axis=-1) == y[:, :, 2:, :, 0]
+        assert whole == pytest.approx(right.mean())
+
+
+def test_dice_of_regions_is_that_of_their_labels_together():
+    y, p = random_prediction((1, 4, 4, 4), 4)
+    members = np.array([[0, 0], [1, 0], [1, 1], [1, 1]], np.float32)  # whole: 1, 2, 3; core: 2, 3
+    truth, flat = y.ravel(), p.reshape(-1, 4).astype(float)
+    entropy = -np.mean([np.log(flat[i, k]) for i, k in enumerate(truth)])
+    dice = []
+    for values in ((1, 2, 3), (2, 3)):
+        inside, found = np.isin(truth, values), flat[:, values].sum(axis=1)
+        dice.append((2 * found[inside].sum() + 1) / (inside.sum() + found.sum() + 1))
+    expected = 1 - np.mean(dice) + entropy
+    assert float(dice_cross_entropy(y, p, members)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_classes_weigh_in_the_cross_entropy():
+    y, p = random_prediction((1, 4, 4, 4), 3)
+    truth, flat, weights = y.ravel(), p.reshape(-1, 3).astype(float), np.array([0.5, 1, 4])
+    entropy = -np.average(np.log(flat[np.arange(truth.size), truth]), weights=weights[truth])
+    plain = -np.mean(np.log(flat[np.arange(truth.size), truth]))
+    difference = float(dice_cross_entropy(y, p, class_weights=weights.astype(np.float32)))
+    difference -= float(dice_cross_entropy(y, p))
+    assert difference == pytest.approx(entropy - plain, rel=1e-4)
+
+
+def test_the_loss_of_a_patch_is_one_number_in_one_dimension():
+    y, p = random_prediction((2, 4, 4), 3)
+    assert np.asarray(PatchLoss()(y, p)).shape == (1,)
+    assert float(PatchLoss(lambda y, p: 7.0 * p[0, 0, 0, 0])(y, p)[0]) == pytest.approx(
+        7 * p[0, 0, 0, 0]
+    )

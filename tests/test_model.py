@@ -449,9 +449,10 @@ from unetseg.preprocessing import Preprocessor
 
 for name, patch in (("3d", (8, 8, 8)), ("2d", (8, 8, 1))):
     preprocessor = Preprocessor((1, 1, 1), patch, {1: "a"}, 1, "none")
-    plan = model.plan_unet(preprocessor, filters=8)
-    net = model.build_for(preprocessor, model.build_unet, plan, sys.argv[1])
-    fitting._compile(net, 2, training.Recipe(epochs=2, steps=2))
+    settled = training.Recipe(epochs=2, steps=2, precision=sys.argv[1])
+    more = {"class_weights": {0: 0.5}} if name == "2d" else {}
+    plan = training.make_plan(preprocessor, model_args={"filters": 8}, recipe=settled, **more)
+    net = fitting.build(plan, settled, 0)
     x = np.random.default_rng(0).normal(size=(2, *preprocessor.input_shape)).astype("float32")
     net.train_on_batch(x, (x > 0).astype("uint8"))
     net.save(f"{name}.keras")

@@ -11,7 +11,7 @@ from volumes import SHAPE, numbered, scan, volume
 from unetseg import training
 from unetseg.augmentation import Sampling
 from unetseg.cases import check_cases, find_cases
-from unetseg.patches import CachedCases, Patches, cache_bytes, require_cache
+from unetseg.patches import CachedCases, Patches, as_rows, cache_bytes, require_cache
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import machine
 
@@ -202,6 +202,22 @@ def test_cached_centres_are_voxels_of_the_foreground_equally_many_of_every_class
     counts = np.bincount(y[tuple(centres.T)], minlength=5)  # classes 2, 3, 4 are there
     assert counts.tolist() == [0, 0, *[len(centres) // 3] * 3]
     assert len(np.unique(centres, axis=0)) > 150  # nearly all of the 177 voxels
+
+
+def test_centres_of_a_partly_drawn_mask_are_voxels_that_somebody_drew(tmp_path, write_case):
+    mask = np.full((10, 12, 8), 9, np.uint8)
+    mask[..., 3:5] = 0
+    mask[4:6, 4:6, 3:5] = 1
+    case = write_case(
+        tmp_path, "a", (np.arange(mask.size) % 97).astype("i2").reshape(mask.shape), mask
+    )
+    preprocessor = Preprocessor(patch=(8, 8, 8), labels={1: "a", 9: "ignore"}).fit([case])
+    ((_, y, centres),) = CachedCases(preprocessor, [case], tmp_path / "cache")
+    assert np.unique(y).tolist() == [0, 1, 255]
+    counts = np.bincount(y[tuple(centres.T)], minlength=256)
+    assert counts[0] == counts[1] > 0 == counts[255]
+    (row,) = as_rows((np.zeros((1, 8, 8, 8, 1)), y[None, :8, :8, :8, None]), preprocessor)
+    assert set(np.unique(row[2][0])) == {0, 1}
 
 
 def test_the_cached_centres_of_an_empty_mask_are_none(tmp_path, write_case):

@@ -61,7 +61,7 @@ def test_a_small_structure_in_a_large_scan_is_looked_at_twice(preprocessor):
         ({"coarse_mm": ()}, AT),
         ({}, (slice(4, 60), slice(4, 56), slice(4, 36))),  # a large structure
         ({}, (slice(4, 6), slice(4, 6), slice(4, 6))),  # one that would have half a voxel left
-        ({"patch": (16, 16, 1)}, AT),  # slices
+        ({"patch": (64, 60, 1)}, AT),  # whole slices
         ({}, (slice(0),) * 3),  # no structure
     ],
 )
@@ -72,6 +72,22 @@ def test_one_look_is_enough_or_all_that_helps(tmp_path, write_case, settings, bo
     case = write_case(tmp_path, "a", image, mask, SPACING)
     fitted = Preprocessor(**{**LEAST, **settings}).fit([case])
     assert (fitted.coarse, fitted.coarse_mm, fitted.margin) == (None, (), 0)
+
+
+@pytest.mark.parametrize(("patch", "across"), [((16, 16, 1), 2), ((1, 16, 16), 0)])
+def test_slices_of_which_a_patch_holds_little_are_looked_at_twice(
+    tmp_path, write_case, patch, across
+):
+    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[AT] = 1
+    case = write_case(tmp_path, "a", image, mask, SPACING)
+    fitted = Preprocessor(**{**LEAST, "patch": patch, "planes": None}).fit([case])
+    whole = np.array([64, 60, 80]) / 16
+    whole[across] = SPACING[across]  # every slice is seen
+    assert fitted.coarse_mm == tuple(whole)
+    assert fitted.coarse.planes == fitted.planes[:1]
+    assert fitted.coarse.prepare(case).x.shape[across] == SHAPE[across]
 
 
 def fact(spans, counts, scattered=False):
@@ -297,9 +313,10 @@ def test_a_scan_is_resampled_as_if_it_had_the_assumed_voxels(tmp_path, write_cas
     [
         (60, 0.2, 3, 1.0),
         (80, 0.2, 3, 0.75),
-        (200, 0.2, 3, 0.5),
+        (200, 0.2, 3, 0.75),
+        (61, 0.0, 3, 0.75),  # many are trained for longer
         (20, 0.09, 3, 0.75),
-        (20, 0.0, 3, 0.5),
+        (60, 0.0, 3, 0.5),
         (9, 0.0, 3, 1.0),  # too few to tell
         (200, 0.0, 2, 1.0),
     ],

@@ -12,6 +12,7 @@ import numpy as np
 
 from unetseg import __version__
 from unetseg._base import describe_bytes, explain_full
+from unetseg.annotation import IGNORED
 from unetseg.augmentation import random_patch
 from unetseg.grids import Place
 from unetseg.prepared import Prepared
@@ -28,7 +29,8 @@ class CachedCases:
 
     So memory does not grow with their number. An item is a tuple of ``x`` and ``y`` as
     `Preprocessor.transform` returns them, and ``centres``, an (n, 3) int array of foreground
-    voxels, equally many of every class that the case holds.
+    voxels, equally many of every class that the case holds; of a mask that is partly drawn also of
+    the background.
 
     Parameters
     ----------
@@ -105,7 +107,9 @@ def _hash_key(preprocessor, inputs):
 
 def _choose_centres(y):
     rng = np.random.default_rng(0)
-    places = [np.argwhere(y == value) for value in np.unique(y[y != 0])]
+    partly = (y == IGNORED).any()  # then drawn background is rare too
+    classes = [value for value in np.unique(y) if value != IGNORED and (value or partly)]
+    places = [np.argwhere(y == value) for value in classes]
     draws = [place[rng.integers(len(place), size=CENTRES)] for place in places]
     return np.concatenate(draws) if draws else np.empty((0, 3), int)
 
@@ -251,7 +255,8 @@ def as_rows(batch, preprocessor):
         Of several channels the first, of neighbouring slices the middle one; masks hold the
         user's own label values.
     """
-    values = np.array([0, *preprocessor.labels])
+    values = np.zeros(256, int)
+    values[: preprocessor.num_classes] = [0, *preprocessor.labels]
     rows = []
     for number, (x, y) in enumerate(zip(*batch, strict=True)):
         image = x[..., preprocessor.neighbours].reshape(preprocessor.patch)

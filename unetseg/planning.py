@@ -74,6 +74,8 @@ def plan(wanted, facts, most_voxels):
         "least_contrast": settle(wanted.least_contrast, choose_least_contrast, facts, coarse),
         "margin": settle(wanted.margin, lambda: MARGIN if coarse else 0.0),
         "strength": settle(wanted.strength, choose_strength, facts, dimensions),
+        "ignore": settle(wanted.ignore, lambda: 0),
+        "regions": settle(wanted.regions, dict),
     }
 
 
@@ -81,7 +83,8 @@ def _choose_looks(wanted, facts, shape, spacing_mm, dimensions, most_voxels):
     # The patch, and the voxel size of the first of two looks or nothing.
     cut = dimensions, wanted.planes, most_voxels
     patch = settle(wanted.patch, choose_patch, shape, spacing_mm, *cut)
-    once = dimensions == 2 or holds_much(patch, shape)
+    # Where something was not drawn the box of what was tells no place.
+    once = holds_much(patch, np.where(np.equal(patch, 1), 1, shape)) or wanted.ignore
     if wanted.coarse_mm is None and once:
         return patch, ()
     region = region_shape(facts, shape, spacing_mm)
@@ -463,7 +466,8 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     Returns
     -------
     tuple of 3 float
-        With which a patch holds 90 % of the scans; nothing finer than `spacing_mm`. Empty without
+        With which a patch holds 90 % of the scans, or of their slices; nothing finer than
+        `spacing_mm`, and across slices that. Empty without
         masks; if the box of every structure, such as grey matter, takes more than half of the
         typical scan, so that where it lies tells nothing; if all structures together would have
         less than 30 voxels or one of them less than 5, so that a first look would overlook them;
@@ -477,7 +481,8 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     if min(_list_medians([fact["spans"] for fact in labelled]), default=1) > TIGHT:
         return ()
     extents = [np.multiply(fact["shape"], fact["spacing_mm"]) for fact in facts]
-    coarse = np.maximum(np.quantile(extents, LARGE, axis=0) / patch, spacing_mm)
+    whole = np.quantile(extents, LARGE, axis=0) / patch
+    coarse = np.maximum(np.where(np.equal(patch, 1), 0, whole), spacing_mm)
     left = [_count_left(fact, coarse) for fact in labelled]
     together = np.median([sum(counts.values()) for counts in left])
     if together < COARSE_VOXELS or min(_list_medians(left), default=0) < LEAST_VOXELS:
@@ -518,16 +523,18 @@ def choose_strength(facts, dimensions):
     Returns
     -------
     float
-        1 for slices, which are many and alike; and up to 60 cases of various sizes. Less, but at
-        least 0.5, in proportion for more cases, or if of 10 and more the logarithm of the size of
-        all structures together has a standard deviation under 0.12.
+        1 for slices, which are many and alike; and up to 60 cases of various sizes. Less in
+        proportion for more cases, or if of 10 and more the logarithm of the size of all
+        structures together has a standard deviation under 0.12; but at least 0.75 for more than
+        60 cases, which are trained for longer, and 0.5 for fewer.
     """
     if dimensions == 2:
         return 1.0
     share = FEW_CASES / len(facts)
     if len(facts) >= ENOUGH:
         share = min(share, _measure_spread(facts) / VARIOUS)
-    return round(min(1.0, max(0.5, share)), 3)
+    least = 0.75 if len(facts) > FEW_CASES else 0.5
+    return round(min(1.0, max(least, share)), 3)
 
 
 def choose_labels(facts):

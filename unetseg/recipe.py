@@ -3,13 +3,15 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from unetseg import model
 from unetseg._base import require, write_json
+from unetseg.losses import PatchLoss, dice_cross_entropy, patch_loss
 from unetseg.preprocessing import OLDER, Preprocessor, patch_budget
 from unetseg.run import devices
 from unetseg.run.layout import Run, read_json
@@ -97,6 +99,10 @@ class Plan:
     recipe : Recipe
     batch_size : int
         Patches per step.
+    loss : callable
+        Of ``y_true`` and ``y_pred``, as `unetseg.losses.dice_cross_entropy`.
+    class_weights : dict of int to float
+        By label value, 0 for the background; 1 for those that are not named.
     """
 
     preprocessor: Preprocessor
@@ -104,6 +110,8 @@ class Plan:
     model_args: dict
     recipe: Recipe
     batch_size: int
+    loss: Callable = dice_cross_entropy
+    class_weights: dict = field(default_factory=dict)
 
     @property
     def precision(self):
@@ -116,17 +124,34 @@ class Plan:
         """Build the network: a keras.Model, uncompiled."""
         return model.build_for(self.preprocessor, self.build_model, self.model_args, self.precision)
 
+    def make_loss(self):
+        """Make the loss of a patch."""
+        if self.loss is not dice_cross_entropy:
+            return PatchLoss(self.loss)
+        members, weights = self.preprocessor.members, None
+        if self.class_weights:
+            values = 0, *self.preprocessor.labels
+            listed = [self.class_weights.get(value, 1) for value in values]
+            weights = np.array(listed, np.float32)
+        usual = members is None and weights is None
+        return patch_loss if usual else PatchLoss(members=members, class_weights=weights)
+
     def describe(self, seed):
         """Tell what the results depend on, as ``experiment.json`` holds it."""
-        builder = self.build_model
-        name = getattr(builder, "__qualname__", type(builder).__qualname__)
-        return {
-            "builder": f"{builder.__module__}.{name}",
+        about = {
+            "builder": _name(self.build_model),
             "model_args": self.model_args,
             "preprocessor": asdict(self.preprocessor),
             "recipe": asdict(self.recipe),
             "seed": seed,
         }
+        if self.loss is not dice_cross_entropy:
+            about["loss"] = _name(self.loss)
+        return {**about, "class_weights": self.class_weights} if self.class_weights else about
+
+
+def _name(function):
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def recall_plan(results_dir, build_model=model.build_unet):
@@ -151,7 +176,15 @@ def recall_plan(results_dir, build_model=model.build_unet):
     return Plan(preprocessor, build_model, model_args, recipe, batch_size)
 
 
-def make_plan(preprocessor, build_model=model.build_unet, model_args=None, recipe=None):
+def make_plan(
+    preprocessor,
+    build_model=model.build_unet,
+    model_args=None,
+    recipe=None,
+    *,
+    loss=dice_cross_entropy,
+    class_weights=None,
+):
     """Settle what is trained: the network for the patch, and how many patches make a batch.
 
     Parameters
@@ -162,16 +195,28 @@ def make_plan(preprocessor, build_model=model.build_unet, model_args=None, recip
     model_args : dict, optional
         Those of `build_unet` are completed by `unetseg.model.plan_unet`; of others they stay.
     recipe : Recipe, optional
+    loss, class_weights
+        As for `Plan`.
 
     Returns
     -------
     Plan
+
+    Raises
+    ------
+    ValueError
+        If class weights are given that the loss does not take, or of no label, or below 0.
     """
-    recipe, given = recipe or Recipe(), model_args or {}
+    recipe, given, weights = recipe or Recipe(), model_args or {}, class_weights or {}
+    known = {*weights} <= {0, *preprocessor.labels} and min(weights.values(), default=0) >= 0
+    allowed = f"0 or more, by values of the labels {[0, *preprocessor.labels]}"
+    require("class_weights", weights, known, allowed)
+    own = loss is dice_cross_entropy or not weights
+    require("class_weights", weights, own, "left out with a loss of your own, which weighs itself")
     if build_model is model.build_unet:
         given = model.plan_unet(preprocessor, **given)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
-    return Plan(preprocessor, build_model, given, recipe, batch_size)
+    return Plan(preprocessor, build_model, given, recipe, batch_size, loss, weights)
 
 
 def bears_bfloat16(build_model, input_shape, model_args):
