@@ -12,7 +12,9 @@ from unetseg.run.layout import read_json
 from unetseg.scores import (
     METRICS,
     compare,
+    compare_with,
     count_confusion,
+    describe_controls,
     find_stale,
     load_scores,
     load_summary,
@@ -95,6 +97,60 @@ def test_the_tolerance_of_the_surface_dice_is_passed_on_and_told(cohort):
     # All 8 voxels of a box are border; 4 of them coincide, the other 4 lie 1 mm away.
     assert scores.loc[("a", 1), "surface_dice"] == 0.5
     assert (scores["tolerance_mm"] == 0.9).all()
+
+
+def test_each_label_may_have_a_tolerance_of_its_own(cohort):
+    scores = score_predictions(*cohort, LABELS, tolerance_mm={"front": 0.9, 4: 2})
+    assert dict(zip(scores["label"], scores["tolerance_mm"], strict=True)) == {1: 0.9, 4: 2}
+    assert scores.set_index(["case", "label"]).loc[("a", 1), "surface_dice"] == 0.5
+    with pytest.raises(ValueError, match=r"one for each label; 4 \(back\) has none"):
+        score_predictions(*cohort, LABELS, tolerance_mm={1: 0.9})
+    other = score_predictions(*cohort, LABELS, tolerance_mm={1: 0.9, 4: 1})
+    with pytest.raises(ValueError, match=r"tolerance_mm must be the same in both experiments"):
+        compare(scores, other)
+
+
+def test_regions_are_scored_as_one_label(cohort):
+    scores = score_predictions(*cohort, LABELS, unions={5: ("whole", (1, 4))})
+    rows = scores[scores["label"] == 5].set_index("case")
+    assert set(rows["name"]) == {"whole"}
+    # b: 6 and 24 voxels are true, the 24 are predicted; c: 1 is true, another and one predicted.
+    assert rows["dice"].tolist() == [0.5, 2 * 24 / (30 + 24), 0]
+    assert rows["volume_pred_ml"].tolist() == pytest.approx([0.048, 0.144, 0.012])
+    assert len(summarise(scores)) == 3 * len(METRICS)
+
+
+def test_what_nobody_drew_is_not_scored(cohort):
+    found, predictions, folds = cohort
+    scores = score_predictions(found, predictions, folds, {1: "front"}, ignore=4)
+    row = scores.set_index("case").loc["b"]
+    # The 24 voxels of label 4 count for nothing, whatever is predicted there.
+    assert (row["volume_true_ml"], row["volume_pred_ml"]) == (pytest.approx(0.036), 0)
+    for _, _, true, pred, _ in read_pairs(found, predictions, folds, ignore=1):
+        assert 1 not in true
+        assert not (pred[true == 1]).any()
+
+
+def test_what_is_drawn_in_healthy_people_is_told(cohort):
+    scores = score_predictions(*cohort, LABELS)
+    assert describe_controls(scores) == ""
+    healthy = scores.assign(volume_true_ml=scores["volume_true_ml"].where(scores["case"] == "b", 0))
+    said = "2 controls: in 2 something is drawn (0.06 ml): a, c."
+    assert describe_controls(healthy) == said
+    quiet = healthy[healthy["case"] != "c"].assign(volume_pred_ml=0.0)
+    assert describe_controls(quiet) == "1 controls: in 0 something is drawn."
+
+
+def test_experiments_are_compared_on_what_they_share_if_that_is_wanted(cohort, capsys):
+    scores = score_predictions(*cohort, LABELS)
+    fewer = scores[scores["case"] != "c"]
+    with pytest.raises(ValueError, match="do not share 1 cases: c"):
+        compare(fewer, scores)
+    assert set(compare(fewer, scores, only_shared=True)["n"]) == {2}
+    assert set(compare_with(fewer, scores)["n"]) == {2}
+    assert "1 are in one of them alone" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="do not share 3 cases"):
+        compare(scores.iloc[:0], scores, only_shared=True)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from unetseg.plots import COLOURS, NOTHING, add_legend, colour_of, new_figure
 BOXES = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
 WIDEST = 12  # inches of a figure; what is wider cannot be read on a page
 ACROSS = 3  # panels beside one another
+SIZES = 5  # groups of lesions
 LETTER = 0.09  # inches of a letter of a label's name
 
 
@@ -111,6 +112,39 @@ def score_boxes(scores, labels):
         without = f"; {lost} values are NaN or inf and not drawn" if lost else ""
         title = f"{BOXES[metric]} (n = {scores['case'].nunique()} cases{without})"
         ax.set_title(title, fontsize="medium")
+    return figure
+
+
+def lesion_sensitivity(lesions, labels):
+    """Show of true lesions of every size how many were found.
+
+    Parameters
+    ----------
+    lesions : pandas.DataFrame or None
+        As `unetseg.lesions.find_lesions` returns it.
+    labels : dict of int to str
+        Value and name of every label.
+
+    Returns
+    -------
+    matplotlib.figure.Figure or str
+        Up to five sizes with equally many lesions each; words if there is no lesion.
+    """
+    true = None if lesions is None else lesions[lesions["lesion"].isin(["found", "missed"])]
+    if true is None or true.empty:
+        return NOTHING
+    figure, axes = new_figure(1, 1, 7, 3.5)
+    ax = axes[0, 0]
+    for label, part in true.groupby("label"):
+        ordered = part.sort_values("volume_ml", kind="stable")
+        groups = np.array_split(ordered.to_numpy(), min(SIZES, len(ordered)))
+        volume, kind = (ordered.columns.get_loc(name) for name in ("volume_ml", "lesion"))
+        sizes = [np.median(group[:, volume].astype(float)) for group in groups]
+        shares = [(group[:, kind] == "found").mean() for group in groups]
+        name = f"{labels[label]} (n = {len(part)} lesions)"
+        ax.plot(sizes, shares, "o-", color=colour_of(label, labels), label=name)
+    ax.set(xscale="log", xlabel="volume of the lesion, ml", ylabel="share found", ylim=(0, 1.05))
+    ax.legend()
     return figure
 
 

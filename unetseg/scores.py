@@ -11,8 +11,9 @@ from scipy.stats import bootstrap, wilcoxon
 from unetseg import nifti
 from unetseg._base import refuse_any, require
 from unetseg.body import keep_largest
-from unetseg.digits import decimals_for
+from unetseg.digits import decimals_for, short
 from unetseg.metrics import METRICS, score_case
+from unetseg.preprocessing import Preprocessor
 from unetseg.reading.tables import read_results
 from unetseg.run.fingerprints import fingerprint
 from unetseg.run.inputs import Trained
@@ -24,7 +25,7 @@ FAILED_DICE, FAILED_MM = 0.5, 30  # under and over which a segmentation is of no
 MOST_SHOWN = 4  # failures among the examples
 
 
-def read_pairs(cases, predictions_dir, folds, *, largest=None):
+def read_pairs(cases, predictions_dir, folds, *, largest=None, ignore=None):
     """Read the true and the predicted mask of every case that a fold validates.
 
     Parameters
@@ -39,6 +40,9 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None):
         By case, the labels of which only the largest predicted piece counts. By default, for the
         predictions of an experiment, those in its ``components.json``, which
         `unetseg.components.decide` writes; else none.
+    ignore : int, optional
+        Value in the masks of voxels that nobody drew, which count as background in both. By
+        default, for the predictions of an experiment, that of its preprocessor; else none.
 
     Yields
     ------
@@ -67,6 +71,7 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None):
     advice = "Run 02_train_kfold until every fold is finished."
     refuse_any(missing, subject, "cases", advice, FileNotFoundError)
     Trained(Path(predictions_dir).parent).refuse_foreign(predictions_dir, fold_of)
+    ignore = _recall(predictions_dir).ignore if ignore is None else ignore
     for case_id, fold in sorted(fold_of.items()):
         true, affine = nifti.load_mask(by_id[case_id].mask)
         pred, pred_affine = nifti.load_mask(paths[case_id])
@@ -74,7 +79,14 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None):
             problem = f"its {mismatch} of the mask {by_id[case_id].mask}"
             raise ValueError(f"{paths[case_id]}: {problem}. Predict the case again.")
         pred = keep_largest(pred, largest.get(case_id, []))
+        if ignore:
+            pred[true == ignore] = true[true == ignore] = 0
         yield by_id[case_id], fold, true, pred, voxel_sizes(affine)
+
+
+def _recall(predictions_dir):
+    path = Run(Path(predictions_dir).parent).preprocessor
+    return Preprocessor.load(path) if path.exists() else Preprocessor(labels={1: ""}, ignore=0)
 
 
 def _recall_largest(predictions_dir):
@@ -83,7 +95,17 @@ def _recall_largest(predictions_dir):
     return run.read_components()["cases"] if own else {}
 
 
-def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0, largest=None):
+def score_predictions(
+    cases,
+    predictions_dir,
+    folds,
+    labels,
+    *,
+    tolerance_mm=1.0,
+    largest=None,
+    unions=None,
+    ignore=None,
+):
     """Score every case of every fold on its native grid.
 
     Cases whose mask was corrected, or whose scan was changed, since training are named.
@@ -94,10 +116,13 @@ def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0
         As for `read_pairs`, whose errors it raises.
     labels : dict of int to str
         Value and name of every label.
-    tolerance_mm : float, default 1
-        Of the surface Dice.
-    largest
-        As for `read_pairs`; ``{}`` scores everything that was drawn.
+    tolerance_mm : float or dict, default 1
+        Of the surface Dice: one, or one for each label by its value or name.
+    largest, ignore
+        As for `read_pairs`; ``largest={}`` scores everything that was drawn.
+    unions : dict of int to (str, tuple of int), optional
+        Names of regions and the labels that make them up, by a number that stands for a label. By
+        default, for the predictions of an experiment, those of its preprocessor.
 
     Returns
     -------
@@ -112,17 +137,34 @@ def score_predictions(cases, predictions_dir, folds, labels, *, tolerance_mm=1.0
     scored = [case for case in cases if case.id in validated and case.mask]
     masks = Trained(Path(predictions_dir).parent).describe_scored(scored)
     largest = _recall_largest(predictions_dir) if largest is None else largest
+    unions = _recall(predictions_dir).unions if unions is None else unions
     rows = []
-    pairs = read_pairs(cases, predictions_dir, folds, largest=largest)
+    pairs = read_pairs(cases, predictions_dir, folds, largest=largest, ignore=ignore)
     for case, fold, true, pred, spacing in pairs:
         about = {"case": case.id, "group": case.group, "fold": fold}
         prediction = fingerprint(Path(predictions_dir) / f"{case.id}.nii.gz")
         what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}
         what["prediction_sha256"] = prediction["sha256"]
-        for row in score_case(true, pred, spacing, labels, tolerance_mm=tolerance_mm):
-            what["largest"] = int(row["label"] in largest.get(case.id, []))
-            rows.append({**about, "name": labels[row["label"]], **row, **what})
+        for number, (name, values) in _list_targets(labels, unions).items():
+            sets = (np.isin(labelled, values) for labelled in (true, pred))
+            tolerance = _find_tolerance(tolerance_mm, number, name)
+            (row,) = score_case(*sets, spacing, [True], tolerance_mm=tolerance)
+            what["largest"] = int(number in largest.get(case.id, []))
+            rows.append({**about, "name": name, **row, "label": number, **what})
     return pd.DataFrame(rows)
+
+
+def _list_targets(labels, unions):
+    return {value: (name, (value,)) for value, name in labels.items()} | unions
+
+
+def _find_tolerance(tolerance_mm, number, name):
+    if not isinstance(tolerance_mm, dict):
+        return tolerance_mm
+    known = [key for key in (number, name) if key in tolerance_mm]
+    allowed = f"one number, or one for each label; {number} ({name}) has none"
+    require("tolerance_mm", tolerance_mm, known, allowed)
+    return tolerance_mm[known[0]]
 
 
 def _hash_labels(mask):  # of the labels, as the same mask may be stored in other bytes
@@ -157,12 +199,12 @@ def load_scores(path):
     return scores
 
 
-def count_confusion(cases, predictions_dir, folds, labels):
+def count_confusion(cases, predictions_dir, folds, labels, *, ignore=None):
     """Count the voxels of every true label by what was predicted there.
 
     Parameters
     ----------
-    cases, predictions_dir, folds, labels
+    cases, predictions_dir, folds, labels, ignore
         As for `score_predictions`.
 
     Returns
@@ -173,7 +215,7 @@ def count_confusion(cases, predictions_dir, folds, labels):
     """
     names = ["background", *labels.values()]
     counts = np.zeros((len(names), len(names)), int)
-    for _, _, true, pred, _ in read_pairs(cases, predictions_dir, folds):
+    for _, _, true, pred, _ in read_pairs(cases, predictions_dir, folds, ignore=ignore):
         pair = np.zeros(true.shape, int)
         for place, label in enumerate(labels, start=1):
             pair += place * (len(names) * (true == label) + (pred == label))
@@ -250,13 +292,15 @@ def _interval(values, patients):
     return tuple(drawn.confidence_interval)
 
 
-def compare(first, second):
+def compare(first, second, *, only_shared=False):
     """Compare two experiments on the same cases, case by case.
 
     Parameters
     ----------
     first, second : pandas.DataFrame
         As `score_predictions` returns them.
+    only_shared : bool, default False
+        Whether cases and labels that one of them lacks are left out, if they share any.
 
     Returns
     -------
@@ -270,10 +314,10 @@ def compare(first, second):
     Raises
     ------
     ValueError
-        If the cases, the labels or the tolerance of the surface Dice differ, or the masks do that
+        If the cases or the labels differ, the tolerance of the surface Dice does, or the masks that
         were scored: by their hash, or, in scores of an earlier version, by their volume.
     """
-    both = _match(first, second)
+    both = _match(first, second, only_shared)
     compared = [metric for metric in METRICS if metric != "volume_true_ml"]
     rows = []
     for (label, name), part in both.groupby(["label", "name"], sort=False, dropna=False):
@@ -283,16 +327,20 @@ def compare(first, second):
     return pd.DataFrame(rows)
 
 
-def _match(first, second):
+def _match(first, second, only_shared):
     # A row per case and label, columns of the second with "_2".
     first, second = (scores.astype({"case": str}) for scores in (first, second))
     keys, suffixes = ["case", "label"], ("", "_2")
     both = first.merge(second, on=keys, how="outer", suffixes=suffixes, indicator=True)
     alone = sorted(set(both.loc[both["_merge"] != "both", "case"]))
     advice = "Compare experiments on the same cases and labels."
+    shared = both[both["_merge"] == "both"]
+    if only_shared and len(shared):
+        both, alone = shared, []
     refuse_any(alone, "The experiments do not share", "cases", advice)
-    tolerances = {*first["tolerance_mm"], *second["tolerance_mm"]}
-    require("tolerance_mm", sorted(tolerances), len(tolerances) < 2, "the same in both experiments")
+    other = both[both["tolerance_mm"] != both["tolerance_mm_2"]]
+    tolerances = sorted({*other["tolerance_mm"], *other["tolerance_mm_2"]})
+    require("tolerance_mm", tolerances, other.empty, "the same in both experiments")
     moved = sorted(set(both.loc[_have_other_masks(both), "case"]))
     refuse_any(moved, "The true masks changed in", "cases", "Run 03_evaluate again for both.")
     return both
@@ -491,6 +539,28 @@ def describe_failures(scores):
     return f"{count}: {', '.join(names)}." if names else f"{count}."
 
 
+def describe_controls(scores):
+    """Say what was drawn in cases whose mask has no label, such as of healthy people.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        As `score_predictions` returns it.
+
+    Returns
+    -------
+    str
+        Such as ``"3 controls: in 1 something is drawn (0.4 ml): case_07."``; empty without any.
+    """
+    volumes = scores.groupby("case")[["volume_true_ml", "volume_pred_ml"]].sum()
+    controls = volumes.loc[volumes["volume_true_ml"] == 0, "volume_pred_ml"]
+    wrong = controls[controls > 0]
+    if controls.empty:
+        return ""
+    named = f" ({short(wrong.sum())} ml): {', '.join(map(str, wrong.index))}" if len(wrong) else ""
+    return f"{len(controls)} controls: in {len(wrong)} something is drawn{named}."
+
+
 def compare_with(other, scores):
     """Compare with another experiment, if there is one.
 
@@ -506,4 +576,9 @@ def compare_with(other, scores):
     pandas.DataFrame or str
         As `compare` returns it, or words.
     """
-    return "Nothing to compare with." if other is None else compare(other, scores)
+    if other is None:
+        return "Nothing to compare with."
+    ids = ({*one["case"].astype(str)} for one in (other, scores))
+    if alone := set.symmetric_difference(*ids):
+        print(f"Only cases that both have are compared; {len(alone)} are in one of them alone.")
+    return compare(other, scores, only_shared=True)

@@ -1,0 +1,186 @@
+"""Lesions: how many were found, missed and made up, beside how well they were drawn."""
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from unetseg._base import require, write_table
+from unetseg.run.layout import Run
+from unetseg.scores import read_pairs
+
+COLUMNS = ["case", "group", "fold", "label", "name", "lesion", "volume_ml", "iou"]
+NOT_COUNTED = "Lesions are not counted: LESIONS is not set."
+
+
+def match_lesions(mask_true, mask_pred, *, overlap=0.0, least_voxels=1):
+    """Tell which lesions of a mask are found, and which predicted ones are none.
+
+    A lesion is a group of voxels that share a face, an edge or a corner (26 neighbours).
+
+    Parameters
+    ----------
+    mask_true, mask_pred : (x, y, z) ndarray of bool
+    overlap : float, default 0
+        In [0, 1). With 0 a lesion is found if a voxel of it is predicted, and a predicted one is
+        false if no voxel of it is true, as in ISLES'22 (Hernandez Petzsche et al. 2022). Above 0
+        true and predicted ones are paired, each with one at most, best first, if their
+        intersection over union is at least this: 0.5 is the rule of panoptic quality (Kirillov et
+        al. 2019), as panoptica has it.
+    least_voxels : int, default 1
+        True lesions of less count neither as found nor as missed, predicted ones of less neither
+        as found nor as false.
+
+    Returns
+    -------
+    list of dict
+        ``lesion`` ("found", "missed", "false"), its ``voxels`` (of the true one, of false ones
+        those predicted) and the largest ``iou`` with a lesion of the other mask, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or `overlap` is not in [0, 1).
+    """
+    require("mask_pred", mask_pred.shape, mask_pred.shape == mask_true.shape, "of one shape")
+    require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
+    true, pred = (_number(mask, least_voxels) for mask in (mask_true, mask_pred))
+    shared = np.zeros((true.max() + 1, pred.max() + 1), int)
+    np.add.at(shared, (true.ravel(), pred.ravel()), 1)
+    size_true, size_pred = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
+    common = shared[1:, 1:]
+    iou = common / np.maximum(size_true[:, None] + size_pred - common, 1)
+    pairs = iou > 0 if overlap == 0 else _pair(iou, overlap)
+    best_true, best_pred = iou.max(axis=1, initial=0), iou.max(axis=0, initial=0)
+    rows = []
+    for found, voxels, best in zip(pairs.any(axis=1), size_true, best_true, strict=True):
+        rows.append(("found" if found else "missed", int(voxels), float(best)))
+    for paired, voxels, best in zip(pairs.any(axis=0), size_pred, best_pred, strict=True):
+        if not paired:
+            rows.append(("false", int(voxels), float(best)))
+    return [dict(zip(("lesion", "voxels", "iou"), row, strict=True)) for row in rows]
+
+
+def _number(mask, least_voxels):
+    numbered, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    sizes = np.bincount(numbered.ravel(), minlength=count + 1)
+    kept = (sizes >= least_voxels) & (np.arange(count + 1) > 0)
+    return np.where(kept, np.cumsum(kept), 0)[numbered]
+
+
+def _pair(iou, overlap):
+    # Each with one at most, the best pair first.
+    pairs, left = np.zeros(iou.shape, bool), np.where(iou >= overlap, iou, 0)
+    while left.size and left.max() > 0:
+        one, other = np.unravel_index(left.argmax(), left.shape)
+        pairs[one, other] = True
+        left[one], left[:, other] = 0, 0
+    return pairs
+
+
+def find_lesions(cases, predictions_dir, folds, labels, *, overlap=0.0, least_ml=0.0):
+    """Find and match the lesions of every case and label.
+
+    Parameters
+    ----------
+    cases, predictions_dir, folds, labels
+        As for `unetseg.scores.score_predictions`.
+    overlap : float, default 0
+        As for `match_lesions`.
+    least_ml : float, default 0
+        Lesions that are smaller do not count.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per lesion: ``case``, ``group``, ``fold``, ``label``, ``name``, ``lesion``
+        ("found", "missed", "false"), ``volume_ml`` and ``iou``. A case and label without any has
+        a row with an empty ``lesion``, so that all are counted.
+    """
+    rows = []
+    for case, fold, true, pred, spacing_mm in read_pairs(cases, predictions_dir, folds):
+        voxel_ml = float(np.prod(spacing_mm)) / 1000
+        least = max(1, int(np.ceil(least_ml / voxel_ml * (1 - 1e-6))))
+        for label, name in labels.items():
+            masks = true == label, pred == label
+            found = match_lesions(*masks, overlap=overlap, least_voxels=least)
+            for row in found or [{"lesion": "", "voxels": 0, "iou": 0.0}]:
+                about = case.id, case.group, fold, label, name, row["lesion"]
+                rows.append((*about, row["voxels"] * voxel_ml, row["iou"]))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def evaluate(results_dir, cases, folds, labels, *, overlap=None, least_ml=0.0):
+    """Find the lesions of an experiment, and write them down.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        Gets ``lesions.csv``, a row per lesion; an older one is removed if none are asked for.
+    cases, folds, labels, least_ml
+        As for `find_lesions`.
+    overlap : float, optional
+        The same; None if lesions are not to be counted, such as of organs.
+
+    Returns
+    -------
+    pandas.DataFrame, or None
+    """
+    run = Run(results_dir)
+    if overlap is None:
+        run.lesions.unlink(missing_ok=True)
+        return None
+    rule = {"overlap": overlap, "least_ml": least_ml}
+    found = find_lesions(cases, run.predictions, folds, labels, **rule)
+    write_table(run.lesions, found)
+    return found
+
+
+def count_lesions(lesions):
+    """Count the lesions of each label, over all cases and in each.
+
+    Parameters
+    ----------
+    lesions : pandas.DataFrame or None
+        As `find_lesions` returns it.
+
+    Returns
+    -------
+    pandas.DataFrame or str
+        Words without lesions. A row per label with "all" as its ``case``, then one per case and
+        label: ``case``, ``name``, number of ``cases``, true ``lesions``, ``found``, ``missed``,
+        ``false``; ``sensitivity`` found / lesions, ``precision`` found / (found + false) and
+        ``f1``, their harmonic mean, NaN if nothing is there to count; and of the cases without a
+        true lesion, ``controls``, how many have a false one, ``controls_with_false``, and the
+        volume of these, ``false_ml_in_controls``.
+    """
+    if lesions is None:
+        return NOT_COUNTED
+    together = lesions.assign(case_="all")
+    both = pd.concat([together, lesions.assign(case_=lesions["case"])])
+    groups = both.groupby(["case_", "name"], sort=False)
+    return pd.DataFrame([{"case": case, "name": name, **_count(p)} for (case, name), p in groups])
+
+
+def _count(part):
+    counts = part["lesion"].value_counts()
+    found, missed, false = (int(counts.get(kind, 0)) for kind in ("found", "missed", "false"))
+    diseased = part.loc[part["lesion"].isin(["found", "missed"]), "case"]
+    healthy = part[~part["case"].isin(diseased)]
+    wrong = healthy[healthy["lesion"] == "false"]
+    return {
+        "cases": part["case"].nunique(),
+        "lesions": found + missed,
+        "found": found,
+        "missed": missed,
+        "false": false,
+        "sensitivity": _share(found, found + missed),
+        "precision": _share(found, found + false),
+        "f1": _share(2 * found, 2 * found + missed + false),
+        "controls": healthy["case"].nunique(),
+        "controls_with_false": wrong["case"].nunique(),
+        "false_ml_in_controls": wrong["volume_ml"].sum(),
+    }
+
+
+def _share(part, whole):
+    return part / whole if whole else np.nan
