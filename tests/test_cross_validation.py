@@ -27,6 +27,7 @@ from unetseg.inference import load_models
 from unetseg.nifti import load_mask
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe, recall_plan
+from unetseg.scores import score_predictions
 from unetseg.splits import make_folds
 from unetseg.training import cross_validate
 
@@ -113,15 +114,6 @@ def test_a_rare_label_is_trained_on_in_every_fold_and_what_is_not_scored_is_said
     assert "4 of 5 cases are validated by one of them." in said
     assert "Label 9 is in 1 case (c0), always trained on: no case that has it is scored." in said
     assert "Label 4" not in said
-
-
-def test_a_label_to_ignore_stops_before_any_training(cases, tmp_path, trained):
-    named = {
-        "preprocessor": Preprocessor(patch=PATCH, coarse_mm=(), labels={1: "lesion", 4: "ignore"})
-    }
-    with pytest.raises(ValueError, match=r"labels mark voxels to ignore: 'ignore' = 4"):
-        cross_validate(cases, tmp_path, **SETTINGS | named)
-    assert trained == []
 
 
 def test_unsound_splits_edited_by_hand_stop_before_training(cases, tmp_path, trained):
@@ -319,3 +311,41 @@ def test_whole_numbers_of_any_kind_are_written_down_as_such():
     recipe = Recipe(epochs=np.int64(3), steps=2.0, batch_size=np.float32(2))
     assert (recipe.epochs, recipe.steps, recipe.batch_size) == (3, 2, 2)
     assert {type(recipe.epochs), type(recipe.steps), type(recipe.batch_size)} == {int}
+
+
+def weigh_nothing(y_true, y_pred):
+    """A loss of the user's own."""
+    return keras.ops.mean(keras.ops.square(y_pred[..., 0]))
+
+
+def test_healthy_controls_and_partly_drawn_masks_are_trained_on_if_that_is_allowed(
+    write_case, tmp_path, capsys
+):
+    found = []
+    for k in range(4):
+        image, mask = arrays(k)
+        mask[:, :, 5:] = 9  # nobody drew there
+        mask[:, :, :5] *= k != 3  # a healthy person
+        found.append(write_case(tmp_path, f"c{k}", image, mask))
+    named = Preprocessor(patch=PATCH, labels={1: "a", 4: "b", 9: "ignore"})
+    about = {**TINY, "preprocessor": named, "loss": weigh_nothing}
+    with pytest.raises(ValueError, match=r"c3: c3_mask.*is empty.*ALLOW_EMPTY takes it for a heal"):
+        cross_validate(found, tmp_path / "run", **about)
+    folds = cross_validate(found, tmp_path / "run", allow_empty=True, **about)
+    settings = json.loads((tmp_path / "run/experiment.json").read_text())["settings"]
+    assert settings["loss"] == "test_cross_validation.weigh_nothing"
+    assert settings["preprocessor"]["ignore"] == 9
+    scores = score_predictions(found, tmp_path / "run/predictions", folds, {1: "a", 4: "b"})
+    truth = scores.set_index(["case", "label"])["volume_true_ml"]
+    assert (truth["c3"] == 0).all()
+    assert truth[("c0", 1)] == pytest.approx(np.count_nonzero(arrays(0)[1][..., :5] == 1) * 0.006)
+
+
+def test_weights_are_of_labels_and_not_for_a_loss_of_ones_own(cases, tmp_path, trained):
+    with pytest.raises(
+        ValueError, match=r"class_weights must be 0 or more, by values of the labels"
+    ):
+        cross_validate(cases, tmp_path, class_weights={7: 2.0}, **TINY)
+    with pytest.raises(ValueError, match=r"class_weights must be left out with a loss of your own"):
+        cross_validate(cases, tmp_path, class_weights={1: 2.0}, loss=weigh_nothing, **TINY)
+    assert trained == []

@@ -17,10 +17,9 @@ from unetseg.inference import load_models
 from unetseg.losses import dice_cross_entropy
 from unetseg.nifti import load_mask
 from unetseg.patches import Looks
-from unetseg.prediction import predict_and_sample, predict_case
+from unetseg.prediction import predict_case
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe, recall_plan
-from unetseg.run import state
 from unetseg.training import train_fold
 
 
@@ -141,21 +140,6 @@ def test_two_processes_train_identical_weights_with_the_default_recipe(tmp_path)
         assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize(("augment", "axes"), [(True, None), (False, ())])
-def test_mirrored_copies_are_predicted_only_by_models_that_saw_mirrored_patches(
-    cases, tmp_path, monkeypatch, augment, axes
-):
-    used = []
-
-    def predict(*args, mirror_axes):
-        used.append(mirror_axes)
-        return predict_and_sample(*args, mirror_axes=mirror_axes)
-
-    monkeypatch.setattr(training, "predict_and_sample", predict)
-    train_one(cases, tmp_path, augment=augment)
-    assert used == [axes, axes]  # of two cases
-
-
 def test_a_fold_whose_files_change_while_it_is_trained_is_not_marked_as_done(cases, own, tmp_path):
     class Redraw(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -168,21 +152,6 @@ def test_a_fold_whose_files_change_while_it_is_trained_is_not_marked_as_done(cas
     with pytest.raises(ValueError, match="1 files were changed while they were in use: mask of c3"):
         train_fold(own[:3], own[3:], fold, callbacks=[Redraw()], **settings)
     assert not (fold / "done.json").exists()
-
-
-def test_what_is_scored_is_what_the_file_of_the_weights_holds(cases, tmp_path, monkeypatch):
-    save = state.save_weights
-
-    def save_zeros(net, path):
-        net.set_weights([np.zeros_like(array) for array in net.get_weights()])
-        digest = save(net, path)
-        net.set_weights([np.full_like(array, np.nan) for array in net.get_weights()])
-        return digest
-
-    monkeypatch.setattr(state, "save_weights", save_zeros)
-    train_one(cases, tmp_path)
-    for path in (tmp_path / "predictions").iterdir():
-        assert np.unique(load_mask(path)[0]).tolist() == [0]  # all classes equally likely
 
 
 def test_a_fold_that_another_worker_finished_is_not_trained_again(copy, cases, trained):

@@ -124,7 +124,7 @@ def assert_same_run(results, expected):
         assert (results / "predictions" / path.name).read_bytes() == path.read_bytes()
 
 
-def pretend(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
+def pretend(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks, start=None):
     """Stand in for a training: its states, history and results, by a network of one layer.
 
     Each epoch adds the seed and the epoch to the weights; predictions are a few bytes.

@@ -19,6 +19,7 @@ from unetseg.run.layout import Run, read_json
 
 COLUMNS = ["kind", "case", "other", "fold", "detail"]
 PATIENT = "one patient"
+TRAINED = "trained on before"  # by the model that a fold started from
 DUPLICATE = 0.99  # correlation of two scans above which they count as the same
 ATTEMPTS = 20  # at spreading rare labels
 SAMPLED = 32_768  # voxels a scan; the standard error of a correlation of 0.99 is then 0.0001
@@ -118,8 +119,25 @@ def _labels_of_patients(patient, labels_of):
     return labels
 
 
+def find_only_patients(patient, labels_of):
+    """Find who alone has some label.
+
+    Parameters
+    ----------
+    patient : dict of str to str
+        Of each case.
+    labels_of
+        As for `make_folds`.
+
+    Returns
+    -------
+    dict of str to list of int
+        These labels, by patient.
+    """
+    return _find_only_patients(_labels_of_patients(patient, labels_of))
+
+
 def _find_only_patients(labels):
-    # Those who alone have some label, with these labels.
     kept = {}
     for label in sorted(set().union(*labels.values())):
         owners = [who for who, values in labels.items() if label in values]
@@ -407,11 +425,13 @@ def recall_leaks(results_dir, cases, folds):
     """
     run, trained = Run(results_dir), Trained(results_dir)
     there = all(case.image for case in cases)
-    if there and not (run.leaks.exists() and _are_as_trained(trained, cases, folds)):
-        return find_leaks(cases, folds)
-    noted = read_results(run.leaks)
+    noted = read_results(run.leaks) if run.leaks.exists() or not there else _tabulate([])
     if not there:
         return noted
+    if not (run.leaks.exists() and _are_as_trained(trained, cases, folds)):
+        of_start = noted.loc[noted["kind"] == TRAINED, COLUMNS]
+        found = find_leaks(cases, folds)
+        return pd.concat([found, of_start], ignore_index=True) if len(of_start) else found
     scans = noted[noted["kind"] != PATIENT]
     rows = _find_parted_patients(_patients(cases), folds)
     return _tabulate([*rows, *scans[COLUMNS].itertuples(index=False, name=None)])

@@ -1,7 +1,6 @@
 """Training: of one fold, of all folds."""
 
 import contextlib
-import functools
 import json
 import tempfile
 import time
@@ -10,18 +9,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import joblib
-import numpy as np
 import pandas as pd
 
-from unetseg import fitting, memory, model, nifti, reliability
+from unetseg import earlier, fitting, memory, model, transfer
 from unetseg._base import require, write_json, write_table
 from unetseg.cases import refuse_problems
+from unetseg.losses import dice_cross_entropy
 from unetseg.patches import Looks, require_cache
-from unetseg.prediction import predict_and_sample, prepare_case
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe, make_plan, record_settings
 from unetseg.run import inputs, machine, processes, state
-from unetseg.run.layout import Fold, Run
+from unetseg.run.layout import FINAL, Fold, Run
 from unetseg.run.lock import only_run
 from unetseg.splits import (
     check_folds,
@@ -31,8 +29,9 @@ from unetseg.splits import (
     settle_folds,
 )
 from unetseg.survey import look_through
+from unetseg.validation import predict_validated
 
-MAX_SAMPLED = 1_000_000  # voxels of a fold, to look at its calibration
+START_RATE = 1 / 3  # of the learning rate, for a training that starts from another one's weights
 
 
 @model.usual_settings()
@@ -48,6 +47,7 @@ def train_fold(
     seed=12345,
     cache_dir=None,
     callbacks=(),
+    **loss,
 ):
     """Train one fold, predict its validation cases, and mark it as done.
 
@@ -78,6 +78,8 @@ def train_fold(
     callbacks : sequence of keras.callbacks.Callback, optional
         Called while training. One that stops it, such as EarlyStopping, ends the fold with the
         weights so far, averaged as ever; ``done.json`` then says when and by which class.
+    **loss
+        ``loss`` and ``class_weights`` as for `cross_validate`.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def train_fold(
         If the loss becomes NaN or infinite, or if files of the cases are changed meanwhile; the
         fold is not marked as done.
     """
-    plan = make_plan(preprocessor, build_model, model_args, recipe)
+    plan = make_plan(preprocessor, build_model, model_args, recipe, **loss)
     with _open_cache(cache_dir) as cache:
         _train_fold(plan, train_cases, val_cases, Path(fold_dir), seed, Path(cache), callbacks)
 
@@ -94,7 +96,7 @@ def _open_cache(folder):
     return contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory()
 
 
-def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
+def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks, start=None):
     known = plan.recipe.steps is not None or plan.recipe.minutes is None
     require("minutes", plan.recipe.minutes, known, "left to cross_validate: give steps")
     started, fold, cases = time.monotonic(), Fold(fold_dir), [*train_cases, *val_cases]
@@ -104,13 +106,16 @@ def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks):
     recipe = replace(plan.recipe, steps=plan.recipe.steps or fitting.count_steps(train, plan))
     about = _describe_fold(plan, recipe, seed, train_cases, val_cases)
     net = fitting.build(plan, recipe, seed)
+    if start:
+        about["start"] = transfer.apply_start(net, plan, start)
     progress = state.load_state(net, fold.folder, _describe_state(about, plan, files))
     saver = state.SaveState(fold.folder, progress, started)
     fitting.fit(net, train, val, plan, recipe, seed, saver, callbacks)
     fitted = time.monotonic()
     done = {**about, **fitting.describe_end(progress, recipe, fold.folder), "inputs": files}
     done["weights_sha256"] = state.save_weights(net, fold.weights)
-    done["temperature"] = _predict_fold(plan, fold, val, done["weights_sha256"])
+    if val_cases:
+        done["temperature"] = predict_validated(plan, fold, val, done["weights_sha256"])
     done["minutes"] = round(progress["minutes"] + (time.monotonic() - fitted) / 60, 2)
     inputs.refuse_changed_meanwhile(files, cases)
     done.update(state.hash_masks(Run(fold.folder.parent), about["val"]))
@@ -140,47 +145,6 @@ def _describe_state(about, plan, files):
     return json.loads(json.dumps(whole))
 
 
-def _predict_fold(plan, fold, val, digest):
-    preprocessor, net = plan.preprocessor, plan.build()  # on one device
-    state.load_weights(net, fold.weights, digest)  # with what is in the file
-    run, rng, sampled = Run(fold.folder.parent), np.random.default_rng(0), []
-    most = MAX_SAMPLED // len(val.cases)
-    axes = None if plan.recipe.augment else ()  # mirrored copies only if it has seen some
-    for number, case in enumerate(val.cases):
-        truth, _ = nifti.load_mask(case.mask)
-        nifti.save_mask(run.mask(case.id), truth, case.mask)
-        choose = functools.partial(reliability.choose_voxels, truth, rng=rng, most=most)
-        prepared = _prepare(net, val, number, axes)
-        labels, chosen, probabilities = predict_and_sample(
-            net, prepared, preprocessor, choose, mirror_axes=axes
-        )
-        nifti.save_mask(run.prediction(case.id), labels, case.files[0])
-        sampled.append((probabilities, _number(truth.ravel()[chosen], preprocessor.labels)))
-    return _calibrate(sampled, fold.calibration)
-
-
-def _number(values, labels):
-    return sum(k * (values == label) for k, label in enumerate(labels, 1))
-
-
-def _prepare(net, val, number, mirror_axes):
-    if not val.preprocessor.coarse:
-        return val.near.prepared(number)
-    # Anew: the cached region is that of its mask, which is not for the prediction.
-    return prepare_case(net, val.cases[number], val.preprocessor, mirror_axes=mirror_axes)
-
-
-def _calibrate(sampled, path):
-    probabilities, classes = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
-    temperature = reliability.fit_temperature(probabilities, classes)
-    after = reliability.soften(probabilities, temperature)
-    tables = {"as trained": probabilities, "calibrated": after}
-    tables = {k: reliability.calibration_table(v, classes) for k, v in tables.items()}
-    table = pd.concat(tables, names=["stage"]).reset_index("stage")
-    write_table(path, table)
-    return round(temperature, 4)
-
-
 def cross_validate(
     cases,
     results_dir,
@@ -192,9 +156,15 @@ def cross_validate(
     seed=12345,
     retrain=False,
     allow_leaks=False,
+    allow_empty=False,
     backup_dir=None,
     n_jobs=None,
     cache_dir=None,
+    callbacks=None,
+    loss=dice_cross_entropy,
+    class_weights=None,
+    final=False,
+    start_from=None,
     **recipe,
 ):
     """Train and predict every fold; a fold that is finished is left as it is.
@@ -229,6 +199,8 @@ def cross_validate(
         Whether finished folds are trained again, also on scans or masks that changed since.
     allow_leaks : bool, default False
         Whether to train although `unetseg.splits.find_leaks` found something; ``leaks.csv`` tells.
+    allow_empty : bool, default False
+        Whether masks without any label are those of healthy people, and are trained on.
     backup_dir : str or Path, optional
         Folder on Google Drive that gets a copy of all files after every fold.
     n_jobs : int, optional
@@ -237,6 +209,24 @@ def cross_validate(
         little time and costs memory.
     cache_dir : str or Path, optional
         As for `train_fold`.
+    callbacks : callable, optional
+        Is given the folder of a fold, and returns its callbacks, as for `train_fold`: such as
+        ``lambda folder: [keras.callbacks.TensorBoard(folder / "logs")]``.
+    loss : callable, optional
+        Of ``y_true``, (batch, ..., 1) class numbers with 255 where nobody drew, and ``y_pred``,
+        (batch, ..., class) probabilities; returns one number, in ``keras.ops``. By default
+        `unetseg.losses.dice_cross_entropy`.
+    class_weights : dict of int to float, optional
+        By label value, 0 for the background: how much a voxel counts in the cross-entropy of the
+        usual loss. 1 for those that are not named.
+    final : bool, default False
+        Whether a model is trained on the cases of all folds too, after them and in the same way:
+        in the folder ``final``. It predicts new scans in the time of one; how well, the folds
+        tell.
+    start_from : str or Path, optional
+        Results of an earlier experiment. Each fold starts from the weights of one of its models
+        that saw none of the cases that the fold validates (`unetseg.earlier.choose_starts`), with
+        a third of the usual learning rate if none is given. By default from nothing.
     **recipe
         Fields of `Recipe`, such as ``epochs=30``.
 
@@ -257,6 +247,8 @@ def cross_validate(
         If the preprocessed cases do not find room in the temporary folder (``TMPDIR``); before
         any training, as far as that can be foretold.
     """
+    if start_from and "learning_rate" not in recipe:
+        recipe["learning_rate"] = Recipe().learning_rate * START_RATE
     run, recipe = Run(Path(results_dir).absolute()), Recipe(**recipe)
     _check_settings(recipe, seed, n_jobs)
     _refuse_own_files(run, cases)
@@ -264,27 +256,35 @@ def cross_validate(
     if not retrain:
         inputs.Trained(run.folder).refuse_stale(cases)
     preprocessor = _choose_preprocessor(run, preprocessor)
-    seen = look_through(cases, labels=preprocessor.labels, preprocessor=preprocessor)
-    table = seen.table
-    refuse_problems(table)
+    labels = preprocessor.labels
+    seen = look_through(cases, labels=labels, preprocessor=preprocessor, allow_empty=allow_empty)
+    refuse_problems(seen.table)
     preprocessor = preprocessor.fit(cases, facts=seen.facts)
-    plan = make_plan(preprocessor, build_model, model_args, recipe)
-    folds = _divide(run, cases, table, n_splits, seed)
-    leaks = find_leaks(cases, folds, samples=seen.samples)
+    plan = make_plan(
+        preprocessor, build_model, model_args, recipe, loss=loss, class_weights=class_weights
+    )
+    folds = _divide(run, cases, seen.table, n_splits, seed)
+    starts, leaks = _find_leaks(start_from, folds, cases, seen.samples)
     if not allow_leaks:
         refuse_leaks(leaks)
     _warn_of_lack(cases, preprocessor)
     with only_run(run.folder, backup_dir):
-        measured = _measure(run, plan, cases, folds, cache_dir)
-        plan = _record(run, plan, seed, folds, leaks, measured)
-        pending = _find_pending(run, folds, retrain)
-        _say_what_is_done(folds, pending, cases, table)
+        plan = _record(
+            run, plan, seed, starts, folds, leaks, _measure(run, plan, cases, folds, cache_dir)
+        )
+        parts = _list_parts(folds, final)
+        pending = _find_pending(run, parts, retrain)
+        if pending and not final:
+            _drop_final(run, backup_dir)
+        _say_what_is_done(folds, pending, cases, seen.table)
         if pending or not run.cases.exists():  # else it tells of what is trained
-            _write_used(run.cases, table, folds)
+            _write_used(run.cases, seen, folds)
         if pending:
-            require_cache(cases, table, preprocessor)
+            require_cache(cases, seen.table, preprocessor)
         # With none pending it still completes a copy on Drive that was cut short.
-        _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir)
+        more = {number: (callbacks, starts.get(number)) for number in parts}
+        where = {"backup_dir": backup_dir, "cache_dir": cache_dir}
+        _run_folds(plan, run, parts, pending, cases, seed, more, n_jobs=n_jobs, **where)
     return folds
 
 
@@ -363,6 +363,13 @@ def _divide(run, cases, table, n_splits, seed):
     return folds
 
 
+def _find_leaks(start_from, folds, cases, samples):
+    # With the models that the folds start from, and the cases that these were trained on.
+    leaks = find_leaks(cases, folds, samples=samples)
+    starts, known = earlier.choose_starts(start_from, folds, cases, samples)
+    return starts, pd.concat([leaks, known], ignore_index=True) if len(known) else leaks
+
+
 def _labels_of(table):
     return dict(zip(table["case"], table["labels"], strict=True))
 
@@ -385,10 +392,14 @@ def _measure(run, plan, cases, folds, cache_dir):
     return {"steps": steps}
 
 
-def _record(run, plan, seed, folds, leaks, measured):
+def _record(run, plan, seed, starts, folds, leaks, measured):
     settings = {"precision": plan.precision, "batch_size": plan.batch_size, **measured}
     here = {**settings, **machine.describe_machine()}
-    recorded = record_settings(run.experiment, plan.describe(seed), here)
+    about = plan.describe(seed)
+    if starts:
+        of_folds = [start for number, start in starts.items() if number != FINAL]
+        about["starts"] = [start.weights_sha256 for start in of_folds]
+    recorded = record_settings(run.experiment, about, here)
     plan.preprocessor.save(run.preprocessor)
     write_json(run.splits, folds)
     write_table(run.leaks, leaks)
@@ -398,39 +409,58 @@ def _record(run, plan, seed, folds, leaks, measured):
     return replace(plan, batch_size=recorded["batch_size"], recipe=recipe)
 
 
-def _find_pending(run, folds, retrain):
+def _list_parts(folds, final):
+    # What is trained, by number; the model on all cases comes last and validates none.
+    parts = dict(enumerate(folds))
+    if final:
+        parts[FINAL] = {"train": sorted(inputs.list_used(folds)), "val": []}
+    return parts
+
+
+def _drop_final(run, backup_dir):
+    # What it was trained on would not be what the folds are.
+    if run.fold(FINAL).done.exists():
+        print("The model on all cases was of before, and is not used any more: see FINAL.")
+        state.clear(run, FINAL, [], backup_dir)
+
+
+def _find_pending(run, parts, retrain):
     if retrain:
-        return [*range(len(folds))]
-    finished = [state.is_finished(run, number, parts) for number, parts in enumerate(folds)]
-    for number, whole in enumerate(finished):
+        return [*parts]
+    finished = {number: state.is_finished(run, number, ids) for number, ids in parts.items()}
+    for number, whole in finished.items():
         state.repair(run, number, whole)
-    return [number for number, whole in enumerate(finished) if not whole]
+    return [number for number, whole in finished.items() if not whole]
 
 
 def _say_what_is_done(folds, pending, cases, table):
     validated = sum(len(fold["val"]) for fold in folds)
-    print(f"{len(folds) - len(pending)} of {len(folds)} folds are finished.")
+    waiting = len([number for number in pending if number != FINAL])
+    print(f"{len(folds) - waiting} of {len(folds)} folds are finished.")
     print(f"{validated} of {len(cases)} cases are validated by one of them.")
     for sentence in describe_rare_labels(folds, _labels_of(table)):
         print(sentence)
 
 
-def _write_used(path, table, folds):
-    used = table["case"].isin(inputs.list_used(folds))
-    write_table(path, table[used])
+def _write_used(path, seen, folds):
+    digests = {case_id: sample.digest for case_id, sample in seen.samples.items()}
+    table = seen.table.assign(digest=seen.table["case"].map(digests))
+    write_table(path, table[table["case"].isin(inputs.list_used(folds))])
 
 
-def _run_folds(plan, run, folds, pending, cases, seed, n_jobs, backup_dir, cache_dir):
+def _run_folds(plan, run, parts, pending, cases, seed, more, *, n_jobs, backup_dir, cache_dir):
     by_id = {case.id: case for case in cases}
     for number in pending:
-        state.clear(run, number, folds[number]["val"], backup_dir)
+        state.clear(run, number, parts[number]["val"], backup_dir)
     call, jobs = joblib.delayed(processes.run_apart), []
     try:
         with _open_cache(cache_dir) as cache:
-            for number in pending:
-                parts = [[by_id[i] for i in folds[number][part]] for part in ("train", "val")]
-                folder = run.fold(number).folder
-                jobs.append(call(folder, _run_fold, plan, *parts, folder, seed + number, cache))
+            for place, number in enumerate(parts):
+                if number in pending:
+                    sides = [[by_id[i] for i in parts[number][part]] for part in ("train", "val")]
+                    folder = run.fold(number).folder
+                    about = plan, *sides, folder, seed + place, cache, *more.get(number, ())
+                    jobs.append(call(folder, _run_fold, *about))
             with processes.Follower(run.folder, pending, plan.recipe.epochs, backup_dir):
                 processes.run_all(jobs, n_jobs, run.folder)
     except KeyboardInterrupt:
@@ -446,9 +476,10 @@ def _say_where_it_stopped(run, pending):
 
 
 @model.usual_settings()
-def _run_fold(plan, train_cases, val_cases, fold_dir, seed, cache):
+def _run_fold(plan, train, val, fold_dir, seed, cache, make_callbacks=None, start=None):
     if Fold(fold_dir).done.exists():  # by a worker that was then lost
         return
     callbacks = [state.StopWithRun(fold_dir.parent)]
+    callbacks += make_callbacks(fold_dir) if make_callbacks else []
     with _open_cache(cache if Path(cache).is_dir() else None) as cache:  # or on another machine
-        _train_fold(plan, train_cases, val_cases, fold_dir, seed, Path(cache), callbacks)
+        _train_fold(plan, train, val, fold_dir, seed, Path(cache), callbacks, start)

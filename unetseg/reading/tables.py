@@ -16,6 +16,7 @@ SAVE_AS = "save the sheet as 'CSV UTF-8' and name that file"
 DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 # Columns of results that stay text, whatever stands in them.
 TEXT = {"case", "other", "group", "name", "metric", "kind", "detail", "orientation", "problem"}
+TEXT |= {"digest"}
 
 
 def read_table(path, columns=()):

@@ -8,6 +8,7 @@ from pathlib import Path
 from unetseg.reading import contents
 
 DONE = "done.json"  # in the folder of a fold: it is finished
+FINAL = "final"  # folder of the model that is trained on all cases
 LOCK = "running.json"  # in any folder: somebody works in it
 
 
@@ -38,6 +39,11 @@ class Fold:
         """Its number, from 0."""
         return int(self.folder.name.removeprefix("fold_"))
 
+    @property
+    def key(self):
+        """Its number, or ``final``: with which `Run.fold` finds it."""
+        return FINAL if self.folder.name == FINAL else self.number
+
     def state(self, turn):
         """File of the state of a training, of which there are two by turns: 0 and 1."""
         return self.folder / f"{turn}.state"
@@ -62,6 +68,11 @@ class Batch:
     scans = _named("scans.csv")
     predictions = _named("predictions.csv")
     look_at = _named("look_at.csv")
+    scores = _named("scores.csv")
+    summary = _named("summary.csv")
+    claim = _named("claim.csv")
+    report = _named("report.html")
+    figures = _named("figures")
     montage = _named("montage.png")
     labels = _named("labels")
     notes = _named("done")
@@ -73,6 +84,10 @@ class Batch:
     def map(self, kind, case_id):
         """Map of a scan, such as of its ``uncertainty``."""
         return self.folder / kind / _mask_name(case_id)
+
+    def figure(self, name):
+        """Picture of a figure."""
+        return self.figures / f"{name}.png"
 
     def note(self, case_id):
         """Note of what was predicted of a scan, and how."""
@@ -105,10 +120,14 @@ class Run:
     source = _named("source.json")
     fitted_on = _named("fitted_on.json")
     cases = _named("cases.csv")
+    start = _named("start.json")
+    average = _named("average.json")
+    parents = _named("parents")
     leaks = _named("leaks.csv")
     components = _named("components.json")
     scores = _named("scores.csv")
     summary = _named("summary.csv")
+    lesions = _named("lesions.csv")
     report = _named("report.html")
     card = _named("MODEL_CARD.md")
     hashes = _named("hashes.json")
@@ -140,8 +159,8 @@ class Run:
         return self.masks / _mask_name(case_id)
 
     def fold(self, number):
-        """Files of a fold."""
-        return Fold(self.folder / f"fold_{number}")
+        """Files of a fold, or of the model on all cases, whose number is ``final``."""
+        return Fold(self.folder / (FINAL if number == FINAL else f"fold_{number}"))
 
     def batch(self, name):
         """Files of a folder of new scans."""
@@ -181,6 +200,26 @@ class Run:
             advice = "Run 02_train_kfold first."
             raise FileNotFoundError(f"{self.folder}: {which} finished fold. {advice}")
         return {fold: read_json(fold.done) for fold in folds}
+
+    def read_models(self):
+        """Read what the finished folds, and the model on all cases if there is one, say.
+
+        Returns
+        -------
+        dict of Fold to dict
+            As of `read_finished`, whose errors it raises.
+        """
+        final = [FINAL] if self.fold(FINAL).done.exists() else []
+        return self.read_finished([*(fold.number for fold in self.list_finished()), *final])
+
+    def list_parents(self):
+        """Experiments whose probabilities new scans get, if this is the average of two."""
+        if not self.average.is_file():
+            return []
+        chosen = read_json(self.average)
+        names = [chosen["new_scans"]]
+        names = names if names[0] in chosen["parents"] else chosen["parents"]
+        return [Run(self.parents / name) for name in names]
 
     def read_components(self):
         """Read of which labels only the largest piece counts.

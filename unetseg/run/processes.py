@@ -1,6 +1,7 @@
 """Folds and scans in processes of their own, and what is seen of the folds from outside."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
 from unetseg._base import write_json
 from unetseg.run.drive import Keeper
-from unetseg.run.layout import Run, read_json
+from unetseg.run.layout import FINAL, Run, read_json
 from unetseg.run.lock import only_run
 
 KEEP_SECONDS = 60  # on machines that `end_calls` does not reach, such as those of a cluster
@@ -136,6 +137,8 @@ def _end_with(connection):
     with contextlib.suppress(OSError):  # where memory runs out, this process is to be killed first
         Path("/proc/self/oom_score_adj").write_text("500")
     threading.Thread(target=_wait_for_end, args=(connection,), daemon=True).start()
+    # Several networks in turn are no mistake, whatever TensorFlow says of retracing.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     import keras  # noqa: F401
 
 
@@ -206,7 +209,7 @@ class Follower(Keeper):
             news = [self._tell(number) for number in self.paths]
             if (finished := self._count_finished()) > self.finished:
                 self.finished, self.due = finished, True
-                done = self.run.read_finished().values()
+                done = self.run.read_models().values()
                 minutes = round(sum(fold["minutes"] for fold in done), 1)
                 experiment = read_json(self.run.experiment)
                 write_json(self.run.experiment, experiment | {"minutes": minutes})
@@ -228,9 +231,16 @@ class Follower(Keeper):
             done = sum(self.rows.values())
             left = (len(self.rows) * self.epochs - done) / max(1, done - self.before)
             minutes, seconds = divmod(round(left * (time.monotonic() - self.started)), 60)
-            names = {"loss": "loss", "accuracy": "accuracy", "Dice": "dice"}
-            row = table.loc[epoch]
-            values = [f"{n} {row[k]:.3f} (val {row[f'val_{k}']:.3f})" for n, k in names.items()]
-            title = f"fold {number} epoch {epoch + 1}/{self.epochs}"
+            values = _describe_epoch(table.loc[epoch])
+            which = number if number == FINAL else f"fold {number}"
+            title = f"{which} epoch {epoch + 1}/{self.epochs}"
             print(title, *values, f"{minutes}:{seconds:02d} min left", sep="  ", flush=True)
         return True
+
+
+def _describe_epoch(row):
+    texts = []
+    for title, name in (("loss", "loss"), ("accuracy", "accuracy"), ("Dice", "dice")):
+        validated = f" (val {row[f'val_{name}']:.3f})" if f"val_{name}" in row else ""
+        texts.append(f"{title} {row[name]:.3f}{validated}")
+    return texts

@@ -377,12 +377,12 @@ def clear(run, number, ids, backup_dir=None):
     """
     fold = run.fold(number)
     old = (*fold.list_states(), fold.history) if fold.done.exists() else ()
-    decided = run.components
-    for path in (*old, fold.done, decided, *(run.prediction(case_id) for case_id in ids)):
+    decided = [run.components] if ids else []  # a model on all cases changes no prediction
+    for path in (*old, fold.done, *decided, *(run.prediction(case_id) for case_id in ids)):
         path.unlink(missing_ok=True)
     if backup_dir:
         there = Run(backup_dir)
-        for path in (there.fold(number).done, there.components):
+        for path in (there.fold(number).done, *([there.components] if ids else [])):
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -1,0 +1,109 @@
+"""Going on from an earlier run: which of its cases, folds and models."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from training_helpers import PATCH, TINY, arrays
+
+from unetseg import earlier
+from unetseg.nifti import load_image
+from unetseg.preprocessing import Preprocessor
+from unetseg.splits import sample_scan
+from unetseg.training import cross_validate
+
+
+def sample(cases):
+    return {case.id: sample_scan(*load_image(case.image)) for case in cases}
+
+
+def rename(cases, prefix="new_"):
+    return [replace(case, id=prefix + case.id) for case in cases]
+
+
+@pytest.fixture
+def grown(cases, write_case, tmp_path):
+    """The cases of `run` under other names, and three more; two of them of one patient."""
+    more = [write_case(tmp_path, f"x{k}", *arrays(90 + k)) for k in range(3)]
+    more = [replace(case, group="p" if k else None) for k, case in enumerate(more)]
+    return [*rename(cases), *more]
+
+
+def test_cases_are_known_by_their_voxels_under_any_name(run, grown):
+    known = earlier.match_cases(run.results, grown, sample(grown))
+    assert known == {f"new_c{k}": f"c{k}" for k in range(4)}
+
+
+def test_cases_of_a_run_that_noted_only_files_are_known_by_them(copy, grown):
+    table = (copy / "cases.csv").read_text().splitlines()
+    (copy / "cases.csv").write_text("\n".join(line.rpartition(",")[0] for line in table))
+    assert len(earlier.match_cases(copy, grown, sample(grown))) == 4
+
+
+def test_old_cases_stay_in_their_folds_and_patients_stay_together(run, grown):
+    known = earlier.match_cases(run.results, grown, sample(grown))
+    folds = earlier.extend_folds(run.results, grown, known)
+    for before, now in zip(run.folds, folds, strict=True):
+        assert {f"new_{i}" for i in before["val"]} <= {*now["val"]}
+        assert sorted([*now["train"], *now["val"]]) == sorted(case.id for case in grown)
+        assert len({"x1", "x2"} & {*now["val"]}) in (0, 2)
+    assert sorted(len(fold["val"]) for fold in folds) == [3, 4]
+    assert earlier.extend_folds(run.results, grown, known) == folds
+
+
+def test_without_a_known_case_there_are_no_folds_to_extend(run, grown):
+    assert earlier.extend_folds(run.results, grown, {}) is None
+
+
+def test_a_fold_starts_from_a_model_that_saw_none_of_what_it_validates(run, cases):
+    same, leaks = earlier.choose_starts(run.results, run.folds, cases, sample(cases))
+    assert {number: start.key for number, start in same.items()} == {0: 0, 1: 1, "final": 0}
+    assert leaks.empty
+    turned = run.folds[::-1]
+    starts, leaks = earlier.choose_starts(run.results, turned, cases, sample(cases))
+    assert [starts[number].key for number in (0, 1)] == [1, 0]
+    assert leaks.empty
+    mixed = [{"train": ["c0"], "val": ["c1", "c2", "c3"]}]
+    starts, leaks = earlier.choose_starts(run.results, mixed, cases, sample(cases))
+    assert set(leaks["case"]) == {*run.folds[0]["train"]} & {"c1", "c2", "c3"}
+    assert set(leaks["kind"]) == {"trained on before"}
+
+
+def test_what_an_ancestor_saw_is_known_and_so_are_its_patients(copy, cases, grown):
+    done = json.loads((copy / "fold_0/done.json").read_text())
+    samples = sample(grown)
+    done["start"] = {"digests": [samples["x0"].digest], "patients": ["p"]}
+    (copy / "fold_0/done.json").write_text(json.dumps(done))
+    (copy / "fold_1/done.json").unlink()
+    folds = [{"train": ["new_c0"], "val": ["x0", "x1"]}]
+    _, leaks = earlier.choose_starts(copy, folds, grown, samples)
+    assert leaks[["kind", "case"]].to_numpy().tolist() == [
+        ["trained on before", "x0"],
+        ["one patient", "x1"],
+    ]
+
+
+def test_who_alone_has_a_label_is_not_validated_and_no_fold_is_empty(run, grown):
+    known = earlier.match_cases(run.results, grown, sample(grown))
+    labels_of = {case.id: (1, 4) if case.id != "x0" else (1, 9) for case in grown}
+    folds = earlier.extend_folds(run.results, grown, known, labels_of=labels_of)
+    assert all("x0" in fold["train"] for fold in folds)
+    one = {"new_c0": known["new_c0"]}
+    assert earlier.extend_folds(run.results, grown[:1], one) is None
+
+
+def test_what_a_start_was_trained_on_leaks_like_anything_else(run, cases, tmp_path, trained):
+    mixed = [{"train": ["c0"], "val": ["c1", "c2", "c3"]}]
+    (tmp_path / "splits.json").write_text(json.dumps(mixed))
+    with pytest.raises(ValueError, match=r"leaks:.*\n.*trained on before, by results, from which"):
+        cross_validate(cases, tmp_path, start_from=run.results, **TINY)
+    assert trained == []
+
+
+def test_settings_of_the_grid_are_taken_over_unless_others_are_wanted(run):
+    wanted = Preprocessor(labels={1: "new"}, spacing_mm=(2, 2, 2))
+    adopted = earlier.adopt_settings(wanted, run.results)
+    assert (adopted.patch, adopted.spacing_mm) == (PATCH, (2, 2, 2))
+    assert adopted.labels == {1: "new"}
+    assert adopted.channels is None
+    assert adopted.strength is None
