@@ -17,6 +17,7 @@ from unetseg.run.layout import Run, read_json
 
 NO_NUMBER = "-"
 SCORED = "Each case was scored once, on its own grid, by the model without it."
+TESTED = "A test set: each scan was scored on its own grid, by models that had seen none of them."
 LOWEST = 10
 MOST_NAMED = 3  # labels of a case
 MOST_CASES = 20  # named before the figures; all are in the table of every case
@@ -66,8 +67,9 @@ def write_report(
     title="",
     examples=True,
     simulated=False,
+    batch=None,
 ):
-    """Write the report of an evaluated experiment.
+    """Write the report of an evaluated experiment, or of a test set that it segmented.
 
     The figures are those that notebook 03 has saved beside it; that of the calibration is drawn
     from what the training has counted, if it has.
@@ -94,6 +96,9 @@ def write_report(
         was made, and an older one may be there.
     simulated : bool, default False
         Whether the scans are those of the embedded sample.
+    batch : unetseg.run.layout.Batch, optional
+        The test set, which then gets the report; its figures are shown, and `compared` is what
+        `unetseg.testset.compare_with_claim` returns.
 
     Returns
     -------
@@ -108,35 +113,46 @@ def write_report(
     import jinja2  # here, as only this needs it
 
     run = Run(results_dir)
+    place = batch or run
     experiment, folds = read_json(run.experiment), read_json(run.splits)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
-        name=run.folder.resolve().name,
+        name=run.folder.resolve().name + (f": {batch.folder.name}" if batch else ""),
         simulated=simulated,
-        **_describe_experiment(table, folds, experiment),
+        tested=batch is not None,
+        **_describe_experiment(table, folds, experiment, tested=batch is not None),
         **_tabulate_all(table, summary, leaks, compared),
         pictures={
-            **_read_pictures(run, examples, table["case"].nunique(), len(folds)),
-            **_draw_calibration(run),
+            **_read_pictures(place, examples, table["case"].nunique(), len(folds)),
+            **({} if batch else _draw_calibration(run)),
         },
         viewer=_embed(viewer),
         viewer_title=title.replace("\n", ", "),
     )
-    write_file(run.report, page.encode())
-    return run.report
+    write_file(place.report, page.encode())
+    return place.report
 
 
-def _describe_experiment(table, folds, experiment):
+def _describe_experiment(table, folds, experiment, *, tested):
+    scored = TESTED if tested else SCORED
     return {
-        "trained_on": _describe_data(table, folds),
+        "trained_on": _describe_data(table, [] if tested else folds),
         "trained_how": _describe_training(experiment),
-        "scored_how": f"{SCORED} {components.describe(table)}".strip(),
+        "scored_how": f"{scored} {components.describe(table)}".strip(),
         "unit": "patients" if table["group"].notna().any() else "cases",
         "beside": table["label"].nunique() <= BESIDE,
-        "tolerance": short(table["tolerance_mm"].iloc[0]),
+        "tolerance": _say_tolerances(table),
         "settings": _list_settings(experiment),
     }
+
+
+def _say_tolerances(table):
+    known = table.drop_duplicates(["name", "tolerance_mm"])
+    if known["tolerance_mm"].nunique() == 1:
+        return f"{short(known['tolerance_mm'].iloc[0])} mm"
+    pairs = known[["name", "tolerance_mm"]].itertuples(index=False, name=None)
+    return ", ".join(f"{short(tolerance)} mm ({name})" for name, tolerance in pairs)
 
 
 def _tabulate_all(table, summary, leaks, compared):
@@ -160,7 +176,8 @@ def _describe_data(table, folds):
     patients = table["group"].nunique() + alone
     whose = f"{cases} cases of {patients} patients" if known.any() else f"{cases} cases"
     labels = ", ".join(map(str, table["name"].unique()))
-    return f"{whose} in {len(folds)} folds; labels: {labels}."
+    where = f" in {len(folds)} folds" if folds else ""
+    return f"{whose}{where}; labels: {labels}."
 
 
 def _describe_training(experiment):
@@ -172,7 +189,9 @@ def _describe_training(experiment):
     kind = "2-D" if 1 in patch else "3-D"
     looks = ", in two looks" if settings["preprocessor"].get("coarse_mm") else ""
     epochs = settings["recipe"]["epochs"]
-    words = f"A {kind} {network} on patches of {sides} voxels{looks}, {epochs} epochs"
+    parents = " and ".join(settings.get("parents", []))
+    average = f"The average of {parents}; of the first: " if parents else ""
+    words = f"{average}A {kind} {network} on patches of {sides} voxels{looks}, {epochs} epochs"
     if "minutes" in experiment:
         words += f", {experiment['minutes']:.0f} minutes for all folds"
     machine = hardware.get("gpu") or hardware.get("processor")
@@ -272,6 +291,8 @@ def _tabulate_text(table):
 def _tabulate_comparison(compared):
     if not isinstance(compared, pd.DataFrame):
         return None
+    if "held" in compared:
+        return _tabulate_claim(compared)
     columns = [_column("label", "label"), _column("measure", "text"), _column("first")]
     columns += [_column("second"), _column("difference"), _column("95 % interval")]
     columns += [_column("p"), _column("n"), _column("left out")]
@@ -283,6 +304,20 @@ def _tabulate_comparison(compared):
         p = NO_NUMBER if pd.isna(row["p"]) else short(row["p"], 2)
         counts = [int(row["n"]), int(row["left_out"])]
         rows.append([row["name"], TITLES[metric], *numbers, interval, p, *counts])
+    return {"columns": columns, "rows": rows}
+
+
+def _tabulate_claim(claim):
+    columns = [_column("label", "label"), _column("measure", "text"), _column("here")]
+    columns += [_column("n"), _column("claimed"), _column("n"), _column("difference")]
+    columns += [_column("95 % interval"), _column("held", "words")]
+    rows = []
+    for row in claim.to_dict("records"):
+        metric = row["metric"]
+        here, there = (_say(row[name], metric) for name in ("here", "claimed"))
+        difference, low, high = (_say(row[name], metric) for name in ("difference", "low", "high"))
+        numbers = [here, int(row["n"]), there, int(row["claimed_n"]), difference]
+        rows.append([row["name"], TITLES[metric], *numbers, f"{low} to {high}", row["held"]])
     return {"columns": columns, "rows": rows}
 
 

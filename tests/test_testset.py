@@ -1,0 +1,115 @@
+"""A labelled test set: scored like the cross-validation, and held against its claim."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from training_helpers import arrays
+
+from unetseg import nifti, testset
+from unetseg._base import write_json
+from unetseg.run.layout import Run
+from unetseg.scores import score_predictions, summarise
+
+LABELS = {1: "label 1", 4: "label 4"}
+
+
+@pytest.fixture
+def experiment(copy, cases):
+    """The results of `run`, as if it had drawn each case without a fault, scored."""
+    run = Run(copy)
+    for case in cases:
+        shutil.copy(case.mask, run.prediction(case.id))
+    folds = [{"train": [], "val": [case.id for case in cases]}]
+    elsewhere = shutil.move(run.predictions, copy.parent / "drawn")
+    score_predictions(cases, elsewhere, folds, LABELS).to_csv(run.scores, index=False)
+    return run
+
+
+@pytest.fixture
+def batch(experiment, cases, write_case, tmp_path):
+    """Four new scans with masks, of which a fifth of label 1 was found, and a trained one."""
+    scans = [write_case(tmp_path / "new", f"n{k}", *arrays(50 + k)) for k in range(4)]
+    scans.append(replace(cases[0], id="old"))
+    batch = experiment.batch("new")
+    for scan in scans:
+        mask, _ = nifti.load_mask(scan.mask)
+        drawn = np.where((mask == 1) & (np.arange(mask.shape[1])[:, None] > 4), 0, mask)
+        nifti.save_mask(batch.label(scan.id), drawn, scan.files[0])
+    return batch, scans
+
+
+def test_without_masks_there_is_nothing_to_score(experiment, cases):
+    scans = [replace(case, mask=None) for case in cases]
+    tested = testset.score_batch(experiment.folder, experiment.batch("new"), scans)
+    assert tested == ("No masks beside these scans: nothing to score.", None, None, None)
+
+
+def test_a_test_set_is_scored_and_the_claim_is_broken(experiment, batch):
+    place, scans = batch
+    tested = testset.score_batch(experiment.folder, place, scans)
+    assert "5 of 5 scans have a mask. Trained on, so not counted: old. 4 scored." in tested.said
+    assert "WORSE THAN CROSS-VALIDATION CLAIMED: label 1 (dice)" in tested.said
+    assert sorted(set(tested.scores["case"])) == ["n0", "n1", "n2", "n3"]
+    assert tested.scores.loc[tested.scores["label"] == 1, "dice"].tolist() == [1 / 3] * 4
+    claim = tested.claim.set_index(["name", "metric"])
+    assert claim.loc[("label 1", "dice"), "claimed"] == 1
+    assert claim.loc[("label 1", "dice"), "difference"] == pytest.approx(-2 / 3)
+    assert claim.loc[("label 4", "dice"), "held"] == "yes"
+    pd.testing.assert_frame_equal(pd.read_csv(place.claim), tested.claim)
+    assert len(pd.read_csv(place.summary)) == len(summarise(tested.scores))
+
+
+def test_the_interval_is_that_of_welch():
+    here, there = pd.Series([0.5, 0.6, 0.7, 0.8]), pd.Series([0.7, 0.8, 0.9, 0.85, 0.75])
+    low, high = testset._interval(here, there)
+    # By hand: difference -0.15; variances 0.016667 and 0.00625; SE 0.073598, 4.749 degrees of
+    # freedom, t 2.612.
+    half = 2.612 * 0.073598
+    assert (low, high) == pytest.approx((-0.15 - half, -0.15 + half), abs=1e-4)
+
+
+def test_scans_that_are_not_segmented_are_named(experiment, batch):
+    place, scans = batch
+    place.label("n1").unlink()
+    said = testset.score_batch(experiment.folder, place, scans).said
+    assert "NOT SEGMENTED, so without a score: n1." in said
+    assert "3 scored." in said
+
+
+def test_labels_that_a_person_corrected_are_no_prediction(experiment, batch):
+    place, scans = batch
+    row = {"case": "n2", "label": 1, "name": "one", "volume_ml": 1.0, "problem": ""}
+    about = {"models": [], "maps": [], "settings": {}, "scan": []}
+    write_json(place.note("n2"), {"about": about, "rows": [row], "labels_sha256": "0" * 64})
+    said = testset.score_batch(experiment.folder, place, scans).said
+    assert "Labels corrected by hand, so not counted: n2. 3 scored." in said
+
+
+def test_patients_count_once_in_the_claim(experiment, batch):
+    place, scans = batch
+    one = [replace(scan, group="same") for scan in scans[:4]]
+    claim = testset.score_batch(experiment.folder, place, one).claim
+    assert set(claim["n"]) == {1}
+    assert set(claim["held"]) == {"not known"}
+
+
+def test_a_damaged_mask_is_named_and_stops_nothing(experiment, batch, capsys):
+    place, scans = batch
+    scans[1].mask.write_bytes(scans[1].mask.read_bytes()[:-20])
+    said = testset.score_batch(experiment.folder, place, scans).said
+    assert "Masks that cannot be scored: n1." in said
+    assert "3 scored." in said
+    assert "n1: n1_mask.nii.gz: cannot be read" in capsys.readouterr().out.replace(
+        f"{scans[1].mask.parent}/", ""
+    )
+
+
+def test_an_experiment_that_is_not_scored_claims_nothing(experiment, batch):
+    experiment.scores.unlink()
+    place, scans = batch
+    tested = testset.score_batch(experiment.folder, place, scans)
+    assert "not scored (notebook 3)" in tested.said
+    assert tested.claim.empty

@@ -1,0 +1,225 @@
+"""A labelled test set: scored as cross-validation was, and held against what that claimed."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_ind
+
+from unetseg import charts, earlier, report, scores
+from unetseg._base import write_table
+from unetseg.cases import view
+from unetseg.plots import show_cases
+from unetseg.preprocessing import Preprocessor
+from unetseg.run import batches
+from unetseg.run.layout import Run
+from unetseg.splits import COLUMNS
+from unetseg.survey import look_through
+
+CLAIMED = ("dice", "hd95_mm")
+FINE = 100  # dots per inch
+TEST = "test"  # in the place of a fold
+BETTER = {"dice": 1, "hd95_mm": -1}  # whether more is better
+
+
+class Tested(NamedTuple):
+    """What a labelled test set says; see `score_batch`.
+
+    ``said``: sentences. ``scores`` and ``summary``: as of `unetseg.scores`. ``claim``: as of
+    `compare_with_claim`. The last three are None if nothing could be scored.
+    """
+
+    said: str
+    scores: pd.DataFrame | None
+    summary: pd.DataFrame | None
+    claim: pd.DataFrame | None
+
+
+def score_batch(results_dir, batch, scans):
+    """Score the predictions of new scans that have masks, on their native grid.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        The experiment.
+    batch : unetseg.run.layout.Batch
+        Predictions of all its models together. Gets ``scores.csv``, ``summary.csv``,
+        ``claim.csv``, figures and ``report.html``.
+    scans : sequence of Case
+        As `unetseg.cases.find_scans` returns them. Those without a mask are passed over. Named and
+        not counted are those that are not segmented, whose mask is not sound, that the models
+        were trained on, or what they started from (told by the values of the voxels: names of
+        patients may be those of others elsewhere), and whose labels a person corrected since.
+
+    Returns
+    -------
+    Tested
+    """
+    run, labelled = Run(results_dir), [scan for scan in scans if scan.mask]
+    if not labelled:
+        return Tested("No masks beside these scans: nothing to score.", None, None, None)
+    said, tested = _leave_out(run, batch, labelled)
+    said.insert(0, f"{len(labelled)} of {len(scans)} scans have a mask.")
+    if not tested:
+        return Tested(" ".join(said), None, None, None)
+    table = _score(run, batch, tested)
+    summary = scores.summarise(table)
+    claim = compare_with_claim(table, run)
+    for path, rows in ((batch.scores, table), (batch.summary, summary), (batch.claim, claim)):
+        write_table(path, rows)
+    _draw(run, batch, tested, table)
+    no_leaks = pd.DataFrame(columns=COLUMNS)
+    about = {"leaks": no_leaks, "compared": claim, "batch": batch}
+    path = report.write_report(run.folder, table, summary, **about)
+    said += [f"{len(tested)} scored.", scores.describe_failures(table), describe_claim(claim)]
+    said.append(f"More is in {path.name} beside the labels.")
+    return Tested(" ".join(said), table, summary, claim)
+
+
+def _leave_out(run, batch, labelled):
+    # Sentences on the scans that are not scored, and the others.
+    missing = {scan.id for scan in labelled if not batch.label(scan.id).exists()}
+    there = [scan for scan in labelled if scan.id not in missing]
+    preprocessor = Preprocessor.load(run.preprocessor)
+    rules = {"labels": preprocessor.labels, "allow_empty": True}
+    seen = look_through(there, preprocessor=preprocessor, **rules)
+    bad = seen.table[seen.table["problem"] != ""]
+    for row in bad.itertuples():
+        print(f"{row.case}: {row.problem}")
+    sound = [scan for scan in there if scan.id not in {*bad["case"]}]
+    trained = _find_trained(run, sound, seen.samples)
+    corrected = {scan.id for scan in batches.list_corrected(batch.folder, sound)} - trained
+    said = []
+    for why, ids in (
+        ("NOT SEGMENTED, so without a score", missing),
+        ("Masks that cannot be scored", {*bad["case"]}),
+        ("Trained on, so not counted", trained),
+        ("Labels corrected by hand, so not counted", corrected),
+    ):
+        if ids:
+            said.append(f"{why}: {', '.join(sorted(ids))}.")
+    return said, [scan for scan in sound if scan.id not in trained | corrected]
+
+
+def _find_trained(run, scans, samples):
+    seen = {*earlier.match_cases(run.folder, scans, samples)}
+    for member in run.list_parents() or [run]:
+        for start in earlier.list_starts(member.folder).values():
+            seen |= {*earlier.find_seen(start, scans, samples, by_patient=False)}
+    return seen
+
+
+def _score(run, batch, tested):
+    preprocessor = Preprocessor.load(run.preprocessor)
+    about = {"ignore": preprocessor.ignore, "unions": preprocessor.unions, "largest": {}}
+    where = tested, *_describe_where(batch, tested), preprocessor.labels
+    about["tolerance_mm"] = _recall_tolerances(run, preprocessor.targets)
+    return scores.score_predictions(*where, **about).assign(fold=TEST)
+
+
+def _draw(run, batch, tested, table):
+    preprocessor, where = Preprocessor.load(run.preprocessor), _describe_where(batch, tested)
+    labels, targets = preprocessor.labels, preprocessor.targets
+    counts = scores.count_confusion(tested, *where, labels, ignore=preprocessor.ignore)
+    by_id, views = {case.id: case for case in tested}, []
+    examples = scores.choose_examples(table).drop_duplicates("case")
+    for row in examples.itertuples():
+        title = f"{row.which}: {row.case}\nmean Dice {row.mean_dice:.3f}"
+        case = by_id[row.case]
+        views.append(view(case, case.mask, batch.label(case.id), title=title))
+    spacings, names = [one.spacing_mm for one in views], ("truth", "prediction")
+    figures = {
+        "scores": charts.score_boxes(table, targets),
+        "volumes": charts.volume_agreement(table, targets),
+        "dice_by_size": charts.dice_by_size(table, targets),
+        "confusion": charts.confusion(counts, len(tested)),
+        "examples": show_cases(views, spacings, labels, names=names, differences=True),
+    }
+    batch.figures.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(batch.figure(name), dpi=FINE)
+
+
+def _describe_where(batch, tested):
+    # The folder of the predictions, and one fold of them all.
+    return batch.labels, [{"train": [], "val": [scan.id for scan in tested]}]
+
+
+def _recall_tolerances(run, targets):
+    # Those of the cross-validation, by label.
+    if not run.scores.exists():
+        return 1.0
+    known = scores.load_scores(run.scores).groupby("label")["tolerance_mm"].first().to_dict()
+    return {number: known.get(number, 1.0) for number in targets}
+
+
+def compare_with_claim(table, run):
+    """Hold the scores of a test set against those of the cross-validation.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of the test set, as `unetseg.scores.score_predictions` returns it.
+    run : unetseg.run.layout.Run
+        The experiment, scored.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per label, for Dice and HD95: ``name``, ``metric``; ``n`` patients and their mean
+        ``here``, and ``claimed_n`` and ``claimed``; their ``difference`` with ``low`` and
+        ``high``, the 95 % interval of Welch's t-test on the means of patients, NaN for a single
+        one; and ``held``: "yes" unless the interval lies on the worse side of 0, "no" if it does,
+        "not known" without an interval. Without a row if the experiment was not scored.
+    """
+    columns = ["name", "metric", "n", "here", "claimed_n", "claimed"]
+    columns += ["difference", "low", "high", "held"]
+    claimed = scores.load_scores(run.scores) if run.scores.exists() else table.iloc[:0]
+    rows = []
+    for (label, name), part in table.groupby(["label", "name"], sort=False):
+        before = claimed[claimed["label"] == label]
+        for metric in CLAIMED if len(before) else ():
+            here, there = (_means(one, metric) for one in (part, before))
+            difference = here.mean() - there.mean()
+            low, high = _interval(here, there)
+            worse = high < 0 if BETTER[metric] > 0 else low > 0
+            held = "not known" if np.isnan(low) else "no" if worse else "yes"
+            numbers = len(here), here.mean(), len(there), there.mean(), difference, low, high
+            rows.append((name, metric, *numbers, held))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _means(part, metric):
+    values = part[metric].astype(float)
+    finite = np.isfinite(values)
+    patients = part["group"].where(part["group"].notna(), part["case"]).astype(str)
+    return values[finite].groupby(patients[finite]).mean()
+
+
+def _interval(here, there):
+    if min(len(here), len(there)) < 2:
+        return np.nan, np.nan
+    if not (here.std() or there.std()):
+        return (here.mean() - there.mean(),) * 2
+    return tuple(ttest_ind(here, there, equal_var=False).confidence_interval(0.95))
+
+
+def describe_claim(claim):
+    """Say whether cross-validation promised what the test set shows.
+
+    Parameters
+    ----------
+    claim : pandas.DataFrame
+        As `compare_with_claim` returns it.
+
+    Returns
+    -------
+    str
+    """
+    if claim.empty:
+        return "The experiment is not scored (notebook 3), so there is nothing to compare with."
+    broken = claim[claim["held"] == "no"]
+    if broken.empty:
+        return "What cross-validation claimed held, as far as so many patients can tell."
+    names = [f"{name} ({metric})" for name, metric in broken[["name", "metric"]].to_numpy()]
+    return f"WORSE THAN CROSS-VALIDATION CLAIMED: {', '.join(names)}."
