@@ -19,7 +19,7 @@ from unetseg.body import keep_largest
 from unetseg.cases import check_scan
 from unetseg.digits import significant
 from unetseg.model import build_unet
-from unetseg.prediction import predict_case, prepare_case, settle_settings
+from unetseg.prediction import combine, predict_case, prepare_case, settle_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import recall_plan
 from unetseg.reliability import describe_votes
@@ -42,8 +42,8 @@ def load_models(results_dir, *, build_model=build_unet, folds=None):
         Holds ``experiment.json`` and the folders of the folds.
     build_model : callable, default build_unet
         The builder that the models were trained with.
-    folds : iterable of int, optional
-        By default every fold that is finished.
+    folds : iterable of int or str, optional
+        By default every fold that is finished. ``["final"]`` is the model on all cases.
 
     Returns
     -------
@@ -79,7 +79,10 @@ def load_temperature(results_dir):
         Geometric mean over the finished folds, each fitted on the cases that the fold validated
         (`unetseg.reliability.fit_temperature`); 1 for experiments that have none.
     """
-    finished = Run(results_dir).read_finished().values()
+    run = Run(results_dir)
+    parents = run.list_parents()  # one alone, if it was chosen instead of the average
+    run = parents[0] if len(parents) == 1 else run
+    finished = run.read_finished().values()
     return float(np.exp(np.mean([np.log(done.get("temperature", 1)) for done in finished])))
 
 
@@ -89,6 +92,7 @@ def predict_scans(
     folder,
     *,
     build_model=build_unet,
+    folds=None,
     n_jobs=None,
     maps=MAPS,
     backup_dir=None,
@@ -116,6 +120,8 @@ def predict_scans(
         function, are never replaced.
     build_model : callable, default build_unet
         The builder that the models were trained with.
+    folds
+        As for `load_models`.
     n_jobs : int, optional
         Processes, as joblib understands it: by default 1, or what `joblib.parallel_config` says,
         which may also send the scans to a cluster.
@@ -154,8 +160,10 @@ def predict_scans(
         run=run,
         batch=Batch(Path(folder)),
         preprocessor=Preprocessor.load(run.preprocessor),
+        members=tuple(run.list_parents() or [run]),
         build_model=build_model,
-        models=tuple(done["weights_sha256"] for done in run.read_finished().values()),
+        folds=folds and tuple(folds),
+        models=_list_hashes(run, folds),
         maps=maps,
         settings=json.loads(json.dumps(settings)),
         memory_bytes=memory_bytes,
@@ -170,6 +178,11 @@ def predict_scans(
             return _predict_all(scans, order, n_jobs)
     finally:
         processes.end_calls()
+
+
+def _list_hashes(run, folds):
+    finished = [member.read_finished(folds) for member in run.list_parents() or [run]]
+    return tuple(done["weights_sha256"] for one in finished for done in one.values())
 
 
 def _recall_largest(run):
@@ -187,7 +200,9 @@ class Order(NamedTuple):
     run: Run
     batch: Batch
     preprocessor: Preprocessor
+    members: tuple
     build_model: Callable
+    folds: tuple | None
     models: tuple
     maps: tuple
     settings: dict
@@ -202,8 +217,13 @@ class Order(NamedTuple):
 
     def foretell(self, scan):
         """Memory that a scan takes, in bytes."""
-        known = {"n_models": len(self.models), "maps": self.maps}
-        return memory.foretell(scan, self.preprocessor, **known)
+        known = {"n_models": len(self.models), "maps": self.list_maps()}
+        preprocessors = [Preprocessor.load(member.preprocessor) for member in self.members]
+        return sum(memory.foretell(scan, one, **known) for one in preprocessors)
+
+    def list_maps(self):
+        """List the maps that are kept: of several ensembles the probabilities too."""
+        return self.maps if len(self.members) == 1 else (*self.maps, "probabilities")
 
     def free_bytes(self):
         """Memory that a scan may take."""
@@ -248,20 +268,26 @@ def _tabulate(rows):
 _ENSEMBLE = {}  # the last one that was loaded
 
 
-def _load_ensemble(order):  # the hashes tell one training from another
+def _load_ensembles(order):  # the hashes tell one training from another
+    # Of each experiment that is averaged its models and its preprocessor.
     # By the name of the builder: one from a notebook is another object in each call.
     builder = order.build_model
     name = builder.__module__, getattr(builder, "__qualname__", "")
     key = order.run, name, order.models
     if key not in _ENSEMBLE:
         _ENSEMBLE.clear()
-        _ENSEMBLE[key] = load_models(order.run.folder, build_model=builder)
+        _ENSEMBLE[key] = [_load_member(member, order) for member in order.members]
     return _ENSEMBLE[key]
 
 
+def _load_member(member, order):
+    models = load_models(member.folder, build_model=order.build_model, folds=order.folds)
+    return models, Preprocessor.load(member.preprocessor)
+
+
 def _check_ensemble(order):
-    _load_ensemble(order)
-    settle_settings(order.preprocessor, **order.settings)
+    for _, preprocessor in _load_ensembles(order):
+        settle_settings(preprocessor, **order.settings)
 
 
 def _say_need(scans, order):
@@ -290,8 +316,8 @@ def _predict_scan(scan, order):
         note, replaced = _find_finished(scan, order, about)
         if note:
             return note["rows"], _recall_check(scan, note)
-        models, preprocessor = _load_ensemble(order), order.preprocessor
-        need = memory.foretell(scan, preprocessor, models, maps=order.maps)
+        ensembles, maps = _load_ensembles(order), order.list_maps()
+        need = sum(memory.foretell(scan, own, models, maps=maps) for models, own in ensembles)
         if lack := memory.describe_lack(need, order.free_bytes()):
             raise ValueError(f"{scan.files[0]}: {lack}")
         started = time.monotonic()
@@ -301,12 +327,15 @@ def _predict_scan(scan, order):
         # Measured: labels and two maps take a byte a voxel.
         needed = math.prod(check["shape"])
         machine.require_room(order.batch.folder, needed, f"labels and maps of {scan.id}")
-        loaded = image, affine
-        prepared = prepare_case(models, scan, preprocessor, loaded=loaded, **order.windows)
-        del image, loaded  # memory for the maps
-        prediction = _predict_prepared(scan, order, models, prepared)
+        looks = [
+            prepare_case(models, scan, own, loaded=(image, affine), **order.windows)
+            for models, own in ensembles
+        ]
+        del image  # memory for the maps
+        prediction = _predict_prepared(scan, order, ensembles, looks)
         _write_maps(scan, order, prediction)
-        rows = _describe(scan, prediction, preprocessor.labels, time.monotonic() - started)
+        labels = order.preprocessor.labels
+        rows = _describe(scan, prediction, labels, time.monotonic() - started)
         noted = {name: _plain(value) for name, value in check.items()}
         _finish(scan, order, {"about": about, "rows": rows, "check": noted}, replaced)
     except Exception as error:  # whatever it is, the other scans go on
@@ -314,9 +343,17 @@ def _predict_scan(scan, order):
     return rows, check
 
 
-def _predict_prepared(scan, order, models, prepared):
-    settings = {"probabilities": "probabilities" in order.maps, **order.settings}
-    prediction = predict_case(models, scan, order.preprocessor, prepared=prepared, **settings)
+def _predict_prepared(scan, order, ensembles, looks):
+    settings = {"probabilities": "probabilities" in order.list_maps(), **order.settings}
+    several = len(ensembles) > 1
+    temperature = settings.pop("temperature") if several else None  # of their average
+    predictions = [
+        predict_case(models, scan, own, prepared=prepared, **settings)
+        for (models, own), prepared in zip(ensembles, looks, strict=True)
+    ]
+    prediction = predictions[0]
+    if several:
+        prediction = combine(predictions, order.preprocessor, temperature)
     return _take_pieces_away(prediction, order) if order.largest else prediction
 
 

@@ -107,6 +107,41 @@ def predict_case(
     return drawn
 
 
+def combine(predictions, preprocessor, temperature=1.0):
+    """Average what several ensembles say of one case, each counting alike.
+
+    Parameters
+    ----------
+    predictions : sequence of Prediction
+        With probabilities, of a temperature of 1; the first one's are changed.
+    preprocessor : Preprocessor
+        Of any of them: their labels are the same.
+    temperature : float, default 1
+        As for `predict_case`.
+
+    Returns
+    -------
+    Prediction
+        ``votes`` of all models, in the order of the ensembles.
+    """
+    mean = predictions[0].probabilities
+    for prediction in predictions[1:]:
+        mean += prediction.probabilities
+    mean /= len(predictions)
+    votes = np.concatenate([prediction.votes for prediction in predictions])
+    together = Prediction(
+        labels=np.zeros(mean.shape[:3], np.int32),
+        probabilities=mean,
+        uncertainty=np.zeros(mean.shape[:3], np.float32),
+        votes=votes,
+        disagreement=np.zeros(mean.shape[:3], np.float32),
+    )
+    for plane in range(mean.shape[0]):  # one at a time, so that copies are small
+        index = along(0, plane, plane + 1)
+        _draw(together.look_at(index), mean[index], preprocessor, temperature)
+    return together
+
+
 def _list(models):
     return list(models) if isinstance(models, list | tuple) else [models]
 

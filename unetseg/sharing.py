@@ -15,7 +15,7 @@ from unetseg._base import sha256 as hash_file
 from unetseg.digits import read_numbers
 from unetseg.reading.tables import read_table
 from unetseg.run.inputs import CORRECTED, Trained
-from unetseg.run.layout import Run, read_json
+from unetseg.run.layout import FINAL, Run, read_json
 from unetseg.run.machine import require_room
 
 PLAIN = {"mtime": 0, "mode": 0o644, "uid": 0, "gid": 0, "uname": "", "gname": "", "deep": False}
@@ -51,7 +51,8 @@ def write_model_card(results_dir):
     finished = run.list_finished()
     content = {path.stem: read_json(path) for path in _list_settings(run)}
     content["folds"] = {fold.folder.name: read_json(fold.done) for fold in finished}
-    content["weights"] = sum(fold.weights.is_file() for fold in finished)
+    folds = [fold for place in run.list_parents() or [run] for fold in place.list_finished()]
+    content["weights"] = sum(fold.weights.is_file() for fold in folds)
     template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     card = jinja2.Template(template, finalize=_escape, undefined=jinja2.StrictUndefined)
     try:
@@ -92,6 +93,7 @@ def _describe_content(run, scored):
     corrected = [row["case"] for row in scored or () if row.get("mask") == CORRECTED]
     return {
         "largest": run.read_components()["new_scans"],
+        "final": run.fold(FINAL).done.is_file(),
         "unknown": Trained(run.folder).unknown,
         "corrected": sorted({*corrected}),
         "stale": scores.find_stale(run.folder),
@@ -104,7 +106,7 @@ def _escape(value):  # what strangers named stays text on its line of Markdown
 
 
 def pack(results_dir, path):
-    """Pack the finished folds of an experiment into one file, to be opened by `unpack`.
+    """Pack the finished models of an experiment into one file, to be opened by `unpack`.
 
     Weights, settings, splits, tables and a new model card are packed; scans, masks, predictions
     and figures are not. **The ids of cases and patients are**, in most of these files: if they
@@ -131,12 +133,9 @@ def pack(results_dir, path):
         If weights, a JSON file or a table are damaged. Nothing is packed then.
     """
     run, path = Run(Path(results_dir).resolve()), Path(path)
-    finished = _check(run)
+    _check(run)
     write_model_card(run.folder)
-    files = [*_list_settings(run), run.cases, *_list_tables(run), run.components, run.card]
-    for fold in finished:
-        files += [fold.weights, fold.history, fold.calibration, fold.done]
-    hashes = _hash_files(run, files)
+    hashes = _hash_files(run, [*list_packed(run), run.card])
     write_json(run.hashes, hashes)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -149,6 +148,26 @@ def pack(results_dir, path):
             packed.add(run.folder / name, member, filter=_make_plain)
     part.replace(path)
     return hash_file(path)
+
+
+def list_packed(run):
+    """List the files of an experiment that are packed, whether they are there or not.
+
+    Parameters
+    ----------
+    run : unetseg.run.layout.Run
+        Of an average those of its parents too.
+
+    Returns
+    -------
+    list of Path
+    """
+    files = [*_list_settings(run), run.cases, *_list_tables(run), run.components, run.average]
+    for fold in run.read_models():
+        files += [fold.weights, fold.history, fold.calibration, fold.done]
+    for parent in run.list_parents():
+        files += list_packed(parent)
+    return files
 
 
 def _make_plain(member):
@@ -209,13 +228,13 @@ def _hash_files(run, files):
 def _check(run):
     for path in (*run.folder.glob("*.json"), *_list_settings(run)):
         read_json(path)
-    finished = run.read_finished()
-    for fold, done in finished.items():
-        path = fold.weights
-        if not path.is_file() or hash_file(path) != done["weights_sha256"]:
-            problem = f"missing, or damaged as its SHA-256 is not the one in {fold.done.name}"
-            raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
-    return finished
+    run.read_finished()
+    for place in run.list_parents() or [run]:
+        for fold, done in place.read_models().items():
+            path = fold.weights
+            if not path.is_file() or hash_file(path) != done["weights_sha256"]:
+                problem = f"missing, or damaged as its SHA-256 is not the one in {fold.done.name}"
+                raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
 
 
 def unpack_tar(path, folder, source, *, max_gb=100):

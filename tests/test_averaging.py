@@ -1,0 +1,142 @@
+"""Two experiments averaged, fold by fold, and used as one."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from training_helpers import SETTINGS, content
+
+from unetseg import averaging, sharing
+from unetseg.inference import load_models, predict_scans
+from unetseg.metrics import dice
+from unetseg.nifti import load_mask
+from unetseg.prediction import predict_case
+from unetseg.preprocessing import Preprocessor
+from unetseg.run.layout import Run
+from unetseg.scores import score_predictions
+from unetseg.training import cross_validate
+
+LABELS = {1: "label 1", 4: "label 4"}
+
+
+@pytest.fixture(scope="module")
+def flat(cases, tmp_path_factory):
+    """The cases of `run`, trained on in slices."""
+    folder = tmp_path_factory.mktemp("flat") / "flat"
+    cross_validate(cases, folder, **SETTINGS | {"preprocessor": Preprocessor(patch=(8, 16, 1))})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def averaged(run, flat, cases, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("averaged") / "both"
+    return folder, averaging.average([run.results, flat], folder, cases)
+
+
+def parents(folder):
+    return [Run(folder / "parents" / name) for name in ("results", "flat")]
+
+
+def test_what_predicts_a_fold_is_chosen_on_the_other_folds(averaged, run, flat, cases):
+    folder, table = averaged
+    chosen = json.loads((folder / "average.json").read_text())
+    masks = {case.id: load_mask(case.mask)[0] for case in cases}
+    by_id = {case.id: case for case in cases}
+    means = []
+    for number, parts in enumerate(run.folds):
+        rows = {"results": [], "flat": [], "average": []}
+        for case_id in parts["val"]:
+            each = []
+            for parent in parents(folder):
+                own = Preprocessor.load(parent.preprocessor)
+                models = load_models(parent.folder, folds=[number])
+                each.append(predict_case(models, by_id[case_id], own).probabilities)
+            kinds = dict(zip(rows, [*each, sum(each) / 2], strict=True))
+            for name, probabilities in kinds.items():
+                labels = np.array([0, 1, 4])[probabilities.argmax(axis=-1)]
+                rows[name] += [dice(masks[case_id] == v, labels == v) for v in LABELS]
+                if name == chosen["folds"][number]:
+                    kept, _ = load_mask(folder / "predictions" / f"{case_id}.nii.gz")
+                    np.testing.assert_array_equal(kept, labels)
+        means.append({name: np.nanmean(values) for name, values in rows.items()})
+    assert table["fold"].tolist() == ["0", "1", "new scans"]
+    for number, other in ((0, 1), (1, 0)):
+        for name, mean in means[other].items():
+            assert table.loc[number, name] == pytest.approx(mean)
+        best = max(("average", "results", "flat"), key=means[other].get)
+        assert chosen["folds"][number] == table.loc[number, "chosen"] == best
+    said = averaging.describe(table)
+    assert f"for new scans {chosen['new_scans']}." in said
+
+
+def test_an_average_is_an_experiment_like_any_other(averaged, run, cases, tmp_path):
+    folder, _ = averaged
+    scores = score_predictions(cases, folder / "predictions", run.folds, LABELS)
+    assert len(scores) == 8
+    settings = json.loads((folder / "experiment.json").read_text())["settings"]
+    assert settings["parents"] == ["results", "flat"]
+    with pytest.raises(ValueError, match="other settings"):
+        cross_validate(cases, folder, **SETTINGS)
+    digest = sharing.pack(folder, tmp_path / "both.tar")
+    there = sharing.unpack(tmp_path / "both.tar", tmp_path / "there", digest)
+    table = predict_scans(cases[:1], there, tmp_path / "out")
+    assert table["problem"].tolist() == ["", ""]
+    assert (
+        "**Average** of two experiments, results and flat" in (there / "MODEL_CARD.md").read_text()
+    )
+
+
+@pytest.mark.parametrize("chosen", ["average", "flat"])
+def test_new_scans_get_the_mean_of_all_probabilities_or_those_chosen(
+    averaged, cases, tmp_path, chosen
+):
+    folder, _ = averaged
+    run = Run(tmp_path / "both")
+    shutil.copytree(folder, run.folder)
+    decided = json.loads(run.average.read_text())
+    run.average.write_text(json.dumps(decided | {"new_scans": chosen}))
+    scan = replace(cases[0], mask=None)
+    table = predict_scans([scan], run.folder, tmp_path / "out", maps=["probabilities"])
+    names = ["results", "flat"] if chosen == "average" else [chosen]
+    total = 0
+    for name in names:
+        parent = Run(run.parents / name)
+        own = Preprocessor.load(parent.preprocessor)
+        total = total + predict_case(load_models(parent.folder), scan, own).probabilities
+    expected = np.array([0, 1, 4])[(total / len(names)).argmax(axis=-1)]
+    labels, _ = load_mask(tmp_path / "out/labels/c0.nii.gz")
+    np.testing.assert_array_equal(labels, expected)
+    assert table["problem"].tolist() == ["", ""]
+    note = json.loads((tmp_path / "out/done/c0.json").read_text())
+    assert len(note["about"]["models"]) == 2 * len(names)
+
+
+def test_what_is_there_is_not_made_again_nor_replaced(averaged, run, flat, cases):
+    folder, table = averaged
+    before = content(folder)
+    again = averaging.average([run.results, flat], folder, cases)
+    assert again["chosen"].tolist() == table["chosen"].tolist()
+    assert content(folder) == before
+    with pytest.raises(
+        ValueError, match="results_dir must be the average of these as they are now"
+    ):
+        averaging.average([flat, run.results], folder, cases)
+    with pytest.raises(
+        ValueError, match="results_dir must be the average of these as they are now"
+    ):
+        averaging.average([flat, folder], run.results, cases)
+
+
+def test_only_experiments_of_one_kind_are_averaged(copy, flat, run, cases, tmp_path):
+    with pytest.raises(ValueError, match="two experiments of different names"):
+        averaging.average([flat, flat], tmp_path / "new", cases)
+    (copy / "splits.json").write_text(json.dumps(run.folds[::-1]))
+    with pytest.raises(ValueError, match="of the same folds"):
+        averaging.average([copy, flat], tmp_path / "new", cases)
+    (copy / "splits.json").write_text(json.dumps(run.folds))
+    (copy / "fold_1/done.json").unlink()
+    with pytest.raises(FileNotFoundError, match="fold_1 is not a finished fold"):
+        averaging.average([copy, flat], tmp_path / "new", cases)
+    assert not (tmp_path / "new").exists()
