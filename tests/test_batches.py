@@ -9,6 +9,7 @@ import pytest
 from unetseg import _base, workspace
 from unetseg.cases import Case
 from unetseg.run import batches, drive
+from unetseg.run.layout import Run
 
 
 @pytest.fixture
@@ -219,3 +220,38 @@ def test_a_table_that_cannot_be_read_is_kept_beside_the_new_one(text, tmp_path, 
     assert path.read_text() == "case\na\n"
     assert (tmp_path / "table.csv.old").read_text() == text
     assert "kept as table.csv.old" in capsys.readouterr().out
+
+
+def test_labels_that_a_person_changed_are_told_from_those_that_were_predicted(tmp_path):
+    scans = scans_in(tmp_path / "scans", "kept", "changed", "late", "alone")
+    for scan in scans[:3]:
+        finish(tmp_path / "out", scan)
+        label = tmp_path / "out/labels" / f"{scan.id}.nii.gz"
+        note = tmp_path / "out/done" / f"{scan.id}.json"
+        content = json.loads(note.read_text())
+        content["labels_sha256"] = _base.sha256(label)
+        if scan.id == "late":  # Drive had the note, not yet the labels
+            content |= {"labels_sha256": "0" * 64, "replaced_sha256": _base.sha256(label)}
+        _base.write_json(note, content)
+    label = tmp_path / "out/labels/changed.nii.gz"
+    label.write_bytes(b"corrected")
+    (found,) = batches.list_corrected(tmp_path / "out", scans)
+    assert (found.id, found.mask, found.image) == ("changed", label, scans[1].image)
+
+
+def test_labels_corrected_on_drive_are_fetched_before_they_could_be_replaced(tmp_path):
+    here, there = (Run(tmp_path / name) for name in ("here", "drive"))
+    scans = scans_in(tmp_path / "scans", "same", "corrected", "both")
+    for run in (here, there):
+        for scan in scans:
+            batch = run.batch("new")
+            finish(batch.folder, scan)
+            note = json.loads(batch.note(scan.id).read_text())
+            note["labels_sha256"] = _base.sha256(batch.label(scan.id))
+            _base.write_json(batch.note(scan.id), note)
+    for name in ("corrected", "both"):
+        there.batch("new").label(name).write_bytes(b"by hand")
+    here.batch("new").label("both").write_bytes(b"by hand here")
+    batches.fetch_corrected(here, there)
+    found = [here.batch("new").label(scan.id).read_bytes() for scan in scans]
+    assert found == [b"labels", b"by hand", b"by hand here"]

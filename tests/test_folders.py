@@ -2,7 +2,9 @@
 
 import pytest
 
+from unetseg.cases import Case, find_cases
 from unetseg.reading.folders import (
+    add_cases,
     find_first,
     find_listed_pairs,
     find_named_pairs,
@@ -95,3 +97,69 @@ def test_listed_pairs_stay_inside_the_folder(tmp_path):
     assert find_listed_pairs(tmp_path, problems) == {"a": (tmp_path / "a.nii", None)}
     assert len(problems) == 1
     assert "is no pair of files in the folder" in problems[0]
+
+
+def corrected(folder, name="a", channels=1):
+    """A scan with its mask, as files of a few bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}_{k}.nii.gz" for k in range(channels)]
+    for path in (*paths, mask := folder / f"{name}_drawn.NII.GZ"):
+        path.write_bytes(path.name.encode())
+    return Case(name, tuple(paths) if channels > 1 else paths[0], mask)
+
+
+@pytest.mark.parametrize(
+    ("there", "channels", "names"),
+    [
+        ((), 1, {"images/a.nii.gz", "labels/a.nii.gz"}),
+        (("imagesTr", "labelsTr"), 1, {"imagesTr/a.nii.gz", "labelsTr/a.nii.gz"}),
+        ((), 2, {"images/a_0000.nii.gz", "images/a_0001.nii.gz", "labels/a.nii.gz"}),
+    ],
+)
+def test_cases_are_added_in_the_layout_of_the_data_set(there, channels, names, tmp_path):
+    for folder in there:
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    case = corrected(tmp_path / "new", channels=channels)
+    assert add_cases(tmp_path / "data", [case]) == 1
+    files = {p.relative_to(tmp_path / "data").as_posix() for p in (tmp_path / "data").rglob("*.gz")}
+    assert files == names
+    assert [found.id for found in find_cases(tmp_path / "data")] == ["a"]
+    assert add_cases(tmp_path / "data", [case]) == 0  # they are there
+
+
+def test_no_case_is_replaced(tmp_path):
+    touch(tmp_path / "data/images", "a.nii.gz")
+    cases = [corrected(tmp_path / "new", name) for name in ("a", "b")]
+    with pytest.raises(ValueError, match=r"1 other files have these names: a\.nii\.gz\. Rename"):
+        add_cases(tmp_path / "data", cases)
+    assert [path.name for path in (tmp_path / "data").rglob("*.gz")] == ["a.nii.gz"]
+
+
+def test_a_data_set_that_lists_its_cases_is_left_alone(tmp_path):
+    touch(tmp_path, "dataset.json")
+    (tmp_path / "dataset.json").write_text('{"training": [{"image": "a", "label": "b"}]}')
+    with pytest.raises(ValueError, match=r"dataset\.json lists the cases one by one"):
+        add_cases(tmp_path, [corrected(tmp_path / "new")])
+
+
+def test_a_scan_is_numbered_where_scans_are(tmp_path):
+    touch(tmp_path / "data/imagesTr", "c_0000.nii.gz")
+    touch(tmp_path / "data/labelsTr", "c.nii.gz")
+    assert add_cases(tmp_path / "data", [corrected(tmp_path / "new")]) == 1
+    assert (tmp_path / "data/imagesTr/a_0000.nii.gz").exists()
+    assert [case.id for case in find_cases(tmp_path / "data")] == ["a", "c"]
+
+
+@pytest.mark.parametrize("name", ["a.nii", "A.nii.gz"])
+def test_an_id_that_is_there_in_another_form_is_refused(name, tmp_path):
+    touch(tmp_path / "data/images", name)
+    with pytest.raises(ValueError, match="other files have these names"):
+        add_cases(tmp_path / "data", [corrected(tmp_path / "new")])
+
+
+def test_several_files_are_not_put_beside_single_ones(tmp_path):
+    touch(tmp_path / "data/images", "c.nii.gz")
+    with pytest.raises(
+        ValueError, match="cases must be one file each, as the scans that are there"
+    ):
+        add_cases(tmp_path / "data", [corrected(tmp_path / "new", channels=2)])

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +11,13 @@ import pytest
 from files import content_of, fill
 from matplotlib.figure import Figure
 
-from unetseg import cases, nifti, workspace
-from unetseg._base import write_json
+from unetseg import nifti, sharing, workspace
+from unetseg._base import sha256, write_json
+from unetseg.cases import find_cases
+from unetseg.preprocessing import Preprocessor
 from unetseg.run import drive
+from unetseg.run.layout import Run
+from unetseg.survey import look_through
 from unetseg.workspace import Workspace
 
 
@@ -310,7 +315,7 @@ def test_an_experiment_to_compare_with_must_be_scored(place):
 
 
 def test_scans_are_opened_with_their_labels_as_far_as_these_are_there(place, make_data, capsys):
-    scans = cases.find_cases(make_data(5))
+    scans = find_cases(make_data(5))
     batch = place.run.batch("new")
     for scan in scans[:4]:
         nifti.save_mask(batch.label(scan.id), nifti.load_mask(scan.mask)[0], scan.image)
@@ -327,7 +332,7 @@ def test_scans_are_opened_with_their_labels_as_far_as_these_are_there(place, mak
 
 
 def test_scored_cases_are_opened_with_mask_and_prediction_if_their_scans_are_here(place, make_data):
-    found = cases.find_cases(make_data(2))
+    found = find_cases(make_data(2))
     for case in found:
         nifti.save_mask(place.run.prediction(case.id), nifti.load_mask(case.mask)[0], case.image)
     rows = [("best", "case_01", 0.9), ("worst", "case_00", 0.5)]
@@ -352,3 +357,72 @@ def test_what_is_looked_at_has_the_pieces_that_count(place, tmp_path, write_case
     examples = pd.DataFrame([("worst", "a", 0.9)], columns=["which", "case", "mean_dice"])
     shown = place.view_scored([case], examples)["a"].masks[1]
     np.testing.assert_array_equal(shown, mask)
+
+
+@pytest.fixture
+def continuing(local, copy, cases):
+    """A new experiment beside a trained one, `first`, with the cases of both and one more."""
+    copy.rename(fill(local / "results", keep=b"").parent / "results" / "first")
+    return Workspace(cases[0].image.parent, local / "results" / "second")
+
+
+def test_training_starts_from_an_experiment_beside_this_one(continuing, cases, capsys):
+    place = continuing
+    seen = look_through(cases)
+    assert place.note_start("", cases, seen) == "Training will start from nothing."
+    assert place.read_start() is None
+    said = place.note_start("first", cases, seen)
+    assert said.startswith("Training will start from first, which knows 4 of 4 cases. They stay")
+    first = place.results.with_name("first")
+    assert place.read_start() == first
+    assert place.read_folds() == json.loads((first / "splits.json").read_text())
+    wanted = place.adopt_settings("first", Preprocessor(labels={1: "a", 4: "b"}))
+    assert wanted.patch == Preprocessor.load(first / "preprocessor.json").patch
+    said = place.note_start("", cases, seen)
+    assert said.startswith("Training will start from nothing. The folds stay those of before")
+    assert place.read_start() is None
+
+
+def test_folds_that_are_there_stay_as_they_are(continuing, cases):
+    seen = look_through(cases)
+    own = [{"train": ["c0"], "val": ["c1"]}]
+    write_json(continuing.run.splits, own)
+    assert "splits.json is there already" in continuing.note_start("first", cases, seen)
+    assert continuing.read_folds() == own
+
+
+def test_training_starts_from_a_packed_file(continuing, local, capsys):
+    digest = sharing.pack(local / "results" / "first", local / "theirs.tar")
+    start = continuing.find_start("theirs.tar")
+    assert len(Run(start).list_finished()) == 2
+    assert digest in capsys.readouterr().out
+    assert continuing.find_start("theirs.tar") == start
+
+
+@pytest.mark.parametrize("name", ["frist", "second", "missing.tar"])
+def test_a_start_that_is_not_there_is_refused_with_what_is(continuing, name):
+    with pytest.raises(ValueError, match=r"START_FROM must be the name of a trained .*first"):
+        continuing.find_start(name)
+
+
+def test_corrected_labels_become_cases_of_a_data_set(continuing, local, cases, tmp_path):
+    place = replace(continuing, results=local / "results" / "first")
+    batch, scans = place.run.batch("new"), [replace(case, mask=None) for case in cases[:2]]
+    for case in cases[:2]:
+        mask, _ = nifti.load_mask(case.mask)
+        nifti.save_mask(batch.label(case.id), mask, case.files[0])
+        row = {"case": case.id, "label": 1, "name": "one", "volume_ml": 1.0, "problem": ""}
+        about = {"models": [], "maps": [], "settings": {}, "scan": []}
+        note = {"about": about, "rows": [row], "labels_sha256": sha256(batch.label(case.id))}
+        write_json(batch.note(case.id), note)
+    said = place.add_corrected(scans, batch, "data/more")
+    assert said == "Labels of 0 scans were corrected: none."
+    mask[tuple(np.argwhere(mask == 1)[0])] = 0
+    nifti.save_mask(batch.label(scans[1].id), mask, scans[1].files[0])
+    assert place.add_corrected(scans, batch, "") == "Labels of 1 scans were corrected: c1."
+    assert not (local / "data").exists()
+    said = place.add_corrected(scans, batch, "data/more")
+    assert "1 are new in" in said
+    assert "DATA=data/more, START_FROM=first and another EXPERIMENT" in said
+    (found,) = find_cases(local / "data/more")
+    np.testing.assert_array_equal(nifti.load_mask(found.mask)[0], mask)

@@ -127,6 +127,51 @@ class Jobs:
 
 
 @dataclass(frozen=True)
+class Tolerances:
+    """A number of mm, or one for each label: ``liver: 2, tumour: 1``."""
+
+    examples: tuple = ("1.0", "liver: 2, tumour: 1")
+
+    def read(self, text):
+        """Understand 1, 1.5 and pairs of a label's name or value and a number."""
+        if ":" not in text:
+            return Number(("1",), least=0, whole=False).read(text)
+        pairs = [pair.rpartition(":") for pair in re.split(r"[,;]", text.strip("{} ")) if pair]
+        named = {name.strip(" '\""): _number(value.strip(), False) for name, _, value in pairs}
+        if "" in named or min(named.values()) < 0:
+            raise ValueError("0 or more, for each label")
+        return {int(name) if name.isdecimal() else name: mm for name, mm in named.items()}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Two experiments, or none."""
+
+    examples: tuple = ("first_run, first_run_2d",)
+
+    def read(self, text):
+        """Part them at the comma."""
+        names = [name.strip() for name in re.split(r"[,;]", text.strip("[]() ")) if name.strip()]
+        if len(names) not in (0, 2):
+            raise ValueError("the names of two experiments, with a comma between them")
+        return names
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of all folds, or the one that was trained on all cases."""
+
+    examples: tuple = ("folds", "final")
+
+    def read(self, text):
+        """Give None for all folds, else ``["final"]``."""
+        word = text.casefold()
+        if word not in self.examples:
+            raise ValueError("folds or final")
+        return None if word == "folds" else ["final"]
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """2 or 3."""
 
@@ -237,7 +282,15 @@ SETTINGS = {
     "N_JOBS": Jobs(),
     "RETRAIN": Flag(),
     "ALLOW_LEAKS": Flag(),
-    "TOLERANCE_MM": Number(("1.0",), least=0, whole=False),
+    "START_FROM": Text(("first_run", "theirs.tar")),
+    "ALLOW_EMPTY": Flag(),
+    "FINAL": Flag(),
+    "MODELS": Models(),
+    "AVERAGE_OF": Names(),
+    "ADD_TO": Text(("data/corrected",)),
+    "LESIONS": Number(("0", "0.5", NONE), least=0, below=1, whole=False, auto=True),
+    "LESION_ML": Number(("0.01",), least=0, whole=False),
+    "TOLERANCE_MM": Tolerances(),
     "REPORT": Flag(),
     "PROBABILITIES": Flag(),
 }

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetseg import cases, nifti, scores, settings
-from unetseg._base import require
+from unetseg import cases, earlier, nifti, reliability, scores, settings, sharing
+from unetseg._base import require, write_json
 from unetseg._base import sha256 as sha256  # for those who look for it here
 from unetseg.body import keep_largest
 from unetseg.preprocessing import Preprocessor
+from unetseg.reading import folders
+from unetseg.reading.tables import read_results
 from unetseg.run import batches, drive, inputs, machine
 from unetseg.run.drive import base_dir, in_colab, project_dir
 from unetseg.run.layout import Batch, Run, read_json
@@ -101,6 +103,185 @@ class Workspace:
         self._make_sample(self._new_scans, n_cases=3, seed=1)  # of other people than in training
         return cases.find_scans(self._new_scans, channels)
 
+    def average(self, names):
+        """Make this experiment the average of two others, if two are named.
+
+        Parameters
+        ----------
+        names : list of str
+            The setting ``AVERAGE_OF``: two experiments beside this one, or none.
+
+        Returns
+        -------
+        str
+            What was chosen.
+        """
+        if not names:
+            return "This experiment is no average of others."
+        from unetseg import averaging  # here, as Keras takes seconds
+
+        parents = [self._find_other(name) for name in names]
+        self._make_sample(self.data)
+        found = cases.find_scored(self.data, parents[0])
+        return averaging.describe(averaging.average(parents, self.results, found))
+
+    def _find_other(self, name, setting="AVERAGE_OF", what="trained experiment"):
+        others = (self.backup or self.results).parent
+        runs = [Run(path) for path in others.glob("*") if path.name != self.results.name]
+        ready = [run for run in runs if run.list_finished() and not run.average.exists()]
+        settings.find_name(setting, name, [run.folder.name for run in ready], what)
+        return others / name
+
+    def find_start(self, name):
+        """Find the results of an earlier experiment from which training starts.
+
+        Parameters
+        ----------
+        name : str
+            The setting ``START_FROM``: an experiment beside this one, or the path of a file that
+            `unetseg.sharing.pack` wrote, absolute or relative like ``DATA``. Empty for none.
+
+        Returns
+        -------
+        Path or None
+            A packed file is opened in a folder of this session. Its SHA-256 is said.
+
+        Raises
+        ------
+        ValueError
+            If there is no such experiment or file, or it has no finished fold.
+        """
+        if not name:
+            return None
+        packed = base_dir() / Path(name).expanduser()
+        if packed.suffix == ".tar" and packed.is_file():
+            digest = sha256(packed)
+            folder = self.cache / f"start_{digest[:16]}"
+            print(f"{packed.name}: SHA-256 {digest}; compare it with what the sender told.")
+            return folder if folder.exists() else sharing.unpack(packed, folder, digest)
+        return self._find_other(name, "START_FROM", "trained experiment, or a packed file")
+
+    def adopt_settings(self, name, wanted):
+        """Take over how the scans of an earlier experiment were prepared, if one is named.
+
+        Parameters
+        ----------
+        name : str
+            As for `find_start`.
+        wanted : Preprocessor
+
+        Returns
+        -------
+        Preprocessor
+            As of `unetseg.earlier.adopt_settings`.
+        """
+        start = self.find_start(name)
+        return earlier.adopt_settings(wanted, start) if start else wanted
+
+    def note_start(self, name, found, seen):
+        """Note from which experiment training is to start, and keep its folds.
+
+        Parameters
+        ----------
+        name : str
+            As for `find_start`.
+        found : sequence of Case
+        seen : unetseg.survey.Survey
+            What `unetseg.survey.look_through` saw of them.
+
+        Returns
+        -------
+        str
+            What notebook 2 will do.
+        """
+        start = self.find_start(name)
+        if not start:
+            return self._start_from_nothing()
+        write_json(self.run.start, {"from": name})
+        known = earlier.match_cases(start, found, seen.samples)
+        said = f"Training will start from {name}, which knows {len(known)} of {len(found)} cases."
+        labels_of = dict(zip(seen.table["case"], seen.table["labels"], strict=True))
+        folds = earlier.extend_folds(start, found, known, labels_of=labels_of)
+        if folds is None:
+            return said
+        if self.run.splits.exists() and read_json(self.run.splits) != folds:
+            return f"{said} splits.json is there already and stays as it is."
+        write_json(self.run.splits, folds)
+        return f"{said} They stay in their folds, and the others are shared out: splits.json."
+
+    def _start_from_nothing(self):
+        places = [self.run, *([Run(self.backup)] if self.backup else [])]
+        noted = [place.start for place in places if place.start.exists()]
+        for path in noted:
+            path.unlink()
+        said = "Training will start from nothing."
+        if noted and self.run.splits.exists():
+            said += " The folds stay those of before; for others remove splits.json."
+        return said
+
+    def read_start(self):
+        """Find the experiment that `note_start` noted; None if there is none."""
+        noted = self.run.start
+        return self.find_start(read_json(noted)["from"]) if noted.exists() else None
+
+    def describe_start(self, net, plan):
+        """Say what a network takes over from the experiment that training starts from.
+
+        Parameters
+        ----------
+        net : keras.Model
+            Gets these weights.
+        plan : unetseg.recipe.Plan
+            By which it was built.
+
+        Returns
+        -------
+        str
+        """
+        start = self.read_start()
+        if start is None:
+            return "All weights are new."
+        from unetseg.transfer import describe_start  # here, as Keras takes seconds
+
+        return describe_start(net, plan, start)
+
+    def add_corrected(self, scans, batch, folder):
+        """Make cases of new scans whose labels a person corrected.
+
+        Parameters
+        ----------
+        scans : sequence of Case
+        batch : unetseg.run.layout.Batch
+            As `find_scans` and `choose_batch` return both. Labels that are not any more what was
+            predicted are taken for corrected.
+        folder : str
+            The setting ``ADD_TO``: a data set, absolute or relative like ``DATA``, which gets
+            copies of these scans and labels. Empty to be told of them alone.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ValueError
+            If corrected labels are not sound masks, other files have these names there, or a
+            ``dataset.json`` lists the cases there. Nothing is copied then.
+        """
+        corrected = batches.list_corrected(batch.folder, scans)
+        names = ", ".join(case.id for case in corrected) or "none"
+        said = f"Labels of {len(corrected)} scans were corrected: {names}."
+        if not folder or not corrected:
+            return said
+        known = Preprocessor.load(self.run.preprocessor)
+        rules = {"labels": known.labels, "ignore": known.ignore, "allow_empty": True}
+        cases.refuse_problems(cases.check_cases(corrected, **rules))
+        target = base_dir() / Path(folder).expanduser()
+        added = folders.add_cases(target, corrected)
+        name = (self.run.list_parents() or [self.run])[0].folder.name
+        advice = f"Train with DATA={folder}, START_FROM={name} and another EXPERIMENT."
+        return f"{said} {added} are new in {target}. {advice}"
+
     def choose_batch(self, scans):
         """Choose where the predictions of the new scans go.
 
@@ -175,6 +356,8 @@ class Workspace:
         """
         experiment = self.read_experiment()
         facts = {"folds": len(read_json(self.run.splits)), **experiment["settings"]["recipe"]}
+        if parents := experiment["settings"].get("parents"):
+            facts["average of"] = ", ".join(parents)
         facts.update(experiment["hardware"])
         facts.update(experiment["versions"])
         planned = facts.pop("minutes", None)
@@ -187,7 +370,7 @@ class Workspace:
 
     def read_histories(self):
         """Read the history of every finished fold: tables by the names of the folds."""
-        finished = self.run.list_finished()
+        finished = [fold for fold in self.run.list_finished() if fold.history.exists()]
         return {f"fold {fold.number}": pd.read_csv(fold.history) for fold in finished}
 
     def load_other_scores(self, name):
@@ -305,6 +488,24 @@ class Workspace:
             figure.save_as_html(path)
         return figure
 
+    def compare_scans(self, batch):
+        """Compare new scans with those of the training, by what is written down of both.
+
+        Parameters
+        ----------
+        batch : unetseg.run.layout.Batch
+            As `choose_batch` returns it; its scans are segmented.
+
+        Returns
+        -------
+        outside : pandas.Series
+            As of `unetseg.reliability.compare_with_training`.
+        trained : pandas.DataFrame
+            What is known of the cases of the training.
+        """
+        trained = read_results(self.run.cases)
+        return reliability.compare_with_training(read_results(batch.scans), trained), trained
+
     def keep(self, folder=None):
         """Copy to Drive what is new there, and say where the results are.
 
@@ -319,6 +520,7 @@ class Workspace:
             return
         # What was edited there counts, also if that was just now.
         drive.copy_new(self.backup, self.results, [self.run.splits.name])
+        batches.fetch_corrected(self.run, Run(self.backup))
         count = drive.copy_new(self.results, self.backup)
         where = drive.origin(self.backup_of(folder))
         print(f"Everything is on Drive, in {where}; {count} files are new there.")
@@ -420,4 +622,5 @@ def prepare(data, experiment, results="results", *, need_data=True):
     if place.backup.is_dir():
         drive.copy_new(place.backup, place.results, overwrite=False)
         drive.copy_new(place.backup, place.results, ["splits.json"])  # it may be edited there
+        batches.fetch_corrected(place.run, Run(place.backup))  # and labels be corrected
     return place

@@ -5,6 +5,7 @@ from unicodedata import normalize
 
 import pandas as pd
 
+from unetseg._base import refuse_any, require, sha256, write_file
 from unetseg.reading.description import read_description
 
 SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -157,3 +158,74 @@ def _locate(path):
         if normalize("NFC", twin.name) == normalize("NFC", path.name):
             return twin
     return path
+
+
+def add_cases(folder, cases):
+    """Copy scans and masks into a data set, where none of them is replaced.
+
+    Parameters
+    ----------
+    folder : Path
+        Is made if needed, with ``images`` and ``labels``; ``imagesTr`` and ``labelsTr`` are used if
+        they are there.
+    cases : sequence of Case
+
+    Returns
+    -------
+    int
+        How many cases are new there.
+
+    Raises
+    ------
+    ValueError
+        If other files of these names are there, or its ``dataset.json`` lists the cases. Nothing
+        is copied then.
+    """
+    if read_description(folder).get("training"):
+        advice = "Take 'training' out of it, or choose another folder."
+        raise ValueError(f"{folder}: its dataset.json lists the cases one by one. {advice}")
+    images, labels = (_choose_folder(folder, names) for names in (IMAGES, MASKS))
+    there = [list_files(place, []) for place in (images, labels)]
+    copies = _plan_copies(images, labels, cases, *there)
+    names = {(path.parent, _fold(path)) for files in there for path in files.values()}
+    new = [path for path, source in copies.items() if not _is_copied(source, path)]
+    other = sorted(path.name for path in new if (path.parent, _fold(path)) in names)
+    advice = "Rename the scans, predict them again, or choose another folder."
+    refuse_any(other, f"{folder}:", "other files have these names", advice)
+    for path in new:
+        write_file(path, copies[path].read_bytes())
+    return len([path for path in new if path.parent == labels])
+
+
+def _plan_copies(images, labels, cases, scans, masks):
+    # The file that each new one is a copy of; numbered like the scans that are there.
+    numbered = bool(scans) and all(CHANNEL.search(name) for name in scans)
+    numbered = numbered and scans.keys() != masks.keys()
+    allowed = "one file each, as the scans that are there; join the channels of these"
+    copies = {}
+    for case in cases:
+        several = len(case.files) > 1
+        require("cases", case.id, numbered or not several or not scans, allowed)
+        for channel, path in enumerate(case.files):
+            number = f"_{channel:04d}" if several or numbered else ""
+            copies[images / f"{case.id}{number}{_suffix(path)}"] = path
+        copies[labels / f"{case.id}{_suffix(case.mask)}"] = case.mask
+    return copies
+
+
+def _is_copied(source, path):
+    return path.exists() and sha256(path) == sha256(source)
+
+
+def _fold(path):
+    # Disks of Mac and Windows know no upper case.
+    return SUFFIX.sub("", path.name).casefold()
+
+
+def _choose_folder(folder, names):
+    there = [folder / name for name in names if (folder / name).is_dir()]
+    return there[0] if there else folder / names[-1]
+
+
+def _suffix(path):
+    return SUFFIX.search(path.name)[0].lower()

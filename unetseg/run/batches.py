@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -183,6 +184,53 @@ def refuse_other_scans(folder, scans):
     others = [scan.id for scan in scans if _is_same(Path(folder), scan) is False]
     advice = "Predict these scans into another folder, or rename them."
     refuse_any(others, f"{folder}: holds predictions of other scans with", "of these ids", advice)
+
+
+def list_corrected(folder, scans):
+    """List the scans whose labels somebody changed after they were predicted.
+
+    Parameters
+    ----------
+    folder : str or Path
+        As for `unetseg.inference.predict_scans`.
+    scans : sequence of Case
+
+    Returns
+    -------
+    list of Case
+        With these labels as masks.
+    """
+    batch, corrected = Batch(Path(folder)), []
+    for scan in scans:
+        label, note = batch.label(scan.id), batch.note(scan.id)
+        if label.exists() and note.exists():
+            noted = read_json(note, "prediction")
+            made = noted["labels_sha256"], noted.get("replaced_sha256")
+            if sha256(label) not in made:
+                corrected.append(replace(scan, mask=label))
+    return corrected
+
+
+def fetch_corrected(run, backup):
+    """Fetch labels that a person corrected on Drive, which a copy to there would replace.
+
+    Parameters
+    ----------
+    run, backup : unetseg.run.layout.Run
+        An experiment here and on Drive. Labels here that were corrected too stay.
+    """
+    for folder in backup.new_scans.glob("*"):
+        here, there = run.batch(folder.name), backup.batch(folder.name)
+        for label in there.labels.glob("*.nii.gz"):
+            case_id = label.name.removesuffix(".nii.gz")
+            note, own = there.note(case_id), here.label(case_id)
+            if not note.exists():
+                continue
+            noted = read_json(note, "prediction")
+            made = noted["labels_sha256"], noted.get("replaced_sha256")
+            if sha256(label) in made or (own.exists() and sha256(own) not in made):
+                continue
+            write_file(own, label.read_bytes())
 
 
 def update_table(path, table):
