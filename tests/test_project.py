@@ -21,7 +21,7 @@ MODULES = sorted((ROOT / "unetseg").rglob("*.py"))
 CORE = ("nifti", "model", "metrics", "plots")
 # Each module imports only from those that stand before it: no circle, and one direction.
 ORDER = (
-    *("_base", *CORE, "digits"),
+    *("_base", *CORE, "digits", "annotation"),
     *("reading.contents", "reading.description", "reading.tables", "reading.patients"),
     *("reading.folders", "reading.intensities"),
     *("run.layout", "run.lock", "run.machine", "run.devices", "run.fingerprints", "run.inputs"),
@@ -35,10 +35,12 @@ ORDER = (
         "grids",
         "prepared",
         "planning",
+        "rules",
         "augmentation",
     ),
     *(
         "preprocessing",
+        "earlier",
         "advice",
         "survey",
         "patches",
@@ -54,15 +56,19 @@ ORDER = (
         "recipe",
         "fitting",
         "inference",
+        "transfer",
+        "validation",
         "training",
         "scores",
         "components",
+        "lesions",
         "charts",
     ),
-    *("report", "sharing", "workspace"),
+    *("report", "testset", "sharing", "averaging", "workspace"),
 )
 KERAS = ("model", "patches", "prediction", "recipe", "fitting", "inference", "training")
 KERAS += ("losses", "optimizers", "run.devices", "run.state", "ensemble", "memory")
+KERAS += ("transfer", "validation", "averaging")
 
 
 def code_lines(path):

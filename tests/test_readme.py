@@ -166,7 +166,15 @@ def test_links_lead_somewhere(name):
     folder = (ROOT / name).parent
     targets = re.findall(r"\]\((?!http)([^)]+)\)", read(name))
     targets += re.findall(r'src="(?!http)([^"]+)"', read(name))
-    assert [target for target in targets if not (folder / target).exists()] == []
+    pairs = [target.partition("#")[::2] for target in targets]
+    assert [target for target, _ in pairs if not (folder / target).exists()] == []
+    for target, heading in pairs:
+        if heading:  # as GitHub makes it of a title
+            document = (
+                folder / target / "README.md" if (folder / target).is_dir() else folder / target
+            )
+            titles = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [title.lower().replace(" ", "-") for title in titles]
 
 
 def test_every_document_is_reached_from_the_readme():
