@@ -408,6 +408,12 @@ def find_leaks(cases, folds=None, *, samples=None):
     return _tabulate(rows)
 
 
+def join_leaks(leaks, more):
+    """Put two tables of leaks, as `find_leaks` returns them, below each other."""
+    rows = [*leaks[COLUMNS].to_numpy().tolist(), *more[COLUMNS].to_numpy().tolist()]
+    return _tabulate(rows)
+
+
 def recall_leaks(results_dir, cases, folds):
     """Tell the leaks of a finished experiment without reading scans that have not changed.
 
@@ -429,9 +435,7 @@ def recall_leaks(results_dir, cases, folds):
     if not there:
         return noted
     if not (run.leaks.exists() and _are_as_trained(trained, cases, folds)):
-        of_start = noted.loc[noted["kind"] == TRAINED, COLUMNS]
-        found = find_leaks(cases, folds)
-        return pd.concat([found, of_start], ignore_index=True) if len(of_start) else found
+        return join_leaks(find_leaks(cases, folds), noted.loc[noted["kind"] == TRAINED, COLUMNS])
     scans = noted[noted["kind"] != PATIENT]
     rows = _find_parted_patients(_patients(cases), folds)
     return _tabulate([*rows, *scans[COLUMNS].itertuples(index=False, name=None)])

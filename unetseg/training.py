@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import joblib
-import pandas as pd
 
 from unetseg import earlier, fitting, memory, model, transfer
 from unetseg._base import require, write_json, write_table
@@ -25,6 +24,7 @@ from unetseg.splits import (
     check_folds,
     describe_rare_labels,
     find_leaks,
+    join_leaks,
     refuse_leaks,
     settle_folds,
 )
@@ -367,7 +367,7 @@ def _find_leaks(start_from, folds, cases, samples):
     # With the models that the folds start from, and the cases that these were trained on.
     leaks = find_leaks(cases, folds, samples=samples)
     starts, known = earlier.choose_starts(start_from, folds, cases, samples)
-    return starts, pd.concat([leaks, known], ignore_index=True) if len(known) else leaks
+    return starts, join_leaks(leaks, known)
 
 
 def _labels_of(table):
