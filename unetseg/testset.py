@@ -58,16 +58,17 @@ def score_batch(results_dir, batch, scans):
     run, labelled = Run(results_dir), [scan for scan in scans if scan.mask]
     if not labelled:
         return Tested("No masks beside these scans: nothing to score.", None, None, None)
-    said, tested = _leave_out(run, batch, labelled)
+    preprocessor = Preprocessor.load(run.preprocessor)
+    said, tested = _leave_out(run, batch, labelled, preprocessor)
     said.insert(0, f"{len(labelled)} of {len(scans)} scans have a mask.")
     if not tested:
         return Tested(" ".join(said), None, None, None)
-    table = _score(run, batch, tested)
+    table = _score(run, batch, tested, preprocessor)
     summary = scores.summarise(table)
     claim = compare_with_claim(table, run)
     for path, rows in ((batch.scores, table), (batch.summary, summary), (batch.claim, claim)):
         write_table(path, rows)
-    _draw(run, batch, tested, table)
+    _draw(batch, tested, table, preprocessor)
     no_leaks = pd.DataFrame(columns=COLUMNS)
     about = {"leaks": no_leaks, "compared": claim, "batch": batch}
     path = report.write_report(run.folder, table, summary, **about)
@@ -76,11 +77,10 @@ def score_batch(results_dir, batch, scans):
     return Tested(" ".join(said), table, summary, claim)
 
 
-def _leave_out(run, batch, labelled):
+def _leave_out(run, batch, labelled, preprocessor):
     # Sentences on the scans that are not scored, and the others.
     missing = {scan.id for scan in labelled if not batch.label(scan.id).exists()}
     there = [scan for scan in labelled if scan.id not in missing]
-    preprocessor = Preprocessor.load(run.preprocessor)
     rules = {"labels": preprocessor.labels, "allow_empty": True}
     seen = look_through(there, preprocessor=preprocessor, **rules)
     bad = seen.table[seen.table["problem"] != ""]
@@ -109,16 +109,15 @@ def _find_trained(run, scans, samples):
     return seen
 
 
-def _score(run, batch, tested):
-    preprocessor = Preprocessor.load(run.preprocessor)
+def _score(run, batch, tested, preprocessor):
     about = {"ignore": preprocessor.ignore, "unions": preprocessor.unions, "largest": {}}
     where = tested, *_describe_where(batch, tested), preprocessor.labels
     about["tolerance_mm"] = _recall_tolerances(run, preprocessor.targets)
     return scores.score_predictions(*where, **about).assign(fold=TEST)
 
 
-def _draw(run, batch, tested, table):
-    preprocessor, where = Preprocessor.load(run.preprocessor), _describe_where(batch, tested)
+def _draw(batch, tested, table, preprocessor):
+    where = _describe_where(batch, tested)
     labels, targets = preprocessor.labels, preprocessor.targets
     counts = scores.count_confusion(tested, *where, labels, ignore=preprocessor.ignore)
     by_id, views = {case.id: case for case in tested}, []

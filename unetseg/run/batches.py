@@ -203,12 +203,16 @@ def list_corrected(folder, scans):
     batch, corrected = Batch(Path(folder)), []
     for scan in scans:
         label, note = batch.label(scan.id), batch.note(scan.id)
-        if label.exists() and note.exists():
-            noted = read_json(note, "prediction")
-            made = noted["labels_sha256"], noted.get("replaced_sha256")
-            if sha256(label) not in made:
-                corrected.append(replace(scan, mask=label))
+        if note.exists() and _is_corrected(label, note):
+            corrected.append(replace(scan, mask=label))
     return corrected
+
+
+def _is_corrected(label, note):
+    # Whether labels are there, and neither what was predicted nor what that replaced.
+    noted = read_json(note, "prediction")
+    made = noted["labels_sha256"], noted.get("replaced_sha256")
+    return label.exists() and sha256(label) not in made
 
 
 def fetch_corrected(run, backup):
@@ -224,13 +228,9 @@ def fetch_corrected(run, backup):
         for label in there.labels.glob("*.nii.gz"):
             case_id = label.name.removesuffix(".nii.gz")
             note, own = there.note(case_id), here.label(case_id)
-            if not note.exists():
-                continue
-            noted = read_json(note, "prediction")
-            made = noted["labels_sha256"], noted.get("replaced_sha256")
-            if sha256(label) in made or (own.exists() and sha256(own) not in made):
-                continue
-            write_file(own, label.read_bytes())
+            by_hand = note.exists() and _is_corrected(label, note)
+            if by_hand and not _is_corrected(own, note):
+                write_file(own, label.read_bytes())
 
 
 def update_table(path, table):
