@@ -123,7 +123,8 @@ class Start(NamedTuple):
     """The model that a fold starts from: that of a fold, or ``final``, of an earlier run.
 
     ``digests`` and ``patients``: of all scans that it was trained on, and that it started from in
-    its turn.
+    its turn. Where an earlier version did not note the voxels of a scan, its files stand for
+    them, and where it noted neither, its name.
     """
 
     results_dir: Path
@@ -147,15 +148,25 @@ def list_starts(results_dir):
     """
     run = Run(results_dir)
     table = read_results(run.cases).reindex(columns=["case", "group", "digest"]).set_index("case")
+    files_of = {i: _name_files(files) for files, i in Trained(results_dir).list_scans().items()}
+    known = {**files_of, **table["digest"].dropna()}
     starts = {}
     for fold, done in run.read_models().items():
-        seen = table.loc[table.index.intersection(done["train"])]
+        groups = table["group"].reindex(done["train"]).dropna()
         before = done.get("start", {})
-        digests = {*seen["digest"].dropna(), *before.get("digests", [])}
-        patients = {*seen["group"].dropna(), *before.get("patients", [])} - {""}
+        digests = {known.get(i, _name(i)) for i in done["train"]} | {*before.get("digests", [])}
+        patients = {*groups, *before.get("patients", [])} - {""}
         about = done["weights_sha256"], tuple(sorted(digests)), tuple(sorted(patients))
         starts[fold.key] = Start(run.folder.absolute(), fold.key, *about)
     return starts
+
+
+def _name_files(hashes):
+    return "+".join(["files", *hashes])
+
+
+def _name(case_id):
+    return f"name+{case_id}"
 
 
 def find_seen(start, cases, samples, *, by_patient=True):
@@ -176,7 +187,8 @@ def find_seen(start, cases, samples, *, by_patient=True):
     """
     seen = {}
     for case in cases:
-        if samples[case.id].digest in start.digests:
+        files = _name_files(fingerprint(path)["sha256"] for path in case.files)
+        if not {samples[case.id].digest, files, _name(case.id)}.isdisjoint(start.digests):
             seen[case.id] = TRAINED
         elif by_patient and case.group is not None and case.group in start.patients:
             seen[case.id] = PATIENT
