@@ -99,10 +99,12 @@ def scored(write_nifti, tmp_path):
 
 def test_lesions_and_false_positives_of_controls_are_counted(scored):
     cases, folder, folds = scored
-    found = lesions.evaluate(folder, cases, folds, NAMES, overlap=0.0)
-    pd.testing.assert_frame_equal(
-        pd.read_csv(folder / "lesions.csv").iloc[:, -2:], found.iloc[:, -2:]
-    )
+    path = folder / "lesions.csv"
+    found = lesions.evaluate(path, cases, folder / "predictions", folds, NAMES, overlap=0.0)
+    again, rule = lesions.recall_lesions(path)
+    pd.testing.assert_frame_equal(again.iloc[:, -4:], found.iloc[:, -4:])
+    pd.testing.assert_frame_equal(lesions.count_lesions(again), lesions.count_lesions(found))
+    assert rule == {"overlap": 0.0, "least_ml": 0.0}
     assert found["volume_ml"].tolist() == pytest.approx([0.08, 0.08, 0, 0.08])
     table = lesions.count_lesions(found)
     assert table["case"].tolist() == ["all", "sick", "well", "wrong"]
@@ -116,14 +118,26 @@ def test_lesions_and_false_positives_of_controls_are_counted(scored):
 
 def test_lesions_under_a_volume_do_not_count(scored):
     cases, folder, folds = scored
+    where = cases, folder / "predictions", folds, NAMES
     for least_ml, count in ((0.08, 2), (0.081, 0)):
-        found = lesions.evaluate(folder, cases, folds, NAMES, overlap=0.0, least_ml=least_ml)
+        found = lesions.find_lesions(*where, least_ml=least_ml)
         assert lesions.count_lesions(found)["lesions"].iloc[0] == count
 
 
 def test_lesions_that_nobody_asks_for_leave_no_old_table(scored):
     cases, folder, folds = scored
-    lesions.evaluate(folder, cases, folds, NAMES, overlap=0.5)
-    assert lesions.evaluate(folder, cases, folds, NAMES) is None
-    assert not (folder / "lesions.csv").exists()
+    where = folder / "lesions.csv", cases, folder / "predictions", folds, NAMES
+    lesions.evaluate(*where, overlap=0.5)
+    assert lesions.evaluate(*where) is None
+    assert lesions.recall_lesions(where[0]) == (None, {"overlap": None, "least_ml": 0.0})
     assert "LESIONS is not set" in lesions.count_lesions(None)
+
+
+def test_the_rule_is_said():
+    any_voxel = lesions.describe_rule({"overlap": 0.0, "least_ml": 0.0})
+    assert any_voxel.endswith(
+        "share a face, an edge or a corner; found if a voxel of it is predicted."
+    )
+    half = lesions.describe_rule({"overlap": 0.5, "least_ml": 0.003})
+    assert "of 0.003 ml or more; found if it overlaps" in half
+    assert "by 0.5 (IoU) or more" in half

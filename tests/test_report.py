@@ -177,6 +177,20 @@ def test_another_experiment_is_compared_only_if_there_is_one(results):
     assert re.search(r">front</td><td[^>]*>Dice</td>.*>0\.100<", part)
 
 
+def test_lesions_are_counted_where_they_were_asked_for(results):
+    table = make_scores()
+    assert "<h2>Lesions</h2>" not in write(results, table)
+    columns = "case,group,fold,label,name,lesion,volume_ml,iou,overlap,least_ml"
+    rows = ["all,,0,1,spot,found,2,0.7,0.5,0.1", "all,,0,1,spot,missed,1,0,0.5,0.1"]
+    rows += ["b,,0,1,spot,false,1,0,0.5,0.1", "c,,0,1,spot,,0,0,0.5,0.1"]
+    (results / "lesions.csv").write_text("\n".join([columns, *rows]))
+    (results / "figures/lesions.png").write_bytes(PIXEL)
+    page = write(results, table)
+    before, _, after = words_of(page).partition(" A lesion is ")
+    assert before.endswith("spot 3 2 1 1 1 0.500 0.500 0.500 2 1")
+    assert "by 0.5 (IoU) or more. Share of the true lesions" in after
+
+
 def test_figures_that_are_not_there_are_left_out(results):
     page = write(results, make_scores())
     assert page.count("<img") == 3

@@ -10,6 +10,7 @@ from training_helpers import arrays
 
 from unetseg import nifti, testset
 from unetseg._base import write_json
+from unetseg.lesions import recall_lesions
 from unetseg.run.layout import Run
 from unetseg.scores import score_predictions, summarise
 
@@ -60,6 +61,22 @@ def test_a_test_set_is_scored_and_the_claim_is_broken(experiment, batch):
     assert claim.loc[("label 4", "dice"), "held"] == "yes"
     pd.testing.assert_frame_equal(pd.read_csv(place.claim), tested.claim)
     assert len(pd.read_csv(place.summary)) == len(summarise(tested.scores))
+
+
+def test_lesions_are_counted_by_the_rule_of_the_cross_validation(experiment, batch):
+    place, scans = batch
+    testset.score_batch(experiment.folder, place, scans)
+    assert not place.lesions.exists()
+    columns = "case,group,fold,label,name,lesion,volume_ml,iou,overlap,least_ml"
+    experiment.lesions.write_text(f"{columns}\nc0,,0,1,label 1,found,1,0.9,0.5,0\n")
+    testset.score_batch(experiment.folder, place, scans)
+    found, rule = recall_lesions(place.lesions)
+    assert rule == {"overlap": 0.5, "least_ml": 0}
+    kinds = found.loc[found["label"] == 1, "lesion"]  # a fifth of each was drawn: IoU 0.2
+    assert kinds.tolist() == ["missed", "false"] * 4
+    assert (found.loc[found["label"] == 4, "lesion"] == "found").all()
+    assert place.figure("lesions").exists()
+    assert "<h2>Lesions</h2>" in place.report.read_text(encoding="utf-8")
 
 
 def test_the_interval_is_that_of_welch():

@@ -5,10 +5,12 @@ import pandas as pd
 from scipy import ndimage
 
 from unetseg._base import require, write_table
-from unetseg.run.layout import Run
+from unetseg.digits import short
+from unetseg.reading.tables import read_results
 from unetseg.scores import read_pairs
 
 COLUMNS = ["case", "group", "fold", "label", "name", "lesion", "volume_ml", "iou"]
+RULE = ["overlap", "least_ml"]
 NOT_COUNTED = "Lesions are not counted: LESIONS is not set."
 
 
@@ -77,12 +79,12 @@ def _pair(iou, overlap):
     return pairs
 
 
-def find_lesions(cases, predictions_dir, folds, labels, *, overlap=0.0, least_ml=0.0):
+def find_lesions(cases, predictions_dir, folds, labels, *, overlap=0.0, least_ml=0.0, ignore=None):
     """Find and match the lesions of every case and label.
 
     Parameters
     ----------
-    cases, predictions_dir, folds, labels
+    cases, predictions_dir, folds, labels, ignore
         As for `unetseg.scores.score_predictions`.
     overlap : float, default 0
         As for `match_lesions`.
@@ -93,30 +95,36 @@ def find_lesions(cases, predictions_dir, folds, labels, *, overlap=0.0, least_ml
     -------
     pandas.DataFrame
         A row per lesion: ``case``, ``group``, ``fold``, ``label``, ``name``, ``lesion``
-        ("found", "missed", "false"), ``volume_ml`` and ``iou``. A case and label without any has
-        a row with an empty ``lesion``, so that all are counted.
+        ("found", "missed", "false"), ``volume_ml`` and ``iou``; and `overlap` and `least_ml`, the
+        rule. A case and label without any has a row with an empty ``lesion``, so that all are
+        counted.
     """
-    rows = []
-    for case, fold, true, pred, spacing_mm in read_pairs(cases, predictions_dir, folds):
-        voxel_ml = float(np.prod(spacing_mm)) / 1000
-        least = max(1, int(np.ceil(least_ml / voxel_ml * (1 - 1e-6))))
+    rows, pairs = [], read_pairs(cases, predictions_dir, folds, ignore=ignore)
+    for case, fold, true, pred, spacing_mm in pairs:
         for label, name in labels.items():
-            masks = true == label, pred == label
-            found = match_lesions(*masks, overlap=overlap, least_voxels=least)
-            for row in found or [{"lesion": "", "voxels": 0, "iou": 0.0}]:
-                about = case.id, case.group, fold, label, name, row["lesion"]
-                rows.append((*about, row["voxels"] * voxel_ml, row["iou"]))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            found = _match_ml(true == label, pred == label, spacing_mm, overlap, least_ml)
+            about = case.id, case.group, fold, label, name
+            rows += [(*about, *row) for row in found or [("", 0.0, 0.0)]]
+    return pd.DataFrame(rows, columns=COLUMNS).assign(overlap=overlap, least_ml=least_ml)
 
 
-def evaluate(results_dir, cases, folds, labels, *, overlap=None, least_ml=0.0):
-    """Find the lesions of an experiment, and write them down.
+def _match_ml(mask_true, mask_pred, spacing_mm, overlap, least_ml):
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    least = max(1, int(np.ceil(least_ml / voxel_ml * (1 - 1e-6))))
+    found = match_lesions(mask_true, mask_pred, overlap=overlap, least_voxels=least)
+    return [(row["lesion"], row["voxels"] * voxel_ml, row["iou"]) for row in found]
+
+
+def evaluate(
+    path, cases, predictions_dir, folds, labels, *, overlap=None, least_ml=0.0, ignore=None
+):
+    """Find lesions, and write them down.
 
     Parameters
     ----------
-    results_dir : str or Path
-        Gets ``lesions.csv``, a row per lesion; an older one is removed if none are asked for.
-    cases, folds, labels, least_ml
+    path : Path
+        ``lesions.csv``, a row per lesion; an older one is removed if none are asked for.
+    cases, predictions_dir, folds, labels, least_ml, ignore
         As for `find_lesions`.
     overlap : float, optional
         The same; None if lesions are not to be counted, such as of organs.
@@ -125,14 +133,44 @@ def evaluate(results_dir, cases, folds, labels, *, overlap=None, least_ml=0.0):
     -------
     pandas.DataFrame, or None
     """
-    run = Run(results_dir)
     if overlap is None:
-        run.lesions.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         return None
-    rule = {"overlap": overlap, "least_ml": least_ml}
-    found = find_lesions(cases, run.predictions, folds, labels, **rule)
-    write_table(run.lesions, found)
+    rule = {"overlap": overlap, "least_ml": least_ml, "ignore": ignore}
+    found = find_lesions(cases, predictions_dir, folds, labels, **rule)
+    write_table(path, found)
     return found
+
+
+def recall_lesions(path):
+    """Read what `evaluate` wrote, with its rule.
+
+    Parameters
+    ----------
+    path : Path
+        ``lesions.csv``.
+
+    Returns
+    -------
+    lesions : pandas.DataFrame or None
+        As `find_lesions` returns it; None without the file.
+    rule : dict
+        ``overlap`` (None without the file) and ``least_ml``.
+    """
+    if not path.exists():
+        return None, {"overlap": None, "least_ml": 0.0}
+    lesions = read_results(path, COLUMNS + RULE)
+    return lesions, {name: float(lesions[name].iloc[0]) for name in RULE}
+
+
+def describe_rule(rule):
+    """Say by which rule lesions were counted, as `recall_lesions` returns it."""
+    found = "if a voxel of it is predicted"
+    if overlap := rule["overlap"]:
+        found = f"if it overlaps with a predicted one of its own by {short(overlap)} (IoU) or more"
+    least = f", of {short(rule['least_ml'])} ml or more" if rule["least_ml"] else ""
+    kind = f"a group of voxels that share a face, an edge or a corner{least}"
+    return f"A lesion is {kind}; found {found}."
 
 
 def count_lesions(lesions):
@@ -155,10 +193,12 @@ def count_lesions(lesions):
     """
     if lesions is None:
         return NOT_COUNTED
-    together = lesions.assign(case_="all")
-    both = pd.concat([together, lesions.assign(case_=lesions["case"])])
-    groups = both.groupby(["case_", "name"], sort=False)
-    return pd.DataFrame([{"case": case, "name": name, **_count(p)} for (case, name), p in groups])
+    rows = []
+    for name, part in lesions.groupby("name", sort=False):
+        rows.append({"case": "all", "name": name, **_count(part)})
+    for (case, name), part in lesions.groupby(["case", "name"], sort=False):
+        rows.append({"case": case, "name": name, **_count(part)})
+    return pd.DataFrame(rows)
 
 
 def _count(part):

@@ -11,6 +11,7 @@ from unetseg import components
 from unetseg._base import write_file
 from unetseg.charts import reliability_curves
 from unetseg.digits import short
+from unetseg.lesions import count_lesions, describe_rule, recall_lesions
 from unetseg.reliability import expected_calibration_error, read_calibration
 from unetseg.run.inputs import CORRECTED
 from unetseg.run.layout import Run, read_json
@@ -47,6 +48,8 @@ CAPTIONS = {
     "dice_by_size": "Dice against the true volume. The same error of the contour costs a small "
     "structure more Dice.",
     "confusion": "What was predicted where a label is, in shares of its voxels.",
+    "lesions": "Share of the true lesions that was found, by their size. Each point is a fifth of "
+    "the lesions of a label.",
     "learning_curves": "Training dashed, validation on patches solid. For watching the training "
     "only: they choose nothing.",
 }
@@ -123,6 +126,7 @@ def write_report(
         tested=batch is not None,
         **_describe_experiment(table, folds, experiment, tested=batch is not None),
         **_tabulate_all(table, summary, leaks, compared),
+        **_tabulate_lesions(place.lesions),
         pictures={
             **_read_pictures(place, examples, table["case"].nunique(), len(folds)),
             **({} if batch else _draw_calibration(run)),
@@ -319,6 +323,25 @@ def _tabulate_claim(claim):
         numbers = [here, int(row["n"]), there, int(row["claimed_n"]), difference]
         rows.append([row["name"], TITLES[metric], *numbers, f"{low} to {high}", row["held"]])
     return {"columns": columns, "rows": rows}
+
+
+def _tabulate_lesions(path):
+    found, rule = recall_lesions(path)
+    if found is None:
+        return {"lesions": None}
+    columns = [_column("label", "label")]
+    columns += [_column(name) for name in ("cases", "lesions", "found", "missed", "false")]
+    columns += [_column(name) for name in ("sensitivity", "precision", "F1")]
+    columns += [_column("without any"), _column("of these with false ones")]
+    counts, rows = count_lesions(found), []
+    for row in counts.head(counts["name"].nunique()).to_dict("records"):
+        numbers = [row[name] for name in ("cases", "lesions", "found", "missed", "false")]
+        shares = [_say(row[name], "sensitivity") for name in ("sensitivity", "precision", "f1")]
+        healthy = [row["controls"], row["controls_with_false"]]
+        rows.append([row["name"], *numbers, *shares, *healthy])
+    drawn = bool(counts["lesions"].any())
+    table = {"columns": columns, "rows": rows}
+    return {"lesions": table, "lesion_rule": describe_rule(rule), "lesions_drawn": drawn}
 
 
 def _read_pictures(run, examples, n_cases, n_folds):

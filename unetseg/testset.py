@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ttest_ind
 
-from unetseg import charts, earlier, report, scores
+from unetseg import charts, earlier, lesions, report, scores
 from unetseg._base import write_table
 from unetseg.cases import view
 from unetseg.plots import show_cases
@@ -44,7 +44,8 @@ def score_batch(results_dir, batch, scans):
         The experiment.
     batch : unetseg.run.layout.Batch
         Predictions of all its models together. Gets ``scores.csv``, ``summary.csv``,
-        ``claim.csv``, figures and ``report.html``.
+        ``claim.csv``, figures and ``report.html``, and ``lesions.csv`` if the experiment has it,
+        by the same rule.
     scans : sequence of Case
         As `unetseg.cases.find_scans` returns them. Those without a mask are passed over. Named and
         not counted are those that are not segmented, whose mask is not sound, that the models
@@ -68,7 +69,8 @@ def score_batch(results_dir, batch, scans):
     claim = compare_with_claim(table, run)
     for path, rows in ((batch.scores, table), (batch.summary, summary), (batch.claim, claim)):
         write_table(path, rows)
-    _draw(batch, tested, table, preprocessor)
+    spots = _find_lesions(run, batch, tested, preprocessor)
+    _draw(batch, tested, table, spots, preprocessor)
     no_leaks = pd.DataFrame(columns=COLUMNS)
     about = {"leaks": no_leaks, "compared": claim, "batch": batch}
     path = report.write_report(run.folder, table, summary, **about)
@@ -116,7 +118,14 @@ def _score(run, batch, tested, preprocessor):
     return scores.score_predictions(*where, **about).assign(fold=TEST)
 
 
-def _draw(batch, tested, table, preprocessor):
+def _find_lesions(run, batch, tested, preprocessor):
+    _, rule = lesions.recall_lesions(run.lesions)
+    rule["ignore"] = preprocessor.ignore
+    where = tested, *_describe_where(batch, tested), preprocessor.labels
+    return lesions.evaluate(batch.lesions, *where, **rule)
+
+
+def _draw(batch, tested, table, spots, preprocessor):
     where = _describe_where(batch, tested)
     labels, targets = preprocessor.labels, preprocessor.targets
     counts = scores.count_confusion(tested, *where, labels, ignore=preprocessor.ignore)
@@ -132,11 +141,13 @@ def _draw(batch, tested, table, preprocessor):
         "volumes": charts.volume_agreement(table, targets),
         "dice_by_size": charts.dice_by_size(table, targets),
         "confusion": charts.confusion(counts, len(tested)),
+        "lesions": charts.lesion_sensitivity(spots, labels),
         "examples": show_cases(views, spacings, labels, names=names, differences=True),
     }
     batch.figures.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(batch.figure(name), dpi=FINE)
+        if not isinstance(figure, str):
+            figure.savefig(batch.figure(name), dpi=FINE)
 
 
 def _describe_where(batch, tested):

@@ -71,6 +71,7 @@ class Batch:
     scores = _named("scores.csv")
     summary = _named("summary.csv")
     claim = _named("claim.csv")
+    lesions = _named("lesions.csv")
     report = _named("report.html")
     figures = _named("figures")
     montage = _named("montage.png")
