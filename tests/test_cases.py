@@ -877,6 +877,14 @@ def test_masks_that_are_nowhere_are_listed_and_so_is_a_missing_table(touch, resu
         find_scored(tmp_path, results)
 
 
+def test_patients_of_new_scans_are_told_as_those_of_cases(touch):
+    folder = touch("imagesTs/p1_ed.nii", "imagesTs/p1_es.nii", "imagesTs/p2_ed.nii")
+    groups = [case.group for case in find_scans(folder, group_by=r"(p\d)_")]
+    assert groups == ["p1", "p1", "p2"]
+    with pytest.raises(ValueError, match="p1_es: no patient by group_by"):
+        find_scans(folder, group_by="(p.)_ed")
+
+
 @pytest.mark.parametrize("place", ["imagesTs/", "imagesTr/", "images/", ""])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".NII.GZ"])
 def test_new_scans_are_found_in_a_flat_folder_or_where_data_sets_have_them(place, suffix, touch):

@@ -388,6 +388,14 @@ def test_several_reasons_are_told_together(trained):
     assert row == {"case": "a", "agreement": 0.5, "volume_ml": 0.5, "look_at": row["look_at"]}
 
 
+@pytest.mark.parametrize(("usual", "words"), [(0.95, "by a Dice of 0.94 on back"), (0.9, "")])
+def test_folds_should_agree_as_much_as_they_did_with_the_truth(usual, words, trained):
+    rows = [("back", "dice", usual), ("back", "hd95_mm", 2.0)]
+    summary = pd.DataFrame(rows, columns=["name", "metric", "mean"]).assign(label=[*LABELS][1])
+    table = pd.DataFrame(predicted("a", back=(3.0, 0.94)))
+    assert flag(table, pd.Series(dtype=str), trained, summary)["look_at"][0].endswith(words)
+
+
 def test_what_failed_comes_first_then_most_reasons_then_the_least_agreement(trained):
     table = flagged(
         trained,

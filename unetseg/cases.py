@@ -205,7 +205,7 @@ def _contradicted_channels(pairs, declared):
     ]
 
 
-def find_scans(folder, channels=1):
+def find_scans(folder, channels=1, group_by=None):
     """Find scans that are to be segmented.
 
     Parameters
@@ -216,12 +216,14 @@ def find_scans(folder, channels=1):
         Of the network: if there are so many files ``_0000``, ``_0001`` ... of every name (of
         any, if there are several), they are the channels of one scan. Otherwise, or if masks have
         the names of the files, every file is a scan.
+    group_by : str, callable or mapping, optional
+        How to tell the patient of a scan, as for `find_cases`.
 
     Returns
     -------
     list of Case
         Sorted by id. With masks where ``labelsTs``, ``labelsTr`` or ``labels`` hold some of the
-        same names: nothing needs them, but they can be compared. Ids as of BIDS tell the patient.
+        same names: nothing needs them, but they can be scored.
 
     Raises
     ------
@@ -242,7 +244,8 @@ def find_scans(folder, channels=1):
     joined = join_channels(scans) if scans.keys().isdisjoint(masks) else scans
     if _have_channels(joined, channels):
         scans = joined
-    groups = find_groups(folder, None, [*scans], [])
+    groups = find_groups(folder, group_by, [*scans], problems)
+    _refuse_listed(folder, problems)
     return [Case(i, scans[i], masks.get(i), groups[i]) for i in sorted(scans)]
 
 

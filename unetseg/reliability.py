@@ -213,7 +213,7 @@ def describe_votes(votes, labels, voxel_ml):
     return rows
 
 
-def flag(predicted, outside, trained, usual=None):
+def flag(predicted, outside, trained, summary=None):
     """Say which predictions a person should look at first, and why.
 
     Parameters
@@ -224,8 +224,9 @@ def flag(predicted, outside, trained, usual=None):
         As `compare_with_training` returns it.
     trained : pandas.DataFrame
         Of the training cases, with ``volume_ml``.
-    usual : mapping of int to float, optional
-        Per label, the mean Dice in cross-validation; by default 0.8.
+    summary : pandas.DataFrame, optional
+        Of the cross-validation, as `unetseg.scores.load_summary` returns it: its mean Dice of a
+        label is usual there, 0.8 where it has none.
 
     Returns
     -------
@@ -238,8 +239,10 @@ def flag(predicted, outside, trained, usual=None):
         most reasons, then those with the lowest agreement, or of a single model the highest
         uncertainty.
     """
-    usual = {} if usual is None else dict(usual)
-    rows = []
+    usual, rows = {}, []
+    if summary is not None:
+        dice = summary[summary["metric"] == "dice"]
+        usual = dict(zip(dice["label"], dice["mean"], strict=True))
     for case, part in predicted.groupby("case", sort=False):
         broken = [text.rstrip(".") for text in part["problem"].unique() if text]
         known = part["volume_ml"].mask(_is_rounded_away(part, usual))

@@ -98,10 +98,10 @@ class Workspace:
             print("The scans are not here: masks and predictions are scored; no scan is shown.")
         return found
 
-    def find_scans(self, channels=1):
+    def find_scans(self, channels=1, group_by=None):
         """Find new scans: as `unetseg.cases.find_scans`, in the folder that is not of training."""
         self._make_sample(self._new_scans, n_cases=3, seed=1)  # of other people than in training
-        return cases.find_scans(self._new_scans, channels)
+        return cases.find_scans(self._new_scans, channels, group_by)
 
     def average(self, names):
         """Make this experiment the average of two others, if two are named.
