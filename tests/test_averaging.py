@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from training_helpers import SETTINGS, content
 
@@ -127,6 +128,35 @@ def test_what_is_there_is_not_made_again_nor_replaced(averaged, run, flat, cases
         ValueError, match="results_dir must be the average of these as they are now"
     ):
         averaging.average([flat, folder], run.results, cases)
+
+
+def test_an_average_tells_the_leaks_of_both_and_asks_for_the_scans(copy, flat, cases, tmp_path):
+    other = shutil.copytree(flat, tmp_path / "other")
+    columns = "kind,case,other,fold,detail"
+    (copy / "leaks.csv").write_text(f"{columns}\none patient,c0,c1,0,patient p\n")
+    (other / "leaks.csv").write_text(f"{columns}\ntrained on before,c2,c2,1,by x\n")
+    without = [replace(case, image=None) for case in cases]
+    with pytest.raises(ValueError, match=r"DATA: 4 no scan of cases: c0, c1, c2, c3\. Point"):
+        averaging.average([copy, other], tmp_path / "both", without)
+    assert not (tmp_path / "both").exists()
+    averaging.average([copy, other], tmp_path / "both", cases)
+    assert (tmp_path / "both/leaks.csv").read_text().splitlines()[1:] == [
+        "one patient,c0,c1,0,patient p",
+        "trained on before,c2,c2,1,by x",
+    ]
+
+
+def test_without_any_dice_there_is_an_average_all_the_same(averaged, run, flat, cases, tmp_path):
+    folder = shutil.copytree(averaged[0], tmp_path / "both")
+    content = json.loads((folder / "average.json").read_text())
+    scores = pd.DataFrame({"name": ["results", "flat", "average"], "dice": np.nan})
+    row = averaging._choose(scores, averaging.Drafts(Run(folder), ("results", "flat"), tmp_path))
+    assert row["chosen"] == "average"
+    content["table"][-1] |= {"results": None, "flat": None, "average": None}
+    (folder / "average.json").write_text(json.dumps(content))
+    table = averaging.average([run.results, flat], folder, cases)
+    assert table.iloc[-1][["results", "flat", "average"]].isna().all()
+    assert "Mean Dice: results nan" in averaging.describe(table)
 
 
 def test_only_experiments_of_one_kind_are_averaged(copy, flat, run, cases, tmp_path):

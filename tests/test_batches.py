@@ -9,7 +9,6 @@ import pytest
 from unetseg import _base, workspace
 from unetseg.cases import Case
 from unetseg.run import batches, drive
-from unetseg.run.layout import Run
 
 
 @pytest.fixture
@@ -237,21 +236,3 @@ def test_labels_that_a_person_changed_are_told_from_those_that_were_predicted(tm
     label.write_bytes(b"corrected")
     (found,) = batches.list_corrected(tmp_path / "out", scans)
     assert (found.id, found.mask, found.image) == ("changed", label, scans[1].image)
-
-
-def test_labels_corrected_on_drive_are_fetched_before_they_could_be_replaced(tmp_path):
-    here, there = (Run(tmp_path / name) for name in ("here", "drive"))
-    scans = scans_in(tmp_path / "scans", "same", "corrected", "both")
-    for run in (here, there):
-        for scan in scans:
-            batch = run.batch("new")
-            finish(batch.folder, scan)
-            note = json.loads(batch.note(scan.id).read_text())
-            note["labels_sha256"] = _base.sha256(batch.label(scan.id))
-            _base.write_json(batch.note(scan.id), note)
-    for name in ("corrected", "both"):
-        there.batch("new").label(name).write_bytes(b"by hand")
-    here.batch("new").label("both").write_bytes(b"by hand here")
-    batches.fetch_corrected(here, there)
-    found = [here.batch("new").label(scan.id).read_bytes() for scan in scans]
-    assert found == [b"labels", b"by hand", b"by hand here"]

@@ -8,6 +8,7 @@ from files import content_of, fill
 
 from unetseg import _base, workspace
 from unetseg.run import drive, fingerprints
+from unetseg.run.layout import Batch
 
 
 def test_mirror_copies_what_is_new_or_changed_and_deletes_nothing(tmp_path):
@@ -397,3 +398,50 @@ def test_a_back_up_removes_what_a_copy_that_was_cut_off_left_beside_the_whole_fi
     fill(there, **TRAINED, **{"fold_0__model.weights.h5_part": b"w", "a__b.png_part": b""})
     assert drive.back_up(local, there)
     assert content_of(there) == content_of(local)
+
+
+LABELLED = {"same": b"labels", "corrected": b"by hand", "both": b"by hand too", "unknown": b"?"}
+
+
+@pytest.fixture
+def corrected(tmp_path):
+    """An experiment here and on Drive, where a person corrected labels of new scans."""
+    here, there = tmp_path / "here", tmp_path / "drive"
+    for folder in (here, there):
+        batch = Batch(folder / "new_scans/new")
+        for name, by_hand in LABELLED.items():
+            label = batch.label(name)
+            _base.write_file(label, b"labels")
+            row = {"case": name, "label": 1, "name": "one", "volume_ml": 1.0, "problem": ""}
+            note = {"about": {"models": [], "scan": []}, "rows": [row]}
+            _base.write_json(batch.note(name), note | {"labels_sha256": _base.sha256(label)})
+            if folder == there:
+                _base.write_file(label, by_hand)
+    _base.write_file(Batch(here / "new_scans/new").label("both"), b"by hand here")
+    Batch(there / "new_scans/new").note("unknown").write_bytes(b"")  # as Drive may leave it
+    return here, there
+
+
+def read_labels(folder):
+    return {name: Batch(folder / "new_scans/new").label(name).read_bytes() for name in LABELLED}
+
+
+def test_labels_corrected_on_drive_are_fetched(corrected, capsys):
+    here, there = corrected
+    drive.fetch_corrected(here, there)
+    assert read_labels(here) == {
+        "same": b"labels",
+        "corrected": b"by hand",
+        "both": b"by hand here",
+        "unknown": b"labels",
+    }
+    assert "not known whether unknown.nii.gz was corrected" in capsys.readouterr().out
+
+
+def test_labels_corrected_on_drive_are_not_replaced_by_a_copy(corrected):
+    here, there = corrected
+    assert drive.back_up(here, there)
+    found = read_labels(there)
+    assert found == LABELLED  # the notes come before the labels, also in the place of damaged ones
+    assert drive.back_up(here, there)
+    assert read_labels(there) == found

@@ -9,7 +9,8 @@ from training_helpers import PATCH, TINY, arrays
 from unetseg import earlier
 from unetseg.nifti import load_image
 from unetseg.preprocessing import Preprocessor
-from unetseg.splits import sample_scan
+from unetseg.run.fingerprints import fingerprint
+from unetseg.splits import recall_leaks, sample_scan
 from unetseg.training import cross_validate
 
 
@@ -105,6 +106,64 @@ def test_what_a_run_of_an_earlier_version_was_trained_on_leaks_as_well(copy, run
     assert set(leaks["kind"]) == {"trained on before"}
     _, leaks = earlier.choose_starts(copy, [{"train": [], "val": free}], now, sample(now))
     assert leaks.empty
+
+
+def test_a_case_that_has_more_channels_now_is_known_by_one_of_them(
+    run, cases, write_case, tmp_path
+):
+    now = []
+    for k, case in enumerate(cases):
+        other = write_case(tmp_path, f"more{k}", *arrays(70 + k))
+        now.append(replace(case, id=f"new_c{k}", image=(case.image, other.image)))
+    samples = {case.id: sample_scan(*load_image(case.files)) for case in now}
+    assert earlier.match_cases(run.results, now, samples) == {
+        f"new_c{k}": f"c{k}" for k in range(4)
+    }
+    trained = [f"new_{i}" for i in run.folds[0]["train"]]
+    start = earlier.list_starts(run.results)[0]
+    assert sorted(earlier.find_seen(start, now, samples)) == trained
+
+
+def test_a_file_that_several_cases_share_tells_none_of_them(copy, cases, write_case, tmp_path):
+    blank = write_case(tmp_path, "blank", *arrays(80)).image
+    for path in copy.glob("fold_*/done.json"):
+        done = json.loads(path.read_text())
+        for files in done["inputs"].values():
+            files["scan"].append(fingerprint(blank))
+        path.write_text(json.dumps(done))
+    new = write_case(tmp_path, "new", *arrays(81))
+    new = replace(new, image=(new.image, blank))
+    samples = {"new": sample_scan(*load_image(new.files))}
+    assert earlier.match_cases(copy, [new], samples) == {}
+    assert earlier.find_seen(earlier.list_starts(copy)[0], [new], samples) == {}
+
+
+def test_names_that_are_known_without_their_voxels_and_unfinished_folds_are_said(copy, cases):
+    known = {case.id: case.id for case in cases[1:]}
+    assert earlier.describe_doubts(copy, cases, known | {"c0": "c0"}) == ""
+    (copy / "fold_1/done.json").unlink()
+    said = earlier.describe_doubts(copy, cases, known)
+    assert "It has cases named c0 too, with other voxels" in said
+    assert "1 of its folds are not finished" in said
+
+
+def test_new_patients_who_alone_have_a_label_are_not_all_validated_in_one_fold(run, grown):
+    known = earlier.match_cases(run.results, grown, sample(grown))
+    for rare in (["x0", "x1"], ["x0", "x2"], ["x1", "x2"]):
+        labels_of = {case.id: (1, 9) if case.id in rare else (1, 4) for case in grown}
+        folds = earlier.extend_folds(run.results, grown, known, labels_of=labels_of)
+        for parts in folds:
+            assert any(9 in labels_of[i] for i in parts["train"])
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_a_fold_started_from_stays_among_its_leaks(copy, run, cases, changed):
+    rows = ["one patient,c1,c1,0,by old", "trained on before,c2,c2,1,by old"]
+    text = "\n".join(["kind,case,other,fold,detail", *rows, "one patient,c0,c3,0,patient p"])
+    (copy / "leaks.csv").write_text(text)
+    folds = run.folds[::-1] if changed else run.folds
+    leaks = recall_leaks(copy, cases, folds)
+    assert sorted(leaks["case"]) == ["c1", "c2"]  # of patients within the folds nothing is left
 
 
 def test_who_alone_has_a_label_is_not_validated_and_no_fold_is_empty(run, grown):

@@ -150,6 +150,29 @@ def test_a_scan_is_numbered_where_scans_are(tmp_path):
     assert [case.id for case in find_cases(tmp_path / "data")] == ["a", "c"]
 
 
+def test_a_copy_that_was_cut_off_goes_on_as_it_began(tmp_path):
+    for place in ("images", "labels"):
+        touch(tmp_path / "data" / place, "case_0001.nii.gz", "case_0002.nii.gz")
+    case = corrected(tmp_path / "new", "case_0003")
+    assert add_cases(tmp_path / "data", [case]) == 1
+    whole = sorted((tmp_path / "data").rglob("*.gz"))
+    (tmp_path / "data/labels/case_0003.nii.gz").unlink()
+    assert add_cases(tmp_path / "data", [case]) == 1
+    assert sorted((tmp_path / "data").rglob("*.gz")) == whole
+
+
+def test_cases_go_where_the_others_are_and_hide_none(tmp_path):
+    touch(tmp_path / "data/images", "c.nii.gz")
+    touch(tmp_path / "data/labels", "c.nii.gz")
+    (tmp_path / "data/imagesTr").mkdir()
+    add_cases(tmp_path / "data", [corrected(tmp_path / "new")])
+    assert [case.id for case in find_cases(tmp_path / "data")] == ["a", "c"]
+    touch(tmp_path / "flat", "c.nii.gz")
+    with pytest.raises(ValueError, match=r"would not be found any more\. Move"):
+        add_cases(tmp_path / "flat", [corrected(tmp_path / "new")])
+    assert [path.name for path in (tmp_path / "flat").rglob("*")] == ["c.nii.gz"]
+
+
 @pytest.mark.parametrize("name", ["a.nii", "A.nii.gz"])
 def test_an_id_that_is_there_in_another_form_is_refused(name, tmp_path):
     touch(tmp_path / "data/images", name)

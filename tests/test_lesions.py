@@ -77,6 +77,16 @@ def test_corners_connect_and_small_lesions_do_not_count():
     assert lesions.match_lesions(true[1], true[1])[0]["voxels"] == 1  # a slice
 
 
+def test_what_is_too_small_to_count_can_still_be_what_another_one_is_found_by():
+    small, large = boxes(4), boxes(3, side=4)  # 8 voxels within 64
+    at_least = {"least_voxels": 10}
+    assert lesions.match_lesions(small, large, **at_least) == []
+    (row,) = lesions.match_lesions(large, small, **at_least)
+    assert (row["lesion"], row["voxels"], row["iou"]) == ("found", 64, 8 / 64)
+    assert lesions.match_lesions(small, boxes(12), **at_least) == []
+    assert lesions.match_lesions(large, small, overlap=0.5, **at_least)[0]["lesion"] == "missed"
+
+
 @pytest.mark.parametrize("overlap", [-0.1, 1.0])
 def test_an_overlap_that_is_none_is_refused(overlap):
     with pytest.raises(ValueError, match="overlap must be in"):

@@ -88,6 +88,26 @@ def test_the_interval_is_that_of_welch():
     assert (low, high) == pytest.approx((-0.15 - half, -0.15 + half), abs=1e-4)
 
 
+def test_labels_that_earlier_models_drew_of_a_scan_that_now_failed_are_not_scored(
+    experiment, batch
+):
+    place, scans = batch
+    rows = [f"{scan.id},{'no memory' if scan.id == 'n1' else ''}" for scan in scans]
+    place.predictions.write_text("\n".join(["case,problem", *rows]))
+    tested = testset.score_batch(experiment.folder, place, scans)
+    assert "NOT SEGMENTED, so without a score: n1." in tested.said
+
+
+def test_scans_of_patients_with_the_names_of_trained_ones_are_named_and_count(experiment, batch):
+    place, scans = batch
+    table = pd.read_csv(experiment.cases, dtype={"case": str}).assign(group="p1")
+    table.to_csv(experiment.cases, index=False)
+    scans[2:4] = [replace(scans[2], group="p1"), replace(scans[3], group="p2")]
+    said = testset.score_batch(experiment.folder, place, scans).said
+    assert "NAMED AS PATIENTS OF THE TRAINING: take them out if they are these: n2." in said
+    assert "4 scored." in said
+
+
 def test_scans_that_are_not_segmented_are_named(experiment, batch):
     place, scans = batch
     place.label("n1").unlink()

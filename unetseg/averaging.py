@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from unetseg import nifti, reliability
-from unetseg._base import require, write_json
+from unetseg import nifti, reliability, splits
+from unetseg._base import refuse_any, require, write_json, write_table
 from unetseg.inference import load_models
 from unetseg.metrics import dice
 from unetseg.prediction import combine, predict_case
 from unetseg.preprocessing import Preprocessor
+from unetseg.reading.tables import read_results
 from unetseg.run import processes, state
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run, read_json
@@ -23,6 +24,7 @@ from unetseg.sharing import list_packed
 from unetseg.validation import MAX_SAMPLED, calibrate, number_classes
 
 AVERAGE = "average"
+COLUMNS = (AVERAGE, "fold", "chosen")  # of the table, beside the names of both
 
 
 def average(parents, results_dir, cases):
@@ -55,16 +57,18 @@ def average(parents, results_dir, cases):
         experiment.
     """
     run, sources = Run(results_dir), [Run(path) for path in parents]
-    folds = _refuse_unlike(sources, cases)
     names = [source.folder.name for source in sources]
     if run.experiment.exists():
         there = read_json(run.average) if run.average.exists() else {}
         known = there.get("parents") == names and there["weights"] == _list_weights(sources)
         allowed = "the average of these as they are now, or a new folder; choose another EXPERIMENT"
         require("results_dir", str(run.folder), known, allowed)
-        return pd.DataFrame(read_json(run.average)["table"])
+        table = pd.DataFrame(read_json(run.average)["table"])
+        return table.astype(dict.fromkeys((*names, AVERAGE), float))
+    folds = _refuse_unlike(sources, cases)
     by_id = {case.id: case for case in cases}
     with only_run(run.folder, None), tempfile.TemporaryDirectory() as drafts:
+        shutil.rmtree(run.parents, ignore_errors=True)  # of an average that was interrupted
         for source, name in zip(sources, names, strict=True):
             _copy(source, run.parents / name)
         drafts = Drafts(run, tuple(names), Path(drafts))
@@ -84,9 +88,11 @@ def _list_weights(sources):
 
 
 def _refuse_unlike(sources, cases):
-    allowed = "two experiments of different names"
+    allowed = f"two experiments of different names, none of them one of {COLUMNS}"
     names = [source.folder.name for source in sources]
-    require("parents", names, len(names) == 2 == len({*names}), allowed)
+    require("parents", names, len({*names} - {*COLUMNS}) == 2 == len(names), allowed)
+    without = sorted(case.id for case in cases if case.image is None)
+    refuse_any(without, "DATA:", "no scan of cases", "Point DATA to the folder with the scans.")
     folds = [read_json(source.splits) for source in sources]
     require("parents", names, folds[0] == folds[1], "of the same folds (splits.json)")
     labels = [Preprocessor.load(source.preprocessor).labels for source in sources]
@@ -156,8 +162,9 @@ def _finish(drafts, sources, folds, by_id, temperatures):
         _mark_done(run, sources, number, parts, temperatures[number])
     about = {"parents": [*drafts.names], "folds": chosen[:-1], "new_scans": chosen[-1]}
     about["weights"] = _list_weights(sources)
-    write_json(run.average, {**about, "table": table.to_dict("records")})
-    _write_settings(run, sources[0], [*drafts.names])
+    rows = table.astype(object).where(table.notna(), None)  # NaN is no number of JSON
+    write_json(run.average, {**about, "table": rows.to_dict("records")})
+    _write_settings(run, sources, [*drafts.names])
     return table
 
 
@@ -218,9 +225,15 @@ def _mark_done(run, sources, number, parts, temperature):
     write_json(run.fold(number).done, done)
 
 
-def _write_settings(run, source, names):
-    for path in (source.preprocessor, source.splits, source.cases, source.leaks):
+def _write_settings(run, sources, names):
+    source = sources[0]
+    for path in (source.preprocessor, source.splits, source.cases):
         shutil.copyfile(path, run.folder / path.name)
+    leaks = pd.DataFrame(columns=splits.COLUMNS)
+    for one in sources:
+        if one.leaks.exists():  # not of an earlier version
+            leaks = splits.join_leaks(leaks, read_results(one.leaks))
+    write_table(run.leaks, leaks)
     experiment = read_json(source.experiment)
     experiment["settings"]["parents"] = names
     minutes = sum(done["minutes"] for done in run.read_finished().values())

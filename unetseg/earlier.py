@@ -1,6 +1,6 @@
 """An earlier run that training goes on from: its cases, its folds, and which of its models."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ def adopt_settings(wanted, results_dir):
 
 
 def match_cases(results_dir, cases, samples):
-    """Tell which cases an earlier run knows, by the values of their voxels or by their files.
+    """Tell which cases an earlier run knows, by the values of their voxels or by a file.
 
     Parameters
     ----------
@@ -57,13 +57,48 @@ def match_cases(results_dir, cases, samples):
     """
     table = read_results(Run(results_dir).cases).reindex(columns=["case", "digest"])
     by_digest = dict(zip(table["digest"], table["case"], strict=True))
-    by_files, known = Trained(results_dir).list_scans(), {}
+    by_file = {file: i for i, files in _list_own_files(results_dir).items() for file in files}
+    known = {}
     for case in cases:
-        files = tuple(fingerprint(path)["sha256"] for path in case.files)
-        before = by_digest.get(samples[case.id].digest) or by_files.get(files)
-        if before:
-            known[case.id] = before
+        files = [by_file.get(fingerprint(path)["sha256"]) for path in case.files]
+        before = [by_digest.get(samples[case.id].digest), *files]
+        if any(before):
+            known[case.id] = next(filter(None, before))
     return known
+
+
+def _list_own_files(results_dir):
+    # SHA-256 of the files of each scan, but for those that several have, such as empty channels.
+    files_of = Trained(results_dir).list_scans()
+    count = Counter(file for files in files_of.values() for file in files)
+    return {i: {file for file in files if count[file] == 1} for i, files in files_of.items()}
+
+
+def describe_doubts(results_dir, cases, known):
+    """Say what of an earlier run could leak without being known.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        The earlier run.
+    cases : sequence of Case
+    known : dict of str to str
+        As `match_cases` returns it.
+
+    Returns
+    -------
+    str
+        Empty if there is nothing to say.
+    """
+    run, said = Run(results_dir), ""
+    used = {i for parts in read_json(run.splits) for i in (*parts["train"], *parts["val"])}
+    if named := sorted({case.id for case in cases if case.id in used} - known.keys()):
+        said += f" It has cases named {', '.join(named)} too, with other voxels: if these are the "
+        said += "same scans, only processed anew, START_FROM lets what was trained on be validated."
+    if unfinished := len(read_json(run.splits)) - len(run.list_finished()):
+        said += f" {unfinished} of its folds are not finished: finish them first, or the cases "
+        said += "that they validate have no model that did not see them."
+    return said
 
 
 def extend_folds(results_dir, cases, known, *, seed=12345, labels_of=None):
@@ -95,6 +130,8 @@ def extend_folds(results_dir, cases, known, *, seed=12345, labels_of=None):
     place = _place_patients(patient, known, before, seed)
     for who in find_only_patients(patient, labels_of or {}):
         place[who] = None
+    fixed = {patient[case_id] for case_id in known}
+    _part_rare_patients(place, patient, labels_of or {}, fixed, len(before))
     folds = [{"train": [], "val": []} for _ in before]
     for case_id in sorted(patient):
         for number, parts in enumerate(folds):
@@ -119,12 +156,24 @@ def _place_patients(patient, known, before, seed):
     return place
 
 
+def _part_rare_patients(place, patient, labels_of, fixed, n_folds):
+    # Where one fold validates all who have some label, a new one of them goes to the next fold.
+    who_has = defaultdict(set)
+    for case_id, labels in labels_of.items():
+        for label in labels:
+            who_has[label].add(patient[case_id])
+    for several in who_has.values():
+        numbers, free = {place[who] for who in several}, several - fixed
+        if len(numbers) == 1 < len(several) and free and numbers != {None}:
+            place[max(free)] = (numbers.pop() + 1) % n_folds
+
+
 class Start(NamedTuple):
     """The model that a fold starts from: that of a fold, or ``final``, of an earlier run.
 
     ``digests`` and ``patients``: of all scans that it was trained on, and that it started from in
-    its turn. Where an earlier version did not note the voxels of a scan, its files stand for
-    them, and where it noted neither, its name.
+    its turn. The digests are of voxels and of files; where an earlier version noted neither, the
+    name of the case stands for them.
     """
 
     results_dir: Path
@@ -148,25 +197,23 @@ def list_starts(results_dir):
     """
     run = Run(results_dir)
     table = read_results(run.cases).reindex(columns=["case", "group", "digest"]).set_index("case")
-    files_of = {i: _name_files(files) for files, i in Trained(results_dir).list_scans().items()}
-    known = {**files_of, **table["digest"].dropna()}
+    files_of, digest_of = _list_own_files(results_dir), table["digest"].dropna().to_dict()
     starts = {}
     for fold, done in run.read_models().items():
         groups = table["group"].reindex(done["train"]).dropna()
         before = done.get("start", {})
-        digests = {known.get(i, _name(i)) for i in done["train"]} | {*before.get("digests", [])}
+        digests = {*before.get("digests", [])}
+        for i in done["train"]:
+            known = {digest_of.get(i), *files_of.get(i, ())} - {None}
+            digests |= known or {_name(i)}
         patients = {*groups, *before.get("patients", [])} - {""}
         about = done["weights_sha256"], tuple(sorted(digests)), tuple(sorted(patients))
         starts[fold.key] = Start(run.folder.absolute(), fold.key, *about)
     return starts
 
 
-def _name_files(hashes):
-    return "+".join(["files", *hashes])
-
-
 def _name(case_id):
-    return f"name+{case_id}"
+    return f"named {case_id}"
 
 
 def find_seen(start, cases, samples, *, by_patient=True):
@@ -187,8 +234,8 @@ def find_seen(start, cases, samples, *, by_patient=True):
     """
     seen = {}
     for case in cases:
-        files = _name_files(fingerprint(path)["sha256"] for path in case.files)
-        if not {samples[case.id].digest, files, _name(case.id)}.isdisjoint(start.digests):
+        files = [fingerprint(path)["sha256"] for path in case.files]
+        if not {samples[case.id].digest, *files, _name(case.id)}.isdisjoint(start.digests):
             seen[case.id] = TRAINED
         elif by_patient and case.group is not None and case.group in start.patients:
             seen[case.id] = PATIENT

@@ -29,8 +29,8 @@ def match_lesions(mask_true, mask_pred, *, overlap=0.0, least_voxels=1):
         intersection over union is at least this: 0.5 is the rule of panoptic quality (Kirillov et
         al. 2019), as panoptica has it.
     least_voxels : int, default 1
-        True lesions of less count neither as found nor as missed, predicted ones of less neither
-        as found nor as false.
+        True lesions of less count neither as found nor as missed, predicted ones of less not as
+        false; but both can be what another one is found by.
 
     Returns
     -------
@@ -45,8 +45,8 @@ def match_lesions(mask_true, mask_pred, *, overlap=0.0, least_voxels=1):
     """
     require("mask_pred", mask_pred.shape, mask_pred.shape == mask_true.shape, "of one shape")
     require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
-    true, pred = (_number(mask, least_voxels) for mask in (mask_true, mask_pred))
-    shared = np.zeros((true.max() + 1, pred.max() + 1), int)
+    (true, n_true), (pred, n_pred) = (_number(mask) for mask in (mask_true, mask_pred))
+    shared = np.zeros((n_true + 1, n_pred + 1), int)
     np.add.at(shared, (true.ravel(), pred.ravel()), 1)
     size_true, size_pred = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
     common = shared[1:, 1:]
@@ -59,14 +59,12 @@ def match_lesions(mask_true, mask_pred, *, overlap=0.0, least_voxels=1):
     for paired, voxels, best in zip(pairs.any(axis=0), size_pred, best_pred, strict=True):
         if not paired:
             rows.append(("false", int(voxels), float(best)))
-    return [dict(zip(("lesion", "voxels", "iou"), row, strict=True)) for row in rows]
+    names = ("lesion", "voxels", "iou")
+    return [dict(zip(names, row, strict=True)) for row in rows if row[1] >= least_voxels]
 
 
-def _number(mask, least_voxels):
-    numbered, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    sizes = np.bincount(numbered.ravel(), minlength=count + 1)
-    kept = (sizes >= least_voxels) & (np.arange(count + 1) > 0)
-    return np.where(kept, np.cumsum(kept), 0)[numbered]
+def _number(mask):
+    return ndimage.label(mask, np.ones((3,) * mask.ndim))
 
 
 def _pair(iou, overlap):
@@ -123,7 +121,8 @@ def evaluate(
     Parameters
     ----------
     path : Path
-        ``lesions.csv``, a row per lesion; an older one is removed if none are asked for.
+        ``lesions.csv``, a row per lesion; an older one is emptied if none are asked for, so that
+        its copy on Drive is too.
     cases, predictions_dir, folds, labels, least_ml, ignore
         As for `find_lesions`.
     overlap : float, optional
@@ -134,7 +133,8 @@ def evaluate(
     pandas.DataFrame, or None
     """
     if overlap is None:
-        path.unlink(missing_ok=True)
+        if path.exists():
+            write_table(path, pd.DataFrame(columns=COLUMNS + RULE))
         return None
     rule = {"overlap": overlap, "least_ml": least_ml, "ignore": ignore}
     found = find_lesions(cases, predictions_dir, folds, labels, **rule)
@@ -153,13 +153,13 @@ def recall_lesions(path):
     Returns
     -------
     lesions : pandas.DataFrame or None
-        As `find_lesions` returns it; None without the file.
+        As `find_lesions` returns it; None if none were asked for.
     rule : dict
-        ``overlap`` (None without the file) and ``least_ml``.
+        ``overlap``, then None, and ``least_ml``.
     """
-    if not path.exists():
+    lesions = read_results(path, COLUMNS + RULE) if path.exists() else ()
+    if not len(lesions):
         return None, {"overlap": None, "least_ml": 0.0}
-    lesions = read_results(path, COLUMNS + RULE)
     return lesions, {name: float(lesions[name].iloc[0]) for name in RULE}
 
 

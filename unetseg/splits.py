@@ -434,9 +434,10 @@ def recall_leaks(results_dir, cases, folds):
     noted = read_results(run.leaks) if run.leaks.exists() or not there else _tabulate([])
     if not there:
         return noted
+    by_start = noted["case"] == noted["other"]  # by the model that a fold started from
     if not (run.leaks.exists() and _are_as_trained(trained, cases, folds)):
-        return join_leaks(find_leaks(cases, folds), noted.loc[noted["kind"] == TRAINED, COLUMNS])
-    scans = noted[noted["kind"] != PATIENT]
+        return join_leaks(find_leaks(cases, folds), noted[by_start])
+    scans = noted[by_start | (noted["kind"] != PATIENT)]
     rows = _find_parted_patients(_patients(cases), folds)
     return _tabulate([*rows, *scans[COLUMNS].itertuples(index=False, name=None)])
 

@@ -11,9 +11,10 @@ from unetseg._base import write_table
 from unetseg.cases import view
 from unetseg.plots import show_cases
 from unetseg.preprocessing import Preprocessor
+from unetseg.reading.tables import read_results
 from unetseg.run import batches
 from unetseg.run.layout import Run
-from unetseg.splits import COLUMNS
+from unetseg.splits import COLUMNS, TRAINED
 from unetseg.survey import look_through
 
 CLAIMED = ("dice", "hd95_mm")
@@ -49,8 +50,9 @@ def score_batch(results_dir, batch, scans):
     scans : sequence of Case
         As `unetseg.cases.find_scans` returns them. Those without a mask are passed over. Named and
         not counted are those that are not segmented, whose mask is not sound, that the models
-        were trained on, or what they started from (told by the values of the voxels: names of
-        patients may be those of others elsewhere), and whose labels a person corrected since.
+        were trained on, or what they started from (told by the values of the voxels), and whose
+        labels a person corrected since. Other scans of patients with the names of trained ones
+        are named, and count: elsewhere these may be other people.
 
     Returns
     -------
@@ -82,6 +84,7 @@ def score_batch(results_dir, batch, scans):
 def _leave_out(run, batch, labelled, preprocessor):
     # Sentences on the scans that are not scored, and the others.
     missing = {scan.id for scan in labelled if not batch.label(scan.id).exists()}
+    missing |= _list_failed(batch)  # which may have labels by earlier models
     there = [scan for scan in labelled if scan.id not in missing]
     rules = {"labels": preprocessor.labels, "allow_empty": True}
     seen = look_through(there, preprocessor=preprocessor, **rules)
@@ -89,7 +92,7 @@ def _leave_out(run, batch, labelled, preprocessor):
     for row in bad.itertuples():
         print(f"{row.case}: {row.problem}")
     sound = [scan for scan in there if scan.id not in {*bad["case"]}]
-    trained = _find_trained(run, sound, seen.samples)
+    trained, named = _find_trained(run, sound, seen.samples)
     corrected = {scan.id for scan in batches.list_corrected(batch.folder, sound)} - trained
     said = []
     for why, ids in (
@@ -97,18 +100,28 @@ def _leave_out(run, batch, labelled, preprocessor):
         ("Masks that cannot be scored", {*bad["case"]}),
         ("Trained on, so not counted", trained),
         ("Labels corrected by hand, so not counted", corrected),
+        ("NAMED AS PATIENTS OF THE TRAINING: take them out if they are these", named - corrected),
     ):
         if ids:
             said.append(f"{why}: {', '.join(sorted(ids))}.")
     return said, [scan for scan in sound if scan.id not in trained | corrected]
 
 
+def _list_failed(batch):
+    if not batch.predictions.exists():
+        return set()
+    predicted = read_results(batch.predictions, ("case", "problem"))
+    return {*predicted.loc[predicted["problem"].astype(str).str.len() > 0, "case"]}
+
+
 def _find_trained(run, scans, samples):
-    seen = {*earlier.match_cases(run.folder, scans, samples)}
+    # Scans that were trained on, and others of patients with the names of trained ones.
+    trained, named = {*earlier.match_cases(run.folder, scans, samples)}, set()
     for member in run.list_parents() or [run]:
         for start in earlier.list_starts(member.folder).values():
-            seen |= {*earlier.find_seen(start, scans, samples, by_patient=False)}
-    return seen
+            for scan_id, kind in earlier.find_seen(start, scans, samples).items():
+                (trained if kind == TRAINED else named).add(scan_id)
+    return trained, named - trained
 
 
 def _score(run, batch, tested, preprocessor):
@@ -146,6 +159,7 @@ def _draw(batch, tested, table, spots, preprocessor):
     }
     batch.figures.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
+        batch.figure(name).unlink(missing_ok=True)
         if not isinstance(figure, str):
             figure.savefig(batch.figure(name), dpi=FINE)
 

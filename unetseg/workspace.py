@@ -158,7 +158,11 @@ class Workspace:
             digest = sha256(packed)
             folder = self.cache / f"start_{digest[:16]}"
             print(f"{packed.name}: SHA-256 {digest}; compare it with what the sender told.")
-            return folder if folder.exists() else sharing.unpack(packed, folder, digest)
+            if not folder.exists():
+                sharing.unpack(packed, folder, digest)
+            allowed = "no average of two experiments; pack one of these"
+            require("START_FROM", name, not Run(folder).average.exists(), allowed)
+            return folder
         return self._find_other(name, "START_FROM", "trained experiment, or a packed file")
 
     def adopt_settings(self, name, wanted):
@@ -200,6 +204,7 @@ class Workspace:
         write_json(self.run.start, {"from": name})
         known = earlier.match_cases(start, found, seen.samples)
         said = f"Training will start from {name}, which knows {len(known)} of {len(found)} cases."
+        said += earlier.describe_doubts(start, found, known)
         labels_of = dict(zip(seen.table["case"], seen.table["labels"], strict=True))
         folds = earlier.extend_folds(start, found, known, labels_of=labels_of)
         if folds is None:
@@ -520,7 +525,7 @@ class Workspace:
             return
         # What was edited there counts, also if that was just now.
         drive.copy_new(self.backup, self.results, [self.run.splits.name])
-        batches.fetch_corrected(self.run, Run(self.backup))
+        drive.fetch_corrected(self.results, self.backup)
         count = drive.copy_new(self.results, self.backup)
         where = drive.origin(self.backup_of(folder))
         print(f"Everything is on Drive, in {where}; {count} files are new there.")
@@ -622,5 +627,5 @@ def prepare(data, experiment, results="results", *, need_data=True):
     if place.backup.is_dir():
         drive.copy_new(place.backup, place.results, overwrite=False)
         drive.copy_new(place.backup, place.results, ["splits.json"])  # it may be edited there
-        batches.fetch_corrected(place.run, Run(place.backup))  # and labels be corrected
+        drive.fetch_corrected(place.results, place.backup)  # and labels be corrected
     return place

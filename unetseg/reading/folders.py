@@ -178,14 +178,17 @@ def add_cases(folder, cases):
     Raises
     ------
     ValueError
-        If other files of these names are there, or its ``dataset.json`` lists the cases. Nothing
-        is copied then.
+        If other files of these names are there, its ``dataset.json`` lists the cases, or it holds
+        scans without such folders. Nothing is copied then.
     """
     if read_description(folder).get("training"):
         advice = "Take 'training' out of it, or choose another folder."
         raise ValueError(f"{folder}: its dataset.json lists the cases one by one. {advice}")
     images, labels = (_choose_folder(folder, names) for names in (IMAGES, MASKS))
     there = [list_files(place, []) for place in (images, labels)]
+    if list_files(folder, []) and not there[0]:
+        advice = f"Move them to {images}, or choose another folder."
+        raise ValueError(f"{folder}: scans lie there that would not be found any more. {advice}")
     copies = _plan_copies(images, labels, cases, *there)
     names = {(path.parent, _fold(path)) for files in there for path in files.values()}
     new = [path for path, source in copies.items() if not _is_copied(source, path)]
@@ -200,7 +203,7 @@ def add_cases(folder, cases):
 def _plan_copies(images, labels, cases, scans, masks):
     # The file that each new one is a copy of; numbered like the scans that are there.
     numbered = bool(scans) and all(CHANNEL.search(name) for name in scans)
-    numbered = numbered and scans.keys() != masks.keys()
+    numbered = numbered and scans.keys().isdisjoint(masks)
     allowed = "one file each, as the scans that are there; join the channels of these"
     copies = {}
     for case in cases:
@@ -218,13 +221,14 @@ def _is_copied(source, path):
 
 
 def _fold(path):
-    # Disks of Mac and Windows know no upper case.
-    return SUFFIX.sub("", path.name).casefold()
+    # Disks of Mac and Windows know neither upper case nor how an accent is coded.
+    return normalize("NFC", SUFFIX.sub("", path.name)).casefold()
 
 
 def _choose_folder(folder, names):
     there = [folder / name for name in names if (folder / name).is_dir()]
-    return there[0] if there else folder / names[-1]
+    used = [place for place in there if list_files(place, [])]
+    return [*used, *there, folder / names[-1]][0]
 
 
 def _suffix(path):

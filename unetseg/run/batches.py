@@ -202,35 +202,10 @@ def list_corrected(folder, scans):
     """
     batch, corrected = Batch(Path(folder)), []
     for scan in scans:
-        label, note = batch.label(scan.id), batch.note(scan.id)
-        if note.exists() and _is_corrected(label, note):
+        label = batch.label(scan.id)
+        if drive.is_corrected(label):
             corrected.append(replace(scan, mask=label))
     return corrected
-
-
-def _is_corrected(label, note):
-    # Whether labels are there, and neither what was predicted nor what that replaced.
-    noted = read_json(note, "prediction")
-    made = noted["labels_sha256"], noted.get("replaced_sha256")
-    return label.exists() and sha256(label) not in made
-
-
-def fetch_corrected(run, backup):
-    """Fetch labels that a person corrected on Drive, which a copy to there would replace.
-
-    Parameters
-    ----------
-    run, backup : unetseg.run.layout.Run
-        An experiment here and on Drive. Labels here that were corrected too stay.
-    """
-    for folder in backup.new_scans.glob("*"):
-        here, there = run.batch(folder.name), backup.batch(folder.name)
-        for label in there.labels.glob("*.nii.gz"):
-            case_id = label.name.removesuffix(".nii.gz")
-            note, own = there.note(case_id), here.label(case_id)
-            by_hand = note.exists() and _is_corrected(label, note)
-            if by_hand and not _is_corrected(own, note):
-                write_file(own, label.read_bytes())
 
 
 def update_table(path, table):

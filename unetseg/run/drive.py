@@ -10,9 +10,9 @@ import time
 import unicodedata
 from pathlib import Path
 
-from unetseg._base import write_file, write_json
+from unetseg._base import sha256, write_file, write_json
 from unetseg.run import fingerprints
-from unetseg.run.layout import DONE, LOCK, read_json
+from unetseg.run.layout import DONE, LOCK, Batch, Run, read_json
 from unetseg.run.machine import require_room_for_copies
 
 DRIVE = Path("/content/drive/MyDrive")
@@ -164,7 +164,8 @@ def copy_new(source, target, patterns=("**/*",), *, overwrite=True):
     A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
     markers ``done.json`` come last, and only if no copy failed. Nothing is deleted in `target`.
     What is known to be the same on both sides is not read again: see
-    `unetseg.run.fingerprints.fingerprint`, also for what that cannot tell.
+    `unetseg.run.fingerprints.fingerprint`, also for what that cannot tell. Labels of new scans
+    that a person corrected in `target` stay.
 
     Parameters
     ----------
@@ -227,7 +228,7 @@ def _is_wanted(path, copy, failed):
 
 
 def _copy(path, copy, overwrite):
-    if copy.is_file() and (not overwrite or _hold_the_same(path, copy)):
+    if copy.is_file() and (not overwrite or _hold_the_same(path, copy) or is_corrected(copy)):
         return False
     if overwrite:
         copy.with_name(DONE).unlink(missing_ok=True)
@@ -245,6 +246,45 @@ def _hold_the_same(path, copy):
         return False
     known, copied = fingerprints.fingerprint(path), fingerprints.fingerprint(copy)
     return known["sha256"] == copied["sha256"]
+
+
+def is_corrected(label):
+    """Whether a person changed the labels of a new scan after they were predicted.
+
+    Parameters
+    ----------
+    label : Path
+        Any file; of one that is no such labels, or whose note is damaged, it is not known.
+
+    Returns
+    -------
+    bool
+        Whether they are there, and neither what was predicted nor what that replaced.
+    """
+    batch = Batch(label.parent.parent)
+    note = batch.note(label.name.removesuffix(".nii.gz"))
+    if label.parent != batch.labels or not (note.exists() and label.exists()):
+        return False
+    try:
+        noted = read_json(note, "prediction")
+    except ValueError as error:
+        print(f"{error} So it is not known whether {label.name} was corrected.")
+        return False
+    return sha256(label) not in (noted["labels_sha256"], noted.get("replaced_sha256"))
+
+
+def fetch_corrected(results_dir, backup_dir):
+    """Fetch labels of new scans that a person corrected on Drive.
+
+    Parameters
+    ----------
+    results_dir, backup_dir : Path
+        An experiment here and on Drive. Labels here that were corrected too stay.
+    """
+    for label in Run(backup_dir).new_scans.glob("*/labels/*.nii.gz"):
+        own = Path(results_dir) / label.relative_to(backup_dir)
+        if is_corrected(label) and not is_corrected(own):
+            write_file(own, label.read_bytes())
 
 
 def back_up(source, target):

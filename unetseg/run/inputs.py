@@ -244,9 +244,11 @@ class Trained:
             print(f"Fold {folds}: of an earlier version; not known whether its scans changed.")
 
     def list_scans(self):
-        """Ids of the cases by the SHA-256 of the files of their scans, as far as noted."""
-        noted = [(i, files["scan"]) for i, listed in self._inputs.items() for files in listed]
-        return {tuple(file["sha256"] for file in scan): i for i, scan in noted}
+        """SHA-256 of the files of the scan of each case, as a set by id, as far as noted."""
+        return {
+            case_id: {file["sha256"] for files in listed for file in files["scan"]}
+            for case_id, listed in self._inputs.items()
+        }
 
     def list_predictions(self):
         """SHA-256 of the predictions of the finished folds, by case id, as far as noted."""
