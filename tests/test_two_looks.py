@@ -90,6 +90,22 @@ def test_slices_of_which_a_patch_holds_little_are_looked_at_twice(
     assert fitted.coarse.prepare(case).x.shape[across] == SHAPE[across]
 
 
+@pytest.mark.parametrize(
+    ("box", "coarse_mm"),
+    [(AT, (3.2, 3.0, 2.0)), ((slice(4, 60), slice(4, 56), slice(4, 36)), ())],
+)
+def test_whole_slices_are_looked_at_twice_unless_most_of_the_scan_is_sought(
+    tmp_path, write_case, box, coarse_mm
+):
+    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[box] = 1
+    case = write_case(tmp_path, "a", image, mask, SPACING)
+    fitted = Preprocessor(dimensions=2, planes=(2,)).fit([case])
+    assert fitted.coarse_mm == coarse_mm
+    assert fitted.patch == ((20, 20, 1) if coarse_mm else (64, 64, 1))
+
+
 def fact(spans, counts, scattered=False):
     """Facts of a scan of 64 x 60 x 40 voxels of 1 mm, coarse ones of which hold 16."""
     shape = {"shape": (64, 60, 40), "spacing_mm": np.ones(3), "structures": (1, 1, 1)}

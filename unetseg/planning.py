@@ -83,14 +83,22 @@ def _choose_looks(wanted, facts, shape, spacing_mm, dimensions, most_voxels):
     # The patch, and the voxel size of the first of two looks or nothing.
     cut = dimensions, wanted.planes, most_voxels
     patch = settle(wanted.patch, choose_patch, shape, spacing_mm, *cut)
-    # Where something was not drawn the box of what was tells no place.
-    once = holds_much(patch, np.where(np.equal(patch, 1), 1, shape)) or wanted.ignore
-    if wanted.coarse_mm is None and once:
-        return patch, ()
     region = region_shape(facts, shape, spacing_mm)
+    if wanted.patch is None and _has_slices_without(patch, shape, region):
+        once = False
+    else:
+        once = holds_much(patch, np.where(np.equal(patch, 1), 1, shape))
+    # Where something was not drawn the box of what was tells no place.
+    if wanted.coarse_mm is None and (once or wanted.ignore):
+        return patch, ()
     closer = settle(wanted.patch, choose_patch, region, spacing_mm, *cut)
     coarse = settle(wanted.coarse_mm, choose_coarse_spacing, facts, spacing_mm, closer)
     return (closer, coarse) if coarse else (patch, ())
+
+
+def _has_slices_without(patch, shape, region):
+    # Whether a network of slices sees many in which nothing is sought, and would draw it there.
+    return 1 in patch and 1 not in shape and np.prod(region) <= TIGHT * np.prod(shape)
 
 
 def _choose_slices(wanted, shape, spacing_mm, patch, dimensions):
