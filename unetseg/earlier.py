@@ -1,6 +1,6 @@
 """An earlier run that training goes on from: its cases, its folds, and which of its models."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,14 @@ from unetseg.reading.tables import read_results
 from unetseg.run.fingerprints import fingerprint
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import FINAL, Run, read_json
-from unetseg.splits import COLUMNS, PATIENT, TRAINED, find_only_patients
+from unetseg.splits import (
+    COLUMNS,
+    PATIENT,
+    TRAINED,
+    collect_labels,
+    find_only_patients,
+    tell_patients,
+)
 
 GRID = ("spacing_mm", "patch", "normalisation", "dimensions", "neighbours", "planes")
 GRID += ("empty_space", "coarse_mm", "margin", "assumed_mm")
@@ -126,12 +133,12 @@ def extend_folds(results_dir, cases, known, *, seed=12345, labels_of=None):
     if not known:
         return None
     before = read_json(Run(results_dir).splits)
-    patient = {case.id: case.group or case.id for case in cases}
+    patient = tell_patients(cases)
+    labels = collect_labels(patient, labels_of or {})
     place = _place_patients(patient, known, before, seed)
-    for who in find_only_patients(patient, labels_of or {}):
+    for who in find_only_patients(labels):
         place[who] = None
-    fixed = {patient[case_id] for case_id in known}
-    _part_rare_patients(place, patient, labels_of or {}, fixed, len(before))
+    _part_rare_patients(place, labels, {patient[i] for i in known}, len(before))
     folds = [{"train": [], "val": []} for _ in before]
     for case_id in sorted(patient):
         for number, parts in enumerate(folds):
@@ -156,13 +163,10 @@ def _place_patients(patient, known, before, seed):
     return place
 
 
-def _part_rare_patients(place, patient, labels_of, fixed, n_folds):
+def _part_rare_patients(place, labels, fixed, n_folds):
     # Where one fold validates all who have some label, a new one of them goes to the next fold.
-    who_has = defaultdict(set)
-    for case_id, labels in labels_of.items():
-        for label in labels:
-            who_has[label].add(patient[case_id])
-    for several in who_has.values():
+    for label in sorted(set().union(*labels.values())):
+        several = {who for who, values in labels.items() if label in values}
         numbers, free = {place[who] for who in several}, several - fixed
         if len(numbers) == 1 < len(several) and free and numbers != {None}:
             place[max(free)] = (numbers.pop() + 1) % n_folds

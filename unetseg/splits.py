@@ -57,9 +57,9 @@ def make_folds(cases, n_splits=5, seed=12345, *, labels_of=None):
     --------
     count_labels : tells what could not be had.
     """
-    patient = _patients(cases)
-    labels = _labels_of_patients(patient, labels_of or {})
-    kept = _find_only_patients(labels)
+    patient = tell_patients(cases)
+    labels = collect_labels(patient, labels_of or {})
+    kept = find_only_patients(labels)
     patients = np.array(sorted(set(patient.values()) - set(kept)))
     count = f"{len(patients)}{_describe_kept(kept)}"
     if len(patients) < 2:
@@ -112,15 +112,8 @@ def settle_folds(path, cases, n_splits=5, seed=12345, *, labels_of=None):
     return folds
 
 
-def _labels_of_patients(patient, labels_of):
-    labels = {who: set() for who in patient.values()}
-    for case_id, who in patient.items():
-        labels[who] |= set(labels_of.get(case_id, ()))
-    return labels
-
-
-def find_only_patients(patient, labels_of):
-    """Find who alone has some label.
+def collect_labels(patient, labels_of):
+    """Collect the labels that each patient has.
 
     Parameters
     ----------
@@ -131,13 +124,28 @@ def find_only_patients(patient, labels_of):
 
     Returns
     -------
+    dict of str to set of int
+        By patient.
+    """
+    labels = {who: set() for who in patient.values()}
+    for case_id, who in patient.items():
+        labels[who] |= set(labels_of.get(case_id, ()))
+    return labels
+
+
+def find_only_patients(labels):
+    """Find who alone has some label.
+
+    Parameters
+    ----------
+    labels : dict of str to set of int
+        As `collect_labels` returns it.
+
+    Returns
+    -------
     dict of str to list of int
         These labels, by patient.
     """
-    return _find_only_patients(_labels_of_patients(patient, labels_of))
-
-
-def _find_only_patients(labels):
     kept = {}
     for label in sorted(set().union(*labels.values())):
         owners = [who for who, values in labels.items() if label in values]
@@ -246,7 +254,7 @@ def count_cases(folds, cases):
     pandas.DataFrame
         A row per fold: ``train cases``, ``validation cases`` and ``validation patients``.
     """
-    patient = _patients(cases)
+    patient = tell_patients(cases)
     rows = []
     for parts in folds:
         validated = {patient[case_id] for case_id in parts["val"]}
@@ -396,7 +404,7 @@ def find_leaks(cases, folds=None, *, samples=None):
     """
     if samples is None:
         samples = {case.id: sample_scan(*nifti.load_image(case.image)) for case in cases}
-    patient = _patients(cases)
+    patient = tell_patients(cases)
     rows = _find_parted_patients(patient, folds or [])
     for kind, one, other, detail in _find_same_scans(samples):
         if folds is None and patient[one] != patient[other]:
@@ -438,7 +446,7 @@ def recall_leaks(results_dir, cases, folds):
     if not (run.leaks.exists() and _are_as_trained(trained, cases, folds)):
         return join_leaks(find_leaks(cases, folds), noted[by_start])
     scans = noted[by_start | (noted["kind"] != PATIENT)]
-    rows = _find_parted_patients(_patients(cases), folds)
+    rows = _find_parted_patients(tell_patients(cases), folds)
     return _tabulate([*rows, *scans[COLUMNS].itertuples(index=False, name=None)])
 
 
@@ -451,7 +459,8 @@ def _are_as_trained(trained, cases, folds):
     return all(trained.knows_scan(case) for case in cases if case.id in used)
 
 
-def _patients(cases):
+def tell_patients(cases):
+    """Tell the patient of each case, by id; a case whose patient is not known is one of its own."""
     return {case.id: case.id if case.group is None else case.group for case in cases}
 
 
