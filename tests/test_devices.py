@@ -60,3 +60,34 @@ def test_a_batch_is_shared_by_as_many_gpus_as_divide_it(monkeypatch, gpus, batch
     gpus(3)
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", Strategy)
     assert len(getattr(devices.share_gpus(batch), "devices", ["one"])) == shared
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as that of PyTorch."""
+
+
+def fill_tensorflow():
+    tf.zeros((2**50,))
+
+
+def fill_jax():
+    raise RuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes"
+    )
+
+
+def fill_torch():
+    raise OutOfMemoryError("CUDA error")
+
+
+@pytest.mark.parametrize("fill", [fill_tensorflow, fill_jax, fill_torch])
+def test_that_memory_ran_out_is_said_in_words(fill):
+    with pytest.raises(MemoryError) as caught, devices.explain_memory("a smaller patch would do."):
+        fill()
+    assert str(caught.value) == "The memory of this machine is full: a smaller patch would do."
+    assert caught.value.__suppress_context__
+
+
+def test_other_errors_pass():
+    with pytest.raises(ValueError, match="something else"), devices.explain_memory("no."):
+        raise ValueError("something else")

@@ -154,6 +154,25 @@ def test_a_fold_whose_files_change_while_it_is_trained_is_not_marked_as_done(cas
     assert not (fold / "done.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "advice"),
+    [(4, "BATCH_SIZE = 2 in 02_train_kfold"), (1, r"PATCH = \[8, 8, 8\] in 01_load_data")],
+)
+def test_where_memory_runs_out_what_would_find_room_is_said(cases, tmp_path, batch_size, advice):
+    class Fill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9663676416 bytes.")
+
+    settings = {"preprocessor": Preprocessor(patch=PATCH, coarse_mm=()).fit(cases)}
+    settings["recipe"] = Recipe(epochs=1, steps=1, batch_size=batch_size, precision="float32")
+    settings |= {"build_model": build_tiny, "callbacks": [Fill()]}
+    words = (
+        f"a batch of {batch_size} patches of 8 x 16 x 8 voxels finds no room in it. Set {advice}"
+    )
+    with pytest.raises(MemoryError, match=words):
+        train_fold(cases[:3], cases[3:], tmp_path / "fold_0", **settings)
+
+
 def test_a_fold_that_another_worker_finished_is_not_trained_again(copy, cases, trained):
     training._run_fold(recall_plan(copy), cases[:2], cases[2:], copy / "fold_0", 1, "/nowhere")
     assert trained == []

@@ -15,6 +15,7 @@ from unetseg._base import require
 from unetseg.losses import Accuracy, ForegroundDice
 from unetseg.optimizers import Muon
 from unetseg.patches import FAR, Looks, count_voxels
+from unetseg.planning import choose_patch
 from unetseg.run import devices, state
 
 # Of an epoch (results/recipe.md: with half of 300 prostates have 0.015 less Dice).
@@ -235,6 +236,28 @@ def fit(net, train, val, plan, recipe, seed, saver, callbacks=()):
         epochs=past if "stopped" in saver.about else recipe.epochs,
         callbacks=_follow(saver, recipe, callbacks),
     )
+
+
+def describe_smaller(plan):
+    """Say what to train on where memory is too small for a plan: half as much at a time.
+
+    Parameters
+    ----------
+    plan : unetseg.recipe.Plan
+
+    Returns
+    -------
+    str
+    """
+    given, count = plan.preprocessor, plan.batch_size
+    sides = " x ".join(map(str, given.patch))
+    finding = f"a batch of {count} patches of {sides} voxels finds no room in it"
+    if count > 1:
+        advice = f"BATCH_SIZE = {count // 2} in 02_train_kfold"
+    else:
+        cut = given.spacing_mm, given.dimensions, given.planes, math.prod(given.patch) // 2
+        advice = f"PATCH = {[*choose_patch(given.patch, *cut)]} in 01_load_data"
+    return f"{finding}. Set {advice}, under another EXPERIMENT."
 
 
 def _fit(net, train, val, plan, recipe, seed, val_steps, *, past=0, epochs, callbacks):

@@ -17,7 +17,7 @@ from unetseg.losses import dice_cross_entropy
 from unetseg.patches import Looks, require_cache
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe, make_plan, record_settings
-from unetseg.run import inputs, machine, processes, state
+from unetseg.run import devices, inputs, machine, processes, state
 from unetseg.run.layout import FINAL, Fold, Run
 from unetseg.run.lock import only_run
 from unetseg.splits import (
@@ -105,12 +105,13 @@ def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks, 
     train, val = (Looks(plan.preprocessor, part, cache) for part in (train_cases, val_cases))
     recipe = replace(plan.recipe, steps=plan.recipe.steps or fitting.count_steps(train, plan))
     about = _describe_fold(plan, recipe, seed, train_cases, val_cases)
-    net = fitting.build(plan, recipe, seed)
-    if start:
-        about["start"] = transfer.apply_start(net, plan, start)
-    progress = state.load_state(net, fold.folder, _describe_state(about, plan, files))
-    saver = state.SaveState(fold.folder, progress, started)
-    fitting.fit(net, train, val, plan, recipe, seed, saver, callbacks)
+    with devices.explain_memory(fitting.describe_smaller(plan)):
+        net = fitting.build(plan, recipe, seed)
+        if start:
+            about["start"] = transfer.apply_start(net, plan, start)
+        progress = state.load_state(net, fold.folder, _describe_state(about, plan, files))
+        saver = state.SaveState(fold.folder, progress, started)
+        fitting.fit(net, train, val, plan, recipe, seed, saver, callbacks)
     fitted = time.monotonic()
     done = {**about, **fitting.describe_end(progress, recipe, fold.folder), "inputs": files}
     done["weights_sha256"] = state.save_weights(net, fold.weights)

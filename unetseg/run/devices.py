@@ -8,6 +8,8 @@ import keras
 
 from unetseg.run.machine import describe_hardware
 
+# As TensorFlow, JAX and PyTorch say it.
+NO_MEMORY = re.compile(r"resource_?exhausted|out ?of ?memory|OOM when", re.IGNORECASE)
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -19,6 +21,29 @@ def computes_on_gpu():
 def list_gpus():
     """List the GPUs that one training can share, by their names in TensorFlow."""
     return keras.distribution.list_devices("gpu") if keras.backend.backend() == "tensorflow" else []
+
+
+@contextlib.contextmanager
+def explain_memory(words):
+    """Say in words that memory ran out, in the place of what Keras' backend says.
+
+    Parameters
+    ----------
+    words : str
+        What did not find room, and what would.
+
+    Raises
+    ------
+    MemoryError
+        If what is done within raises an error of that kind; others pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+            raise
+        where = "of the GPU" if computes_on_gpu() else "of this machine"
+        raise MemoryError(f"The memory {where} is full: {words}") from None
 
 
 def share_gpus(batch_size):
