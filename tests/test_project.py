@@ -24,7 +24,15 @@ ORDER = (
     *("_base", *CORE, "digits", "annotation"),
     *("reading.contents", "reading.description", "reading.tables", "reading.patients"),
     *("reading.folders", "reading.intensities"),
-    *("run.layout", "run.lock", "run.machine", "run.devices", "run.fingerprints", "run.inputs"),
+    *(
+        "run.layout",
+        "run.lock",
+        "run.machine",
+        "run.backend",
+        "run.devices",
+        "run.fingerprints",
+        "run.inputs",
+    ),
     *("run.drive", "run.batches", "run.state", "run.processes"),
     *(
         "settings",

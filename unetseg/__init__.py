@@ -93,8 +93,8 @@ def __dir__():
 class _WithKeras:
     """Lets the import of Keras, by whomever, be a quiet one, and end with what belongs to it here.
 
-    Keras finds the classes of a network that was saved as ``.keras`` only where they are
-    registered. A finder of modules that finds none itself.
+    Before it what Keras computes with is chosen. Keras finds the classes of a network that was
+    saved as ``.keras`` only where they are registered. A finder of modules that finds none itself.
     """
 
     def find_spec(self, name, path=None, target=None):
@@ -102,6 +102,7 @@ class _WithKeras:
         if name != "keras":
             return None
         sys.meta_path.remove(self)  # Keras is imported once
+        importlib.import_module(f"{__name__}.run.backend").choose_backend()
         spec = importlib.util.find_spec(name)
         if spec is None:
             return None
