@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +122,16 @@ def write_case():
         return Case(case_id, image, None if mask is None else save("mask", mask), group)
 
     return write
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """A laptop, with the project in a folder of its own."""
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    for module in (workspace, drive):
+        monkeypatch.setattr(module, "project_dir", lambda: tmp_path / "project")
+    return tmp_path / "project"
 
 
 @pytest.fixture

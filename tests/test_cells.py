@@ -223,8 +223,9 @@ def test_the_new_scans_of_the_sample_are_of_other_people(tmp_path, capsys):
 CELL = """
 import os
 from unetseg import workspace
+from unetseg.run import packages
 os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
-workspace.install_missing()
+packages.install_missing()
 print(os.environ["TF_CPP_MIN_LOG_LEVEL"], workspace.name_hardware() != "")
 print(*workspace.list_versions().index)
 """

@@ -80,7 +80,7 @@ def test_a_notebook_defines_nothing_and_stays_short(notebook):
 
 
 def test_a_notebook_names_no_absolute_path_outside_the_set_up(notebook):
-    cells = [cell for cell in notebook.cells if "workspace.install_missing()" not in cell.source]
+    cells = [cell for cell in notebook.cells if "packages.install_missing()" not in cell.source]
     text = json.dumps(cells)
     assert re.findall(r"/(?:home|root|tmp|work|content|Users)/[\w./-]*", text) == []
 

@@ -33,7 +33,7 @@ ORDER = (
         "run.fingerprints",
         "run.inputs",
     ),
-    *("run.drive", "run.batches", "run.state", "run.processes"),
+    *("run.drive", "run.packages", "run.batches", "run.state", "run.processes"),
     *(
         "settings",
         "sample",

@@ -21,16 +21,6 @@ from unetseg.survey import look_through
 from unetseg.workspace import Workspace
 
 
-@pytest.fixture
-def local(tmp_path, monkeypatch):
-    """A laptop, with the project in a folder of its own."""
-    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
-    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
-    for module in (workspace, drive):
-        monkeypatch.setattr(module, "project_dir", lambda: tmp_path / "project")
-    return tmp_path / "project"
-
-
 def test_colab_is_told_by_its_environment_or_its_module(local, monkeypatch):
     assert not workspace.in_colab()
     monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
@@ -142,64 +132,6 @@ def test_in_colab_two_folders_of_one_name_are_not_mixed(colab):
     brain = workspace.prepare("brain/scans", "y")
     assert content_of(liver.data) == {"images/a.nii": b"liver"}
     assert content_of(brain.data) == {"images/b.nii": b"brain"}
-
-
-REQUIREMENTS = b"""# Floors only: absent-package, another
-present-package>=1.3
-absent-package
-Other.Absent>=0.12  # not in Colab
-"""
-
-
-@pytest.fixture
-def pip(tmp_path, monkeypatch):
-    """Record what pip is called with, where nothing is installed beside present-package."""
-    installed = tmp_path / "site" / "Present_Package-1.0.dist-info"
-    installed.mkdir(parents=True)
-    text = "Metadata-Version: 2.1\nName: Present_Package\nVersion: 1.0\n"
-    (installed / "METADATA").write_text(text, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    calls = []
-    monkeypatch.setattr(subprocess, "check_call", lambda command, **_: calls.append(command))
-    return calls
-
-
-def test_on_a_laptop_nothing_is_installed(local, pip):
-    fill(local, requirements_txt=REQUIREMENTS)
-    assert workspace.install_missing() == []
-    assert pip == []
-
-
-def test_in_colab_only_what_is_missing_is_installed(colab, pip):
-    fill(workspace.project_dir(), requirements_txt=REQUIREMENTS)
-    missing = ["absent-package", "Other.Absent"]
-    assert workspace.install_missing() == missing
-    (command,) = pip
-    assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert command[4:6] == ["-q", "-c"]  # a list of what is there, which pip must keep
-    assert command[7:] == missing
-
-
-def test_in_colab_pip_is_not_called_if_all_is_there(colab, pip):
-    fill(workspace.project_dir(), requirements_txt=b"present-package>=1.3\n")
-    assert workspace.install_missing() == []
-    assert pip == []
-
-
-def test_in_colab_a_package_that_lost_its_metadata_does_no_harm(colab, pip, tmp_path):
-    (tmp_path / "site" / "broken-1.0.dist-info").mkdir()
-    fill(workspace.project_dir(), requirements_txt=REQUIREMENTS)
-    assert workspace.install_missing() == ["absent-package", "Other.Absent"]
-
-
-def test_a_failing_pip_stops_the_cell(colab, pip, monkeypatch):
-    def failing(command, **_):
-        raise subprocess.CalledProcessError(1, command)
-
-    monkeypatch.setattr(subprocess, "check_call", failing)
-    fill(workspace.project_dir(), requirements_txt=REQUIREMENTS)
-    with pytest.raises(subprocess.CalledProcessError):
-        workspace.install_missing()
 
 
 def test_in_colab_splits_edited_on_drive_are_taken_and_other_newer_files_stay(colab):

@@ -1,11 +1,7 @@
 """Colab or laptop: where the scans and the results of an experiment are, and kept."""
 
 import functools
-import importlib.metadata
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -534,36 +530,6 @@ class Workspace:
 @functools.cache
 def _open_session():
     return tempfile.TemporaryDirectory(prefix="unetseg-")
-
-
-def install_missing():
-    """Install what the project needs and the runtime lacks; touch no package that is there.
-
-    Installs nothing outside Colab.
-
-    Returns
-    -------
-    list of str
-        Names of the packages that were installed.
-
-    Raises
-    ------
-    subprocess.CalledProcessError
-        If pip fails.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no log of TensorFlow's in a notebook
-    if not in_colab():
-        return []
-    text = (project_dir() / "requirements.txt").read_text(encoding="utf-8")
-    names = re.findall(r"^[A-Za-z][\w.-]*", text, re.MULTILINE)
-    missing = [name for name in names if not any(importlib.metadata.distributions(name=name))]
-    if missing:
-        pip = [sys.executable, "-m", "pip"]
-        with tempfile.TemporaryDirectory() as folder:
-            pins = Path(folder) / "present.txt"  # pip then takes versions that go with these
-            pins.write_bytes(subprocess.check_output([*pip, "list", "--format=freeze"]))
-            subprocess.check_call([*pip, "install", "-q", "-c", str(pins), *missing])
-    return missing
 
 
 def list_versions():

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 
-from unetseg import workspace
+from unetseg.run import packages
 
 
 def main():
@@ -21,7 +21,7 @@ def main():
         reports.append(json.loads(subprocess.check_output(dry, text=True)))
 
     subprocess.check_call = plan
-    missing = workspace.install_missing()
+    missing = packages.install_missing()
     assert missing, "nothing is missing: this environment is not Colab's"
     planned = {item["metadata"]["name"].lower() for item in reports[0]["install"]}
     present = {d.name.lower() for d in importlib.metadata.distributions()}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unetseg.run.machine import describe_hardware
 
-OTHERS = ("jax", "torch")
+BACKENDS = ("tensorflow", "jax", "torch")
 BLACKWELL = 12.0  # compute capability of an NVIDIA GPU such as Colab's G4
 KNOWS_BLACKWELL = (2, 22)  # the first TensorFlow with kernels for it
 
@@ -32,11 +32,16 @@ def choose_backend():
     problem, remedy = _find_problem()
     if not problem:
         return
-    there = [name for name in OTHERS if importlib.util.find_spec(name)]
-    if not there:
+    others = [name for name in list_backends() if name != "tensorflow"]
+    if not others:
         raise ImportError(f"{problem}, and neither JAX nor PyTorch is installed. {remedy}")
-    os.environ["KERAS_BACKEND"] = there[0]
-    print(f"{problem}: Keras computes with {there[0]}.")
+    os.environ["KERAS_BACKEND"] = others[0]
+    print(f"{problem}: Keras computes with {others[0]}.")
+
+
+def list_backends():
+    """List what is installed of TensorFlow, JAX and PyTorch, the preferred one first."""
+    return [name for name in BACKENDS if importlib.util.find_spec(name)]
 
 
 def _read_configured():
