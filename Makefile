@@ -68,5 +68,5 @@ refresh: $(READY)
 $(subst %,\%,$(READY)): requirements.txt pyproject.toml
 	test -x $(BIN)/pip || $(call quote,PYTHON) -m venv $(call quote,VENV)
 	$(RUN) pip install -q --disable-pip-version-check \
-	  $(if $(CONSTRAINTS),-c $(call quote,CONSTRAINTS)) -e ".[notebooks,test]"
+	  $(if $(CONSTRAINTS),-c $(call quote,CONSTRAINTS)) -e ".[tensorflow,notebooks,test]"
 	touch $(call quote,VENV)/.ready

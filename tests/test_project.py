@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,13 @@ def test_the_security_notes_name_the_lowest_versions_that_are_allowed():
     notes = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     required = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     assert re.search(r"^keras>=(.+)$", required, re.MULTILINE)[1] in notes
+
+
+def test_the_package_needs_what_requirements_list_but_for_tensorflow_which_is_an_extra():
+    listed = re.findall(r"^[a-z].*$", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extra = project["optional-dependencies"]["tensorflow"]
+    assert sorted(listed) == sorted([*project["dependencies"], *extra])
 
 
 WATCHED = """
