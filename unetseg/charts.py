@@ -1,6 +1,7 @@
 """Charts of tables: what was found of all cases. A label keeps its colour."""
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from unetseg.plots import COLOURS, NOTHING, add_legend, colour_of, new_figure
 
@@ -144,7 +145,11 @@ def lesion_sensitivity(lesions, labels):
         name = f"{labels[label]} (n = {len(part)} lesions)"
         ax.plot(sizes, shares, "o-", color=colour_of(label, labels), label=name)
     ax.set(xscale="log", xlabel="volume of the lesion, ml", ylabel="share found", ylim=(0, 1.05))
-    ax.legend()
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.legend(loc="lower right")
     return figure
 
 

@@ -332,7 +332,7 @@ def _tabulate_lesions(path):
     columns = [_column("label", "label")]
     columns += [_column(name) for name in ("cases", "lesions", "found", "missed", "false")]
     columns += [_column(name) for name in ("sensitivity", "precision", "F1")]
-    columns += [_column("without any"), _column("of these with false ones")]
+    columns += [_column("cases without"), _column("of these with false ones")]
     counts, rows = count_lesions(found), []
     for row in counts.head(counts["name"].nunique()).to_dict("records"):
         numbers = [row[name] for name in ("cases", "lesions", "found", "missed", "false")]
