@@ -445,3 +445,55 @@ def test_labels_corrected_on_drive_are_not_replaced_by_a_copy(corrected):
     assert found == LABELLED  # the notes come before the labels, also in the place of damaged ones
     assert drive.back_up(here, there)
     assert read_labels(there) == found
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """An experiment that two machines fetched from Drive after one of them had trained it."""
+    there, one, other = (tmp_path / name for name in ("drive", "one", "other"))
+    fill(one, **TRAINED, scores_csv=b"old")
+    assert drive.back_up(one, there)
+    drive.copy_new(there, other, overwrite=False)
+    return there, one, other
+
+
+def test_what_another_machine_made_newer_on_drive_is_fetched_and_not_replaced(machines):
+    there, one, other = machines
+    fill(one, **TRAINED | {"fold_0__model.weights_h5": b"v" * 90}, fold_1__done_json=b"{}")
+    assert drive.back_up(one, there)
+    newer = content_of(one)
+    assert drive.back_up(other, there)  # of which nothing was changed since
+    assert content_of(there) == newer
+    drive.copy_new(there, other, overwrite=False)
+    assert content_of(other) == newer
+
+
+def test_what_was_changed_here_alone_stays_and_goes_to_drive(machines):
+    there, _, other = machines
+    fill(other, scores_csv=b"new")
+    drive.copy_new(there, other, overwrite=False)
+    assert (other / "scores.csv").read_bytes() == b"new"
+    assert drive.back_up(other, there)
+    assert (there / "scores.csv").read_bytes() == b"new"
+
+
+def test_where_both_were_changed_what_is_here_stays_and_replaces_the_other(machines):
+    there, one, other = machines
+    fill(one, scores_csv=b"one")
+    assert drive.back_up(one, there)
+    fill(other, scores_csv=b"two")
+    drive.copy_new(there, other, overwrite=False)
+    assert (other / "scores.csv").read_bytes() == b"two"
+    assert drive.back_up(other, there)
+    assert (there / "scores.csv").read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("left", [b"", b"w" * 50, b"w" * 50 + b"\0" * 50])
+def test_what_drive_lost_is_not_fetched_as_if_it_were_newer(machines, left):
+    there, _, other = machines
+    whole = content_of(other)
+    (there / "fold_0/model.weights.h5").write_bytes(left)
+    drive.copy_new(there, other, overwrite=False)
+    assert content_of(other) == whole
+    assert drive.back_up(other, there)
+    assert content_of(there) == whole

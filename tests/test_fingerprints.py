@@ -82,10 +82,14 @@ def test_what_another_process_read_is_not_read_again(tmp_path, opened, monkeypat
 
 @pytest.mark.parametrize(
     "damaged",
-    [[], None, {"p": 1}, {"p": [1, 2]}, {"p": [1, "2", "0" * 64]}, {"p": [1, 2, "0" * 63]}],
+    [
+        *([], None, {"p": 1}, {"p": [1, 2]}, {"p": [1, "2", "0" * 64]}, {"p": [1, 2, "0" * 63]}),
+        *({"p": "0" * 64}, {"p\nq": "0" * 63}),
+    ],
 )
 def test_what_is_no_list_of_fingerprints_is_left_out(damaged, monkeypatch):
-    monkeypatch.setattr(fingerprints, "_known", {})
+    for name in ("_known", "_agreed"):
+        monkeypatch.setattr(fingerprints, name, {})
     fingerprints.learn(damaged)
     assert fingerprints.list_known() == {}
 

@@ -93,11 +93,11 @@ def keep_largest(classes, values):
     kept = classes.copy()
     if not len(values):
         return kept
-    boxes = dict(enumerate(ndimage.find_objects(classes), start=1))
     for value in values:
-        box = boxes.get(value)
-        if box is not None:
-            pieces, sizes = _find_pieces(classes[box] == value)
+        there = classes == value
+        if there.any():
+            box = find_box(there)
+            pieces, sizes = _find_pieces(there[box])
             kept[box][(pieces > 0) & (pieces != sizes.argmax())] = 0
     return kept
 

@@ -37,6 +37,9 @@ from unetseg.reading.patients import find_groups
 from unetseg.reading.tables import read_table
 from unetseg.run.layout import Run
 
+# Where masks of new scans may be, by where these are.
+BESIDE = {"imagesTs": ["labelsTs"], "imagesTr": ["labelsTr"], "images": ["labels"]}
+BESIDE[""] = ["labelsTs", "labelsTr", "labels"]
 HUGE = 1e18  # the square still fits float32
 MAX_LABELS = 254  # a byte tells them, the background and what nobody drew apart
 COLUMNS = ["case", "group", "shape", "spacing_mm", "orientation", "channels"]
@@ -222,8 +225,9 @@ def find_scans(folder, channels=1, group_by=None):
     Returns
     -------
     list of Case
-        Sorted by id. With masks where ``labelsTs``, ``labelsTr`` or ``labels`` hold some of the
-        same names: nothing needs them, but they can be scored.
+        Sorted by id. With masks where the folder beside (``labelsTs`` of ``imagesTs``, ``labelsTr``
+        of ``imagesTr``, ``labels`` of ``images``, any of them of scans in the folder itself) holds
+        some of the same names: nothing needs them, but they can be scored.
 
     Raises
     ------
@@ -235,12 +239,12 @@ def find_scans(folder, channels=1, group_by=None):
     folder, problems = Path(folder), []
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the scans.")
-    places = [folder / name for name in ("imagesTs", *IMAGES, "")]
-    scans = find_first(places, problems)
+    scans = find_first([folder / place for place in BESIDE], problems)
     _refuse_listed(folder, problems)
     if not scans:
         raise FileNotFoundError(f"{folder}: no scan found. Expected .nii or .nii.gz files.")
-    masks = find_first([folder / name for name in ("labelsTs", *MASKS)], [])
+    place = next(place for place in BESIDE if list_files(folder / place, []))
+    masks = find_first([folder / name for name in BESIDE[place]], [])
     joined = join_channels(scans) if scans.keys().isdisjoint(masks) else scans
     if _have_channels(joined, channels):
         scans = joined
@@ -404,7 +408,7 @@ def check_scan(scan):
     return row, image, affine
 
 
-def check_headers(scans, channels=()):
+def check_headers(scans, channels=(), expected=None):
     """List what the headers of scans tell, without reading their voxels.
 
     Parameters
@@ -412,6 +416,8 @@ def check_headers(scans, channels=()):
     scans : sequence of Case
     channels : sequence of str, optional
         As for `check_cases`.
+    expected : int, optional
+        Channels that the network has.
 
     Returns
     -------
@@ -421,7 +427,15 @@ def check_headers(scans, channels=()):
     """
     rows = [_check_header(scan) for scan in scans]
     columns = ["case", "shape", "spacing_mm", "orientation", "channels", "problem"]
-    return _compare_rows(pd.DataFrame(rows, columns=columns), channels)
+    table = _compare_rows(pd.DataFrame(rows, columns=columns), channels)
+    if expected is not None:
+        other = table["channels"].notna() & (table["channels"] != expected)
+        table.loc[other, "problem"] = [
+            f"has {count:.0f} channels, the network {expected}; leave it out, or choose the volume "
+            "that is meant."
+            for count in table.loc[other, "channels"]
+        ]
+    return table
 
 
 def _check_header(scan):

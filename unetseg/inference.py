@@ -16,7 +16,7 @@ from tqdm import tqdm
 from unetseg import cases, memory, nifti
 from unetseg._base import refuse_any, require, sha256, write_json
 from unetseg.body import keep_largest
-from unetseg.cases import check_scan
+from unetseg.cases import check_headers, check_scan
 from unetseg.digits import significant
 from unetseg.model import build_unet
 from unetseg.prediction import combine, predict_case, prepare_case, settle_settings
@@ -313,7 +313,7 @@ def _predict_scan(scan, order):
     check = None
     try:
         about = order.describe(scan)
-        note, replaced = _find_finished(scan, order, about)
+        note, earlier = _find_finished(scan, order, about)
         if note:
             return note["rows"], _recall_check(scan, note)
         ensembles, maps = _load_ensembles(order), order.list_maps()
@@ -321,7 +321,7 @@ def _predict_scan(scan, order):
         if lack := memory.describe_lack(need, order.free_bytes()):
             raise ValueError(f"{scan.files[0]}: {lack}")
         started = time.monotonic()
-        check, image, affine = check_scan(scan)
+        check, image, affine = _open_scan(scan, order)
         if check["problem"]:
             return _report(scan, check["problem"], check)
         # Measured: labels and two maps take a byte a voxel.
@@ -337,10 +337,17 @@ def _predict_scan(scan, order):
         labels = order.preprocessor.labels
         rows = _describe(scan, prediction, labels, time.monotonic() - started)
         noted = {name: _plain(value) for name, value in check.items()}
-        _finish(scan, order, {"about": about, "rows": rows, "check": noted}, replaced)
+        _finish(scan, order, {"about": about, "rows": rows, "check": noted}, earlier)
     except Exception as error:  # whatever it is, the other scans go on
         return _report(scan, str(error) or repr(error), check)
     return rows, check
+
+
+def _open_scan(scan, order):
+    # As of `check_scan`; one of another number of channels is not read whole.
+    channels = order.preprocessor.channels
+    (problem,) = check_headers([scan], expected=channels)["problem"]
+    return ({"case": scan.id, "problem": problem}, None, None) if problem else check_scan(scan)
 
 
 def _predict_prepared(scan, order, ensembles, looks):
@@ -378,30 +385,32 @@ def _write_maps(scan, order, prediction):
         nifti.save_map(batch.map(kind, scan.id), getattr(prediction, kind), scan.files[0])
 
 
-def _finish(scan, order, note, replaced):
+def _finish(scan, order, note, earlier):
     batch = order.batch
     draft, path = batch.draft(scan.id), batch.label(scan.id)
-    hashes = {"labels_sha256": sha256(draft), "replaced_sha256": replaced}
+    digest = sha256(draft)
+    hashes = {"labels_sha256": digest, "earlier_sha256": [one for one in earlier if one != digest]}
     write_json(batch.note(scan.id), {**note, "source": drive.origin(scan.files[0]), **hashes})
     path.parent.mkdir(exist_ok=True)
     draft.replace(path)  # last: labels that are there have their note
 
 
 def _find_finished(scan, order, about):
-    # The note on a scan that is finished, or None; and the hash of the labels that are replaced.
+    # The note on a scan that is finished, or None; and the hashes of all that was predicted of it.
     path, note = order.batch.label(scan.id), order.batch.note(scan.id)
     before = read_json(note, "prediction") if note.exists() else {}
+    made = drive.list_made(before)
     if not path.exists():
-        return None, None
+        return None, made
     there = sha256(path)
-    newest, older = before.get("labels_sha256"), before.get("replaced_sha256")
-    late = there == older != newest  # Drive had got the note, not yet the labels
-    if before.get("about") == about and not late:
-        return before, there
-    if there not in (newest, older):
+    late = there in made[1:]  # Drive had got the note, not yet the labels
+    whole = all(order.batch.map(kind, scan.id).exists() for kind in order.maps)
+    if before.get("about") == about and not late and (whole or there not in made):
+        return before, made
+    if there not in made:
         advice = "Move it elsewhere, or predict into another folder."
         raise ValueError(f"{path}: not replaced, as it is not what was predicted. {advice}")
-    return None, there
+    return None, made
 
 
 def _recall_check(scan, note):

@@ -439,7 +439,7 @@ def save_map(path, array, like):
 
 
 def _write_like(path, array, like, dtype):
-    if Path(path).resolve() == Path(like).resolve():
+    if Path(path).exists() and Path(path).samefile(like):
         raise ValueError(
             f"{path}: is the scan itself, which is never replaced. Choose another name."
         )

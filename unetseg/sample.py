@@ -68,7 +68,8 @@ def make_sample(folder, n_cases=16, seed=0):
 
 def _holds_something_else(folder, description):
     own = [folder / name for pair in description["training"] for name in pair.values()]
-    half = [path.with_name(f"{path.name}.part") for path in own]  # of a call that was interrupted
+    # Of a call that was interrupted.
+    half = [path.with_name(f"{path.name}.part") for path in (*own, folder / "dataset.json")]
     there = [path for path in folder.rglob("[!.]*") if path.is_file()]
     return any(path not in own and path not in half for path in there)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetseg._base import require
+from unetseg.reading.patients import TABLE
 
 PLAIN = r"[\w.-]*\w[\w.-]*"  # a name that is a folder's everywhere
 QUOTES = ("''", '""', "``", "\u2018\u2019", "\u201c\u201d")
@@ -41,7 +42,7 @@ class Groups:
 
     def read(self, text):
         """Take it as it is."""
-        if not text or re.search(r"\.[ct]sv:[^:]+$", text):
+        if not text or TABLE.fullmatch(text):
             return text
         try:
             brackets = re.compile(text).groups

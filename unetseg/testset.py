@@ -11,7 +11,6 @@ from unetseg._base import write_table
 from unetseg.cases import view
 from unetseg.plots import show_cases
 from unetseg.preprocessing import Preprocessor
-from unetseg.reading.tables import read_results
 from unetseg.run import batches
 from unetseg.run.layout import Run
 from unetseg.splits import COLUMNS, TRAINED
@@ -84,7 +83,7 @@ def score_batch(results_dir, batch, scans):
 def _leave_out(run, batch, labelled, preprocessor):
     # Sentences on the scans that are not scored, and the others.
     missing = {scan.id for scan in labelled if not batch.label(scan.id).exists()}
-    missing |= _list_failed(batch)  # which may have labels by earlier models
+    missing |= batches.list_failed(batch)  # which may have labels by earlier models
     there = [scan for scan in labelled if scan.id not in missing]
     rules = {"labels": preprocessor.labels, "allow_empty": True}
     seen = look_through(there, preprocessor=preprocessor, **rules)
@@ -105,13 +104,6 @@ def _leave_out(run, batch, labelled, preprocessor):
         if ids:
             said.append(f"{why}: {', '.join(sorted(ids))}.")
     return said, [scan for scan in sound if scan.id not in trained | corrected]
-
-
-def _list_failed(batch):
-    if not batch.predictions.exists():
-        return set()
-    predicted = read_results(batch.predictions, ("case", "problem"))
-    return {*predicted.loc[predicted["problem"].astype(str).str.len() > 0, "case"]}
 
 
 def _find_trained(run, scans, samples):

@@ -435,7 +435,7 @@ class Workspace:
         batch : unetseg.run.layout.Batch
             As `find_scans` returns both.
         ids : iterable of str
-            The first of them that are segmented are opened.
+            The first of them that are segmented are opened, by the models as they are now.
         most : int, default 3
             How many.
         also : str
@@ -446,7 +446,8 @@ class Workspace:
         dict of str to View
             By id. If `also` is not segmented that is said.
         """
-        labelled = [case_id for case_id in ids if batch.label(case_id).exists()]
+        failed = batches.list_failed(batch)  # which may have labels by earlier models
+        labelled = [i for i in ids if batch.label(i).exists() and i not in failed]
         if also and also not in labelled:
             print(f"{also} was not segmented.")
         chosen = [i for n, i in enumerate(labelled) if n < most or i == also]
@@ -489,13 +490,15 @@ class Workspace:
             figure.save_as_html(path)
         return figure
 
-    def compare_scans(self, batch):
+    def compare_scans(self, batch, scans):
         """Compare new scans with those of the training, by what is written down of both.
 
         Parameters
         ----------
         batch : unetseg.run.layout.Batch
             As `choose_batch` returns it; its scans are segmented.
+        scans : sequence of Case
+            Others that were in the folder before are passed over.
 
         Returns
         -------
@@ -504,8 +507,9 @@ class Workspace:
         trained : pandas.DataFrame
             What is known of the cases of the training.
         """
-        trained = read_results(self.run.cases)
-        return reliability.compare_with_training(read_results(batch.scans), trained), trained
+        trained, checked = read_results(self.run.cases), read_results(batch.scans)
+        checked = checked[checked["case"].isin([scan.id for scan in scans])]
+        return reliability.compare_with_training(checked, trained), trained
 
     def keep(self, folder=None):
         """Copy to Drive what is new there, and say where the results are.

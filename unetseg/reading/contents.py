@@ -216,6 +216,8 @@ def explain(path, error, is_nifti):
     finding, remedy : str
         Words that fit after "cannot be read as NIfTI:", and a sentence without its end.
     """
+    if isinstance(error, MemoryError):
+        return f"it takes more memory than is free ({error})", "Take a machine that has more"
     if isinstance(error, OSError) and error.errno:
         return str(error), "Mount Drive again, or see whether you may read the file; try again"
     with open(path, "rb") as file:

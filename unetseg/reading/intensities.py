@@ -27,7 +27,7 @@ def describe(channels):
         and ``smoothness``, as `measure_smoothness`.
     """
     step = channels.size // SAMPLED | 1  # odd, as most sides are not
-    samples = [channel.ravel(order="K")[::step] for channel in channels]
+    samples = [channel.ravel(order="K")[::step].copy() for channel in channels]  # no whole copies
     backgrounds = [find_background(values) for values in samples]
     with np.errstate(over="ignore", invalid="ignore"):  # huge and infinite voxels
         pooled = significant(np.percentile(samples, [*POOLED.values()]))

@@ -208,6 +208,26 @@ def list_corrected(folder, scans):
     return corrected
 
 
+def list_failed(batch):
+    """List the scans that were not segmented when it was last tried.
+
+    Parameters
+    ----------
+    batch : unetseg.run.layout.Batch
+
+    Returns
+    -------
+    set of str
+        Their ids. Labels by earlier models may be there.
+    """
+    table = _read_rows(batch.predictions)
+    return (
+        set()
+        if table is None or "problem" not in table
+        else {*table.loc[table["problem"] != "", "case"]}
+    )
+
+
 def update_table(path, table):
     """Write a table of scans; what the file says of scans that are not in it stays.
 

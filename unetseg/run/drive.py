@@ -159,7 +159,10 @@ def _kept_fingerprints():
 
 
 def copy_new(source, target, patterns=("**/*",), *, overwrite=True):
-    """Copy every file that is new or changed, each one whole or not at all.
+    """Copy every file that is new or changed there, each one whole or not at all.
+
+    What two files held when they were last the same is noted. One that has changed since in
+    `target` alone is newer there, such as by a notebook on another machine, and stays.
 
     A file arrives as ``name.part``, is read back and compared by hash, and is then renamed. The
     markers ``done.json`` come last, and only if no copy failed. Nothing is deleted in `target`.
@@ -173,7 +176,9 @@ def copy_new(source, target, patterns=("**/*",), *, overwrite=True):
     patterns : sequence of str, default ("**/*",)
         Which files, relative to `source`.
     overwrite : bool, default True
-        Whether to replace files of `target` that differ.
+        Whether to replace files of `target` that differ, if it is not known that they are newer.
+        Otherwise only those are replaced that are known to be as they were when both were the
+        same.
 
     Returns
     -------
@@ -228,9 +233,9 @@ def _is_wanted(path, copy, failed):
 
 
 def _copy(path, copy, overwrite):
-    if copy.is_file() and (not overwrite or _hold_the_same(path, copy) or is_corrected(copy)):
+    if copy.is_file() and not _is_newer(path, copy, overwrite):
         return False
-    if overwrite:
+    if overwrite or copy.is_file():
         copy.with_name(DONE).unlink(missing_ok=True)
     stamp = fingerprints.stamp_of(path)
     data = path.read_bytes()
@@ -238,14 +243,32 @@ def _copy(path, copy, overwrite):
     digest = hashlib.sha256(data).hexdigest()
     fingerprints.remember(path, digest, stamp)
     fingerprints.remember(copy, digest)
+    fingerprints.note_agreement(path, copy, digest)
     return True
 
 
-def _hold_the_same(path, copy):
-    if path.stat().st_size != copy.stat().st_size:
+def _is_newer(path, copy, overwrite):
+    # Whether a file is to replace the one that is there.
+    before = fingerprints.find_agreement(path, copy)
+    if before is None and not overwrite:
         return False
-    known, copied = fingerprints.fingerprint(path), fingerprints.fingerprint(copy)
-    return known["sha256"] == copied["sha256"]
+    there = fingerprints.fingerprint(copy)["sha256"]
+    if overwrite and before in (None, there) and path.stat().st_size != copy.stat().st_size:
+        return not is_corrected(copy)  # without reading it twice
+    known = fingerprints.fingerprint(path)["sha256"]
+    if known == there:
+        fingerprints.note_agreement(path, copy, known)
+        return False
+    if there == before:  # it changed here alone
+        return overwrite or not _is_cut_off(path, copy)
+    if known == before:  # it changed there alone
+        return overwrite and _is_cut_off(copy, path)
+    return overwrite and not is_corrected(copy)
+
+
+def _is_cut_off(path, other):
+    # Whether a file holds no more than the beginning of another one, as where Drive lost a write.
+    return other.read_bytes().startswith(path.read_bytes().rstrip(b"\0"))
 
 
 def is_corrected(label):
@@ -270,7 +293,24 @@ def is_corrected(label):
     except ValueError as error:
         print(f"{error} So it is not known whether {label.name} was corrected.")
         return False
-    return sha256(label) not in (noted["labels_sha256"], noted.get("replaced_sha256"))
+    return sha256(label) not in list_made(noted)
+
+
+def list_made(note):
+    """SHA-256 of all labels that were predicted of a scan, the newest first.
+
+    Parameters
+    ----------
+    note : dict
+        Of the scan, as `unetseg.inference.predict_scans` leaves it.
+
+    Returns
+    -------
+    list of str
+        An interrupted copy may have left any of them on Drive.
+    """
+    made = [note.get("labels_sha256"), note.get("replaced_sha256"), *note.get("earlier_sha256", [])]
+    return [digest for digest in made if digest]
 
 
 def fetch_corrected(results_dir, backup_dir):

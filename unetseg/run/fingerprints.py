@@ -6,6 +6,7 @@ from pathlib import Path
 from unetseg._base import sha256
 
 _known = {}  # absolute path: (bytes, mtime_ns, sha256)
+_agreed = {}  # absolute paths of two files, in order, joined by a line break: sha256
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -91,6 +92,16 @@ def find_known(path):
     return known[2] if known and known[:2] == stamp_of(path) else None
 
 
+def note_agreement(one, other, digest):
+    """Note what two files held when they were last the same."""
+    _agreed[_pair(one, other)] = digest
+
+
+def find_agreement(one, other):
+    """SHA-256 that two files had when they were last the same, as far as noted, else None."""
+    return _agreed.get(_pair(one, other))
+
+
 def find_last(path):
     """SHA-256 that a file had when it was last looked at, even if it is gone; None if never."""
     known = _known.get(_key(path))
@@ -103,8 +114,14 @@ def forget(path):
 
 
 def list_known():
-    """All that is known, in JSON's types: ``[bytes, mtime_ns, sha256]`` by absolute path."""
-    return {path: [*entry] for path, entry in _known.items()}
+    """All that is known, in JSON's types.
+
+    Returns
+    -------
+    dict
+        ``[bytes, mtime_ns, sha256]`` by absolute path, and a SHA-256 by two of them.
+    """
+    return {path: [*entry] for path, entry in _known.items()} | _agreed
 
 
 def learn(entries):
@@ -117,15 +134,24 @@ def learn(entries):
     for path, entry in entries.items() if isinstance(entries, dict) else ():
         if _is_entry(entry):
             _known.setdefault(path, tuple(entry))
+        elif _is_digest(entry) and "\n" in path:
+            _agreed.setdefault(path, entry)
 
 
 def _is_entry(entry):
     if not (isinstance(entry, list) and len(entry) == 3):
         return False
     *stamp, digest = entry
-    numbers = all(type(number) is int for number in stamp)
-    return numbers and isinstance(digest, str) and bool(SHA256.fullmatch(digest))
+    return all(type(number) is int for number in stamp) and _is_digest(digest)
+
+
+def _is_digest(entry):
+    return isinstance(entry, str) and bool(SHA256.fullmatch(entry))
 
 
 def _key(path):
     return str(Path(path).absolute())
+
+
+def _pair(one, other):
+    return "\n".join(sorted((_key(one), _key(other))))
