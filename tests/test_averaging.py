@@ -84,9 +84,27 @@ def test_an_average_is_an_experiment_like_any_other(averaged, run, cases, tmp_pa
     there = sharing.unpack(tmp_path / "both.tar", tmp_path / "there", digest)
     table = predict_scans(cases[:1], there, tmp_path / "out")
     assert table["problem"].tolist() == ["", ""]
-    assert (
-        "**Average** of two experiments, results and flat" in (there / "MODEL_CARD.md").read_text()
-    )
+    card = (there / "MODEL_CARD.md").read_text()
+    assert "**Average** of two experiments, results and flat" in card
+
+
+@pytest.mark.parametrize(
+    ("chosen", "used", "networks"),
+    [
+        ("average", "results and flat", "two networks each. The weights of 4"),
+        ("flat", "flat", "one network each. The weights of 2"),
+    ],
+)
+def test_the_card_of_an_average_tells_what_segments_new_scans(
+    averaged, tmp_path, chosen, used, networks
+):
+    run = Run(shutil.copytree(averaged[0], tmp_path / "both"))
+    decided = json.loads(run.average.read_text())
+    run.average.write_text(json.dumps(decided | {"new_scans": chosen}))
+    card = sharing.write_model_card(run.folder).read_text()
+    assert f"new scans are segmented by {used} (in parents/)" in card
+    assert networks in card
+    assert ("2-D, on slices" in card) is (chosen == "flat")
 
 
 @pytest.mark.parametrize("chosen", ["average", "flat"])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from figures import legend_of, render, titles_of
 
-from unetseg import charts
+from unetseg import charts, plots
 from unetseg.cases import check_cases, find_cases
 
 LABELS = {1: "front", 4: "back"}
@@ -152,6 +152,21 @@ def test_score_boxes_count_what_cannot_be_drawn(dice, distance, lost):
     assert titles_of(figure) == [f"{name} (n = 3 cases{texts[n]})" for name, n in names.items()]
     drawn = [sum(len(points.get_offsets()) for points in ax.collections) for ax in figure.axes]
     assert drawn == [6 - n for n in names.values()]
+
+
+def test_cases_without_a_label_do_not_speak_for_its_volumes():
+    scores = scores_of([0.5] * 3, [1.0] * 3, [(10.0, 12.0), (0.0, 0.0), (30.0, 32.0)])
+    front, _ = render(charts.volume_agreement(scores, LABELS)).axes
+    assert front.get_title() == "front (n = 2)"
+    assert front.get_legend().get_texts()[0].get_text() == "mean +2 ml"
+    nothing = scores.assign(volume_true_ml=0.0, volume_pred_ml=0.0)
+    assert titles_of(render(charts.volume_agreement(nothing, LABELS)))[0] == "front (n = 0)"
+
+
+def test_labels_of_one_colour_have_different_markers():
+    many = {number: f"label {number}" for number in range(1, 10)}
+    looks = {(plots.colour_of(label, many), charts._marker_of(label, many)) for label in many}
+    assert len(looks) == 9
 
 
 def test_volumes_agree_with_a_mean_and_limits_by_hand():

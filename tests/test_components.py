@@ -8,7 +8,8 @@ import pytest
 
 from unetseg.body import count_structures, keep_largest
 from unetseg.cases import Case
-from unetseg.components import choose, decide, describe
+from unetseg.components import choose, compare_pieces, decide, describe
+from unetseg.preprocessing import Preprocessor
 from unetseg.run.layout import Run
 from unetseg.scores import find_stale, score_predictions
 
@@ -53,6 +54,21 @@ def test_the_largest_piece_of_a_label_is_kept():
     np.testing.assert_array_equal(kept, draw(heart=[HEART], liver=[LIVER, AT_THE_EDGE]))
     kept = keep_largest(array, [3, 7])  # of 7 there is none
     np.testing.assert_array_equal(kept, draw(heart=[HEART, FAR_OFF], liver=[LIVER]))
+
+
+def test_the_largest_piece_is_that_of_all_that_was_predicted(tmp_path, write_nifti, affine):
+    # A larger piece lies where nobody drew: then nothing is left of what is scored.
+    true = draw(heart=[HEART])
+    true[6:] = 9
+    pred = draw(heart=[HEART, (slice(7, 12), slice(0, 9), slice(0, 8))])
+    write_nifti(tmp_path / "predictions/a.nii.gz", pred, affine)
+    case = Case("a", None, write_nifti(tmp_path / "labels/a.nii.gz", true, affine))
+    Preprocessor(labels={1: "heart"}, ignore=9).save(tmp_path / "preprocessor.json")
+    table = compare_pieces(
+        [case], tmp_path / "predictions", [{"train": [], "val": ["a"]}], {1: "h"}
+    )
+    assert table[["dice", "largest_dice"]].to_numpy().tolist() == [[1, 0]]
+    assert choose(table) == []
 
 
 def test_voxels_that_share_a_corner_are_one_piece():

@@ -127,18 +127,41 @@ def test_what_nobody_drew_is_not_scored(cohort):
     # The 24 voxels of label 4 count for nothing, whatever is predicted there.
     assert (row["volume_true_ml"], row["volume_pred_ml"]) == (pytest.approx(0.036), 0)
     for _, _, true, pred, _ in read_pairs(found, predictions, folds, ignore=1):
-        assert 1 not in true
-        assert not (pred[true == 1]).any()
+        assert (pred[true == 1] == 1).all()
+    counts = count_confusion(found, predictions, folds, {1: "front"}, ignore=4)
+    whole = count_confusion(found, predictions, folds, {1: "front"})
+    assert whole.to_numpy().sum() - counts.to_numpy().sum() == 24
+
+
+def test_where_undrawn_voxels_touch_a_label_nobody_knows_its_surface(tmp_path, write_nifti, affine):
+    shape, found = (8, 6, 6), []
+    for name, undrawn in {"touched": slice(4, 6), "apart": slice(5, 6), "whole": slice(0)}.items():
+        true, pred = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        true[1:3, 1:4, 1:4] = pred[1:4, 1:4, 1:4] = 1  # drawn a voxel too far along x
+        true[undrawn] = 2
+        mask = write_nifti(tmp_path / "labels" / f"{name}.nii.gz", true, affine)
+        write_nifti(tmp_path / "predictions" / f"{name}.nii.gz", pred, affine)
+        found.append(Case(name, None, mask))
+    folds = [{"train": [], "val": [case.id for case in found]}]
+    scores = score_predictions(found, tmp_path / "predictions", folds, {1: "front"}, ignore=2)
+    scores = scores.set_index("case")
+    assert scores["dice"].tolist() == [0.8] * 3
+    assert (
+        scores.loc["touched", ["surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm"]].isna().all()
+    )
+    assert scores.loc["apart", "hausdorff_mm"] == scores.loc["whole", "hausdorff_mm"] == 1
 
 
 def test_what_is_drawn_in_healthy_people_is_told(cohort):
     scores = score_predictions(*cohort, LABELS)
-    assert describe_controls(scores) == ""
+    assert describe_controls(scores, LABELS) == ""
     healthy = scores.assign(volume_true_ml=scores["volume_true_ml"].where(scores["case"] == "b", 0))
     said = "2 controls: in 2 something is drawn (0.06 ml): a, c."
-    assert describe_controls(healthy) == said
+    assert describe_controls(healthy, LABELS) == said
+    region = healthy[healthy["label"] == 1].assign(label=9)  # which is drawn no second time
+    assert describe_controls(pd.concat([healthy, region]), LABELS) == said
     quiet = healthy[healthy["case"] != "c"].assign(volume_pred_ml=0.0)
-    assert describe_controls(quiet) == "1 controls: in 0 something is drawn."
+    assert describe_controls(quiet, LABELS) == "1 controls: in 0 something is drawn."
 
 
 def test_experiments_are_compared_on_what_they_share_if_that_is_wanted(cohort, capsys):

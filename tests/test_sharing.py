@@ -509,7 +509,7 @@ def test_the_card_warns_of_what_it_is_not_for_and_of_the_ids(experiment):
     card = (experiment.results / "MODEL_CARD.md").read_text()
     limits = section(card, "Limits")
     assert "Not a medical device" in limits
-    assert "No scans from elsewhere were tested" in limits
+    assert "Tests on scans from elsewhere are not reported here" in limits
     assert "over cases, not over patients" in limits
     assert "Research:" in section(card, "Intended use")
     before = section(card, "Before you pass it on")

@@ -79,6 +79,23 @@ def test_lesions_are_counted_by_the_rule_of_the_cross_validation(experiment, bat
     assert "<h2>Lesions</h2>" in place.report.read_text(encoding="utf-8")
 
 
+def test_what_too_few_scans_cannot_tell_is_said(experiment, batch):
+    place, scans = batch
+    said = testset.score_batch(experiment.folder, place, scans[:1]).said
+    assert "Whether what it claimed holds is not known of label 1 (dice)" in said
+    assert "What cross-validation claimed held" not in said
+
+
+def test_scores_of_other_predictions_claim_nothing(experiment, batch):
+    place, scans = batch
+    table = pd.read_csv(experiment.scores)
+    for case_id in set(table["case"]):  # trained again since
+        shutil.copy(scans[0].mask, experiment.prediction(case_id))
+    tested = testset.score_batch(experiment.folder, place, scans)
+    assert tested.claim.empty
+    assert "The models as they are now are not scored" in tested.said
+
+
 def test_the_interval_is_that_of_welch():
     here, there = pd.Series([0.5, 0.6, 0.7, 0.8]), pd.Series([0.7, 0.8, 0.9, 0.85, 0.75])
     low, high = testset._interval(here, there)

@@ -95,6 +95,7 @@ def _refuse_unlike(sources, cases):
     refuse_any(without, "DATA:", "no scan of cases", "Point DATA to the folder with the scans.")
     folds = [read_json(source.splits) for source in sources]
     require("parents", names, folds[0] == folds[1], "of the same folds (splits.json)")
+    require("parents", names, len(folds[0]) > 1, "of two folds at least: others choose for each")
     labels = [Preprocessor.load(source.preprocessor).labels for source in sources]
     require("parents", names, labels[0] == labels[1], "of the same labels")
     for source in sources:

@@ -9,6 +9,7 @@ BOXES = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"
 WIDEST = 12  # inches of a figure; what is wider cannot be read on a page
 ACROSS = 3  # panels beside one another
 SIZES = 5  # groups of lesions
+MARKERS = "os^Dv*P"
 LETTER = 0.09  # inches of a letter of a label's name
 
 
@@ -143,7 +144,8 @@ def lesion_sensitivity(lesions, labels):
         sizes = [np.median(group[:, volume].astype(float)) for group in groups]
         shares = [(group[:, kind] == "found").mean() for group in groups]
         name = f"{labels[label]} (n = {len(part)} lesions)"
-        ax.plot(sizes, shares, "o-", color=colour_of(label, labels), label=name)
+        look = {"color": colour_of(label, labels), "marker": _marker_of(label, labels)}
+        ax.plot(sizes, shares, "-", label=name, **look)
     ax.set(xscale="log", xlabel="volume of the lesion, ml", ylabel="share found", ylim=(0, 1.05))
     low, high = ax.get_xlim()
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
@@ -151,6 +153,11 @@ def lesion_sensitivity(lesions, labels):
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="lower right")
     return figure
+
+
+def _marker_of(label, labels):
+    # Another one where the colours of labels begin again.
+    return MARKERS[[*labels].index(label) // len(COLOURS) % len(MARKERS)]
 
 
 def _draw_box(ax, place, values, colour):
@@ -194,7 +201,7 @@ def volume_agreement(scores, labels):
     -------
     matplotlib.figure.Figure
         The mean difference (predicted - true, solid) and the limits of agreement, 1.96 SD around
-        it (dashed), over all cases (Bland and Altman 1986).
+        it (dashed), over all cases that have the label in either mask (Bland and Altman 1986).
     """
     columns = min(ACROSS, len(labels))
     rows = -(-len(labels) // columns)
@@ -204,6 +211,11 @@ def volume_agreement(scores, labels):
         ax.remove()
     for ax, (label, name) in zip(panels, labels.items(), strict=False):
         part = scores[scores["label"] == label]
+        part = part[part[["volume_true_ml", "volume_pred_ml"]].any(axis=1)]
+        ax.set(xlabel="mean of true and predicted volume, ml", ylabel="predicted - true, ml")
+        ax.set_title(f"{name} (n = {len(part)})")
+        if part.empty:
+            continue
         difference = part["volume_difference_ml"]
         mean, sd = difference.mean(), difference.std()
         middle = (part["volume_true_ml"] + part["volume_pred_ml"]) / 2
@@ -213,8 +225,6 @@ def volume_agreement(scores, labels):
             low, high = mean - 1.96 * sd, mean + 1.96 * sd
             ax.axhline(low, color="k", ls="dashed", label=f"limits {low:+.4g} to {high:+.4g} ml")
             ax.axhline(high, color="k", ls="dashed")
-        ax.set(xlabel="mean of true and predicted volume, ml", ylabel="predicted - true, ml")
-        ax.set_title(f"{name} (n = {len(part)})")
         ax.legend(loc="best", fontsize="small")
     return figure
 
@@ -234,7 +244,8 @@ def dice_by_size(scores, labels):
     figure, axes = new_figure(1, 1, 7, 4)
     for label, name in labels.items():
         part = scores[scores["label"] == label]
-        look = {"s": 12, "color": colour_of(label, labels), "alpha": 0.7}
+        look = {"s": 12, "alpha": 0.7, "marker": _marker_of(label, labels)}
+        look["color"] = colour_of(label, labels)
         axes[0, 0].scatter(part["volume_true_ml"], part["dice"], label=name, **look)
     axes[0, 0].set(xlabel="true volume, ml", ylabel="Dice, 0 to 1", ylim=(None, 1.01))
     lost = int(scores["dice"].isna().sum())

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from unetseg._base import write_json
-from unetseg.body import count_structures, keep_largest
+from unetseg.body import count_structures
 from unetseg.metrics import dice, hausdorff
 from unetseg.run.layout import Run
 from unetseg.scores import read_pairs
@@ -64,9 +64,10 @@ def compare_pieces(cases, predictions_dir, folds, labels):
         (`unetseg.body.count_structures`), ``dice`` and Hausdorff distance ``mm``, and
         ``largest_dice`` and ``largest_mm``.
     """
-    rows = []
-    for _, fold, true, pred, spacing_mm in read_pairs(cases, predictions_dir, folds, largest={}):
-        largest = keep_largest(pred, labels)
+    rows, every = [], {case.id: [*labels] for case in cases}
+    where = cases, predictions_dir, folds
+    both = zip(read_pairs(*where, largest={}), read_pairs(*where, largest=every), strict=True)
+    for (_, fold, true, pred, spacing_mm), (*_, largest, _) in both:
         for label in labels:
             truth, drawn, piece = (array == label for array in (true, pred, largest))
             row = {"fold": fold, "label": label, "pieces": count_structures(truth)}

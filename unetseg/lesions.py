@@ -46,35 +46,41 @@ def match_lesions(mask_true, mask_pred, *, overlap=0.0, least_voxels=1):
     require("mask_pred", mask_pred.shape, mask_pred.shape == mask_true.shape, "of one shape")
     require("overlap", overlap, 0 <= overlap < 1, "in [0, 1)")
     (true, n_true), (pred, n_pred) = (_number(mask) for mask in (mask_true, mask_pred))
-    shared = np.zeros((n_true + 1, n_pred + 1), int)
-    np.add.at(shared, (true.ravel(), pred.ravel()), 1)
-    size_true, size_pred = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
-    common = shared[1:, 1:]
-    iou = common / np.maximum(size_true[:, None] + size_pred - common, 1)
-    pairs = iou > 0 if overlap == 0 else _pair(iou, overlap)
-    best_true, best_pred = iou.max(axis=1, initial=0), iou.max(axis=0, initial=0)
-    rows = []
-    for found, voxels, best in zip(pairs.any(axis=1), size_true, best_true, strict=True):
-        rows.append(("found" if found else "missed", int(voxels), float(best)))
-    for paired, voxels, best in zip(pairs.any(axis=0), size_pred, best_pred, strict=True):
-        if not paired:
-            rows.append(("false", int(voxels), float(best)))
-    names = ("lesion", "voxels", "iou")
-    return [dict(zip(names, row, strict=True)) for row in rows if row[1] >= least_voxels]
+    size_true = np.bincount(true.ravel(), minlength=n_true + 1)[1:]
+    size_pred = np.bincount(pred.ravel(), minlength=n_pred + 1)[1:]
+    both = (true > 0) & (pred > 0)
+    pairs, common = np.unique([true[both], pred[both]], axis=1, return_counts=True)
+    one, other = pairs - 1
+    iou = common / (size_true[one] + size_pred[other] - common)
+    paired = np.ones(len(iou), bool) if overlap == 0 else _pair(one, other, iou, overlap)
+    rows = _tell(one, size_true, iou, paired, ("found", "missed"))
+    rows += [row for row in _tell(other, size_pred, iou, paired, ("", "false")) if row["lesion"]]
+    return [row for row in rows if row["voxels"] >= least_voxels]
+
+
+def _tell(numbers, sizes, iou, paired, names):
+    # Of the lesions of a mask, by the numbers that they have in the pairs that overlap.
+    best, found = np.zeros(len(sizes)), np.zeros(len(sizes), bool)
+    np.maximum.at(best, numbers, iou)
+    found[numbers[paired]] = True
+    rows = zip(np.where(found, *names).tolist(), sizes.tolist(), best.tolist(), strict=True)
+    return [dict(zip(("lesion", "voxels", "iou"), row, strict=True)) for row in rows]
 
 
 def _number(mask):
     return ndimage.label(mask, np.ones((3,) * mask.ndim))
 
 
-def _pair(iou, overlap):
+def _pair(one, other, iou, overlap):
     # Each with one at most, the best pair first.
-    pairs, left = np.zeros(iou.shape, bool), np.where(iou >= overlap, iou, 0)
-    while left.size and left.max() > 0:
-        one, other = np.unravel_index(left.argmax(), left.shape)
-        pairs[one, other] = True
-        left[one], left[:, other] = 0, 0
-    return pairs
+    paired, taken = np.zeros(len(iou), bool), (set(), set())
+    for place in np.argsort(-iou, kind="stable"):
+        free = one[place] not in taken[0] and other[place] not in taken[1]
+        if iou[place] >= overlap and free:
+            paired[place] = True
+            taken[0].add(one[place])
+            taken[1].add(other[place])
+    return paired
 
 
 def find_lesions(cases, predictions_dir, folds, labels, *, overlap=0.0, least_ml=0.0, ignore=None):
@@ -188,8 +194,8 @@ def count_lesions(lesions):
         label: ``case``, ``name``, number of ``cases``, true ``lesions``, ``found``, ``missed``,
         ``false``; ``sensitivity`` found / lesions, ``precision`` found / (found + false) and
         ``f1``, their harmonic mean, NaN if nothing is there to count; and of the cases without a
-        true lesion, ``controls``, how many have a false one, ``controls_with_false``, and the
-        volume of these, ``false_ml_in_controls``.
+        true lesion that counts, ``controls``, how many have a false one,
+        ``controls_with_false``, and the volume of these, ``false_ml_in_controls``.
     """
     if lesions is None:
         return NOT_COUNTED

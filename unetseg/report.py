@@ -41,15 +41,15 @@ SHOWN = ("dice", "surface_dice", "hd95_mm", "hausdorff_mm", "volume_difference_m
 CAPTIONS = {
     "scores": "All scores: a point per case, a box per fold. The spread between folds is what "
     "another split of the same data would change.",
-    "examples": "Worst, median and best case by mean Dice. The truth is solid, the prediction "
-    "dashed; below each case is where the two disagree.",
+    "examples": "Cases that failed, or else the worst one, and the median and the best one by mean "
+    "Dice. The truth is solid, the prediction dashed; below each is where the two disagree.",
     "volumes": "True against predicted volume (Bland-Altman). A mean difference far from zero: "
     "the label is drawn too large or too small.",
     "dice_by_size": "Dice against the true volume. The same error of the contour costs a small "
     "structure more Dice.",
     "confusion": "What was predicted where a label is, in shares of its voxels.",
-    "lesions": "Share of the true lesions that was found, by their size. Each point is a fifth of "
-    "the lesions of a label.",
+    "lesions": "Share of the true lesions that was found, by their size: up to five points for a "
+    "label, of equally many lesions.",
     "learning_curves": "Training dashed, validation on patches solid. For watching the training "
     "only: they choose nothing.",
 }
@@ -194,7 +194,8 @@ def _describe_training(experiment):
     looks = ", in two looks" if settings["preprocessor"].get("coarse_mm") else ""
     epochs = settings["recipe"]["epochs"]
     parents = " and ".join(settings.get("parents", []))
-    average = f"The average of {parents}; of the first: " if parents else ""
+    chosen = "or one of both where the other folds score it better; of the first"
+    average = f"The average of {parents}, {chosen}: " if parents else ""
     words = f"{average}A {kind} {network} on patches of {sides} voxels{looks}, {epochs} epochs"
     if "minutes" in experiment:
         words += f", {experiment['minutes']:.0f} minutes for all folds"
@@ -228,7 +229,7 @@ def _tabulate_main(summary):
     columns = [_column("label", "label")]
     for metric in ("dice", "hd95_mm"):
         columns += [_column(f"{TITLES[metric]} (SD)"), _column("95 % interval"), _column("n")]
-    columns += [_column("in neither"), _column("in one only"), _column("Dice 0")]
+    columns += [_column("in neither"), _column("in one only"), _column("failures")]
     rows = []
     for _, part in summary.groupby("label", sort=False):
         by_metric = part.set_index("metric")

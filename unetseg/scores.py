@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from nibabel.affines import voxel_sizes
+from scipy import ndimage
 from scipy.stats import bootstrap, wilcoxon
 
 from unetseg import nifti
@@ -23,6 +24,7 @@ RESAMPLES = 9999
 
 FAILED_DICE, FAILED_MM = 0.5, 30  # under and over which a segmentation is of no use
 MOST_SHOWN = 4  # failures among the examples
+OF_SURFACES = ("surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm")
 
 
 def read_pairs(cases, predictions_dir, folds, *, largest=None, ignore=None):
@@ -41,7 +43,7 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None, ignore=None):
         predictions of an experiment, those in its ``components.json``, which
         `unetseg.components.decide` writes; else none.
     ignore : int, optional
-        Value in the masks of voxels that nobody drew, which count as background in both. By
+        Value in the masks of voxels that nobody drew, which then have it in the prediction too. By
         default, for the predictions of an experiment, that of its preprocessor; else none.
 
     Yields
@@ -80,7 +82,7 @@ def read_pairs(cases, predictions_dir, folds, *, largest=None, ignore=None):
             raise ValueError(f"{paths[case_id]}: {problem}. Predict the case again.")
         pred = keep_largest(pred, largest.get(case_id, []))
         if ignore:
-            pred[true == ignore] = true[true == ignore] = 0
+            pred[true == ignore] = ignore
         yield by_id[case_id], fold, true, pred, voxel_sizes(affine)
 
 
@@ -131,13 +133,15 @@ def score_predictions(
         of `unetseg.metrics.score_case`, and what was scored: ``mask``, which tells whether the
         mask is the one of training, the ``mask_sha256`` of its labels, the
         ``prediction_sha256`` of the file, and ``largest``, 1 if only the largest piece of the
-        label counted, else 0.
+        label counted, else 0. Voxels that nobody drew are background in both. Where they touch a
+        label, in either mask, nobody knows its surface: then distances and surface Dice are NaN.
     """
     validated = {case_id for fold in folds for case_id in fold["val"]}
     scored = [case for case in cases if case.id in validated and case.mask]
     masks = Trained(Path(predictions_dir).parent).describe_scored(scored)
     largest = _recall_largest(predictions_dir) if largest is None else largest
     unions = _recall(predictions_dir).unions if unions is None else unions
+    ignore = _recall(predictions_dir).ignore if ignore is None else ignore
     rows = []
     pairs = read_pairs(cases, predictions_dir, folds, largest=largest, ignore=ignore)
     for case, fold, true, pred, spacing in pairs:
@@ -146,12 +150,19 @@ def score_predictions(
         what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}
         what["prediction_sha256"] = prediction["sha256"]
         for number, (name, values) in _list_targets(labels, unions).items():
-            sets = (np.isin(labelled, values) for labelled in (true, pred))
+            sets = [np.isin(labelled, values) for labelled in (true, pred)]
             tolerance = _find_tolerance(tolerance_mm, number, name)
             (row,) = score_case(*sets, spacing, [True], tolerance_mm=tolerance)
+            if ignore and _touch(sets, true == ignore):
+                row |= {metric: np.nan for metric in OF_SURFACES if np.isfinite(row[metric])}
             what["largest"] = int(number in largest.get(case.id, []))
             rows.append({**about, "name": name, **row, "label": number, **what})
     return pd.DataFrame(rows)
+
+
+def _touch(sets, undrawn):
+    near = ndimage.binary_dilation(undrawn, np.ones((3,) * undrawn.ndim))
+    return any((one & near).any() for one in sets)
 
 
 def _list_targets(labels, unions):
@@ -211,15 +222,18 @@ def count_confusion(cases, predictions_dir, folds, labels, *, ignore=None):
     -------
     pandas.DataFrame
         Voxels of all cases together: a row per true and a column per predicted label, named,
-        "background" first. Values that are in `labels` nowhere count as background.
+        "background" first. Values that are in `labels` nowhere count as background; voxels that
+        nobody drew do not count.
     """
+    ignore = _recall(predictions_dir).ignore if ignore is None else ignore
     names = ["background", *labels.values()]
     counts = np.zeros((len(names), len(names)), int)
     for _, _, true, pred, _ in read_pairs(cases, predictions_dir, folds, ignore=ignore):
         pair = np.zeros(true.shape, int)
         for place, label in enumerate(labels, start=1):
             pair += place * (len(names) * (true == label) + (pred == label))
-        counts += np.bincount(pair.ravel(), minlength=counts.size).reshape(counts.shape)
+        drawn = pair[true != ignore] if ignore else pair.ravel()
+        counts += np.bincount(drawn, minlength=counts.size).reshape(counts.shape)
     true_names, pred_names = (pd.Index(names, name=name) for name in ("true", "predicted"))
     return pd.DataFrame(counts, true_names, pred_names)
 
@@ -539,19 +553,22 @@ def describe_failures(scores):
     return f"{count}: {', '.join(names)}." if names else f"{count}."
 
 
-def describe_controls(scores):
+def describe_controls(scores, labels):
     """Say what was drawn in cases whose mask has no label, such as of healthy people.
 
     Parameters
     ----------
     scores : pandas.DataFrame
         As `score_predictions` returns it.
+    labels : iterable of int
+        Regions, which hold some of them again, are left out.
 
     Returns
     -------
     str
         Such as ``"3 controls: in 1 something is drawn (0.4 ml): case_07."``; empty without any.
     """
+    scores = scores[scores["label"].isin([*labels])]
     volumes = scores.groupby("case")[["volume_true_ml", "volume_pred_ml"]].sum()
     controls = volumes.loc[volumes["volume_true_ml"] == 0, "volume_pred_ml"]
     wrong = controls[controls > 0]

@@ -49,9 +49,13 @@ def write_model_card(results_dir):
 
     run = Run(Path(results_dir).resolve())
     finished = run.list_finished()
+    used = run.list_parents() or [run]
     content = {path.stem: read_json(path) for path in _list_settings(run)}
+    content |= {path.stem: read_json(path) for path in (used[0].experiment, used[0].preprocessor)}
+    content["parents"] = read_json(run.experiment)["settings"].get("parents", [])
+    content["used"] = [place.folder.name for place in used]
     content["folds"] = {fold.folder.name: read_json(fold.done) for fold in finished}
-    folds = [fold for place in run.list_parents() or [run] for fold in place.list_finished()]
+    folds = [fold for place in used for fold in place.list_finished()]
     content["weights"] = sum(fold.weights.is_file() for fold in folds)
     template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     card = jinja2.Template(template, finalize=_escape, undefined=jinja2.StrictUndefined)
@@ -59,7 +63,7 @@ def write_model_card(results_dir):
         content.update(_describe_cases(run))
         for path in _list_tables(run):
             rows = read_table(path).to_dict("records") if path.is_file() else None
-            content[path.stem] = rows
+            content[path.stem] = rows if rows or path == run.leaks else None
         content.update(_describe_content(run, content["scores"]))
         text = card.render(name=run.folder.name, number=_read_number, **content)
     except (ValueError, TypeError, KeyError, jinja2.TemplateError) as error:
@@ -206,7 +210,7 @@ def unpack(path, results_dir, sha256):
     results_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=results_dir.parent, prefix=".part-") as temporary:
         stored_gb = path.stat().st_size / 1e9  # more than that cannot come out
-        folder = unpack_tar(path, Path(temporary) / "unpacked", path, max_gb=stored_gb)
+        folder = unpack_tar(path, Path(temporary) / "unpacked", path, max_gb=stored_gb, mode="r:")
         try:
             run = Run(folder)
             listed = read_json(run.hashes).items()
@@ -237,7 +241,7 @@ def _check(run):
                 raise ValueError(f"{path}: {problem}. Fetch it again, or train the fold again.")
 
 
-def unpack_tar(path, folder, source, *, max_gb=100):
+def unpack_tar(path, folder, source, *, max_gb=100, mode="r"):
     """Unpack a tar file that may come from a stranger.
 
     Parameters
@@ -262,7 +266,7 @@ def unpack_tar(path, folder, source, *, max_gb=100):
     """
     members, size = [], 0
     try:
-        with tarfile.open(path) as packed:
+        with tarfile.open(path, mode) as packed:
             for member in packed:
                 size += member.size
                 if size > max_gb * 1e9 or len(members) > MAX_FILES:

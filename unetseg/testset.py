@@ -190,7 +190,8 @@ def compare_with_claim(table, run):
     """
     columns = ["name", "metric", "n", "here", "claimed_n", "claimed"]
     columns += ["difference", "low", "high", "held"]
-    claimed = scores.load_scores(run.scores) if run.scores.exists() else table.iloc[:0]
+    known = run.scores.exists() and not scores.find_stale(run.folder)
+    claimed = scores.load_scores(run.scores) if known else table.iloc[:0]
     rows = []
     for (label, name), part in table.groupby(["label", "name"], sort=False):
         before = claimed[claimed["label"] == label]
@@ -233,9 +234,18 @@ def describe_claim(claim):
     str
     """
     if claim.empty:
-        return "The experiment is not scored (notebook 3), so there is nothing to compare with."
+        return "The models as they are now are not scored (notebook 3): nothing to compare with."
     broken = claim[claim["held"] == "no"]
-    if broken.empty:
-        return "What cross-validation claimed held, as far as so many patients can tell."
-    names = [f"{name} ({metric})" for name, metric in broken[["name", "metric"]].to_numpy()]
-    return f"WORSE THAN CROSS-VALIDATION CLAIMED: {', '.join(names)}."
+    unknown = claim[claim["held"] == "not known"]
+    said = []
+    if len(broken):
+        said.append(f"WORSE THAN CROSS-VALIDATION CLAIMED: {_name(broken)}.")
+    elif len(unknown) < len(claim):
+        said.append("What cross-validation claimed held, as far as so many patients can tell.")
+    if len(unknown):
+        said.append(f"Whether what it claimed holds is not known of {_name(unknown)}: too few.")
+    return " ".join(said)
+
+
+def _name(claim):
+    return ", ".join(f"{name} ({metric})" for name, metric in claim[["name", "metric"]].to_numpy())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from unetseg import cases, earlier, nifti, reliability, scores, settings, sharing
-from unetseg._base import require, write_json
+from unetseg._base import require, write_json, write_table
 from unetseg._base import sha256 as sha256  # for those who look for it here
 from unetseg.body import keep_largest
 from unetseg.preprocessing import Preprocessor
@@ -465,6 +465,16 @@ class Workspace:
         """
         batches.update_table(path, table)
 
+    def save_scores(self, table):
+        """Save the scores; an older summary, which is not of these, is emptied."""
+        if self.run.summary.exists():
+            write_table(self.run.summary, read_results(self.run.summary).iloc[:0])
+        write_table(self.run.scores, table)
+
+    def save_summary(self, summary):
+        """Save the summary of the scores."""
+        write_table(self.run.summary, summary)
+
     def figure(self, figure, name):
         """Save a figure, and hand it on to be shown.
 
@@ -508,6 +518,8 @@ class Workspace:
             What is known of the cases of the training.
         """
         trained, checked = read_results(self.run.cases), read_results(batch.scans)
+        if self.load_preprocessor().ignore:  # of what was drawn alone
+            trained["volume_ml"] = float("nan")
         checked = checked[checked["case"].isin([scan.id for scan in scans])]
         return reliability.compare_with_training(checked, trained), trained
 
