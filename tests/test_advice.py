@@ -25,6 +25,12 @@ def test_one_look_is_told_with_its_share_of_the_scan():
     ]
 
 
+def test_a_file_that_cannot_be_read_any_more_is_passed_over():
+    gone = pd.DataFrame({"shape": [None], "spacing_mm": [None]})
+    told = describe_plan(plan(), pd.concat([table(), gone], ignore_index=True))
+    assert told == describe_plan(plan(), table())
+
+
 def test_two_looks_thick_slices_and_assumed_voxels_are_told():
     settings = {"coarse_mm": (4, 4, 5), "assumed_mm": (1, 1, 4)}
     planned = plan((1, 1, 4), (40, 40, 10), **settings)

@@ -18,6 +18,9 @@ NVIDIA_SMI = "#!/bin/sh\necho 'NVIDIA RTX PRO 6000 Blackwell, {}, 97887'\n"
 def machine(monkeypatch, tmp_path):
     """Return a function that makes a machine with these packages and this GPU."""
 
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
     def make(*installed, tensorflow="2.21.0", capability=None, keras_json=None):
         versions = {"tensorflow": tensorflow}
         find = lambda name: name if name in installed else None  # noqa: E731
@@ -53,6 +56,15 @@ def test_tensorflow_is_taken_unless_it_is_missing_or_fails_there(
     machine(*installed, **about)
     backend.choose_backend()
     assert os.environ["KERAS_BACKEND"] == expected
+
+
+@pytest.mark.parametrize(("platform", "visible"), [("win32", "0"), ("linux", "-1"), ("linux", "")])
+def test_a_gpu_that_tensorflow_does_not_use_does_no_harm(machine, monkeypatch, platform, visible):
+    machine("tensorflow", capability=12.0)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    backend.choose_backend()
+    assert os.environ["KERAS_BACKEND"] == ""
 
 
 def test_what_the_user_chose_stays(machine, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from unetseg.cases import (
     Case,
     check_cases,
+    check_headers,
     find_cases,
     find_scans,
     find_scored,
@@ -894,6 +895,29 @@ def test_new_scans_are_found_in_a_flat_folder_or_where_data_sets_have_them(place
     assert names_of(found, folder) == {i: (f"{place}{i}{suffix}", None) for i in ("a.b c", "b")}
     assert [case.id for case in found] == ["a.b c", "b"]
     assert [case.group for case in found] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("scans", "masks", "found"),
+    [
+        ("imagesTs", "labelsTr", False),
+        ("imagesTs", "labelsTs", True),
+        ("imagesTr", "labelsTr", True),
+        ("images", "labelsTs", False),
+    ],
+)
+def test_scans_have_the_masks_of_the_folder_beside_them(scans, masks, found, touch):
+    (scan,) = find_scans(touch(f"{scans}/a.nii", f"{masks}/a.nii"))
+    assert (scan.mask is not None) is found
+
+
+def test_scans_of_another_number_of_channels_are_told(write_case, make_arrays, tmp_path):
+    image, _ = make_arrays()
+    several = np.stack([image] * 3, axis=-1)
+    scans = [write_case(tmp_path, "s1", image), write_case(tmp_path, "s3", several)]
+    problems = check_headers(scans, expected=1).set_index("case")["problem"]
+    assert problems["s1"] == ""
+    assert problems["s3"].startswith("has 3 channels, the network 1; leave it out")
 
 
 def test_scans_for_testing_come_before_those_for_training(touch):

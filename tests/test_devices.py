@@ -1,5 +1,8 @@
 """What Keras computes on, by stand-ins for machines that are not here."""
 
+import sys
+from types import SimpleNamespace
+
 import keras
 import pytest
 import tensorflow as tf
@@ -91,3 +94,11 @@ def test_that_memory_ran_out_is_said_in_words(fill):
 def test_other_errors_pass():
     with pytest.raises(ValueError, match="something else"), devices.explain_memory("no."):
         raise ValueError("something else")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_pytorch_is_asked_itself_whether_it_has_a_gpu(monkeypatch, there):
+    cuda = SimpleNamespace(is_available=lambda: there)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    assert devices.computes_on_gpu() is there

@@ -415,6 +415,41 @@ def test_a_second_run_that_was_stopped_leaves_what_was_or_nothing(
         assert path.exists()
 
 
+@pytest.mark.parametrize("step", ["save_map", "write_json"])
+def test_what_an_interrupted_run_left_on_drive_is_not_taken_for_a_correction(
+    step, tmp_path, predict, write_case
+):
+    scan, there = write_case(tmp_path, "a", blocks()), tmp_path / "drive" / "new_scans" / "out"
+    out = tmp_path / "out"
+    predict([scan])
+    assert drive.back_up(out, there)
+    for overlap in (0.25, 0.75):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(step, patch)
+            with pytest.raises(KeyboardInterrupt):
+                predict([scan], overlap=overlap)
+    assert predict([scan], overlap=0.25)["problem"].tolist() == [""]
+    drive.copy_new(out / "done", there / "done")  # Drive has the note, not yet the labels
+    assert not drive.is_corrected(there / "labels" / "a.nii.gz")
+
+
+def test_maps_that_are_missing_are_made_again(tmp_path, predict, counted, write_case):
+    scan, out = write_case(tmp_path, "a", blocks()), tmp_path / "out"
+    predict([scan])
+    (out / "uncertainty" / "a.nii.gz").unlink()
+    assert predict([scan])["problem"].tolist() == [""]
+    assert (out / "uncertainty" / "a.nii.gz").exists()
+    assert counted == ["a", "a"]
+
+
+def test_a_scan_of_another_number_of_channels_is_not_read(
+    tmp_path, predict, write_case, monkeypatch
+):
+    scan = write_case(tmp_path, "a", np.stack([blocks()] * 3, axis=-1))
+    monkeypatch.setattr(inference, "check_scan", lambda scan: pytest.fail("it was read"))
+    assert "has 3 channels, the network 1" in predict([scan])["problem"][0]
+
+
 def test_the_scans_of_another_folder_with_the_same_ids_are_refused_and_nothing_is_replaced(
     tmp_path, predict, counted, write_case
 ):

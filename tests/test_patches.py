@@ -280,6 +280,21 @@ def test_a_training_is_refused_before_it_starts_if_its_cases_find_no_room(
     assert f"at most {4 * CASE_BYTES / 1000:.3g} kB" in str(error.value)
 
 
+def test_what_is_prepared_already_takes_no_more_room(tmp_path, make_data, leave):
+    found = find_cases(make_data(3))
+    settings = {"patch": (8, 8, 4), "spacing_mm": (1, 2, 3), "coarse_mm": ()}
+    preprocessor = Preprocessor(**settings).fit(found)
+    asked = found, check_cases(found), preprocessor, tmp_path / "cache"
+    CachedCases(preprocessor, found[:2], tmp_path / "cache")
+    leave(2 * CASE_BYTES)
+    require_cache(*asked)
+    with pytest.raises(OSError, match="preprocessed cases"):
+        require_cache(*asked[:3])
+    leave(CASE_BYTES // 2)
+    with pytest.raises(OSError, match="preprocessed cases"):
+        require_cache(*asked)
+
+
 def test_cases_that_are_mostly_cropped_are_not_refused(tmp_path, write_case, leave):
     image, mask = np.zeros((40, 40, 40), np.float32), np.zeros((40, 40, 40), np.uint8)
     image[10:18, 10:18, 10:18], mask[12:14, 12:14, 12:14] = 5, 1

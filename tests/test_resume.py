@@ -68,6 +68,38 @@ def test_retrain_trains_finished_folds_again_and_keeps_no_prediction_of_before(
     assert list((copy / "predictions").iterdir()) == []
 
 
+def test_a_retraining_that_was_stopped_goes_on_and_trains_no_fold_twice(copy, cases, trained):
+    (copy / "fold_1/done.json").unlink()
+    cross_validate(cases, copy, retrain=True, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_1"]
+
+
+def test_a_retraining_that_goes_on_leaves_no_fold_of_older_files(copy, own, trained):
+    (copy / "fold_1/done.json").unlink()
+    redraw(own[1].mask)
+    cross_validate(own, copy, retrain=True, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_0", "fold_1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [({"learning_rate": 0.0}, r"recipe\.learning_rate"), ({"filters": 5000}, "filters")],
+)
+def test_settings_that_could_not_be_read_again_are_not_written(cases, tmp_path, change, where):
+    arguments = SETTINGS["model_args"] | {k: v for k, v in change.items() if k == "filters"}
+    recipe = {k: v for k, v in change.items() if k != "filters"}
+    with pytest.raises(ValueError, match=where):
+        cross_validate(cases, tmp_path, **SETTINGS | {"model_args": arguments} | recipe)
+    assert not (tmp_path / "experiment.json").exists()
+
+
+def test_the_largest_seed_has_seeds_for_all_folds(cases, tmp_path, monkeypatch, in_process):
+    seeds = []
+    monkeypatch.setattr(training, "_run_fold", lambda *args: seeds.append(args[4]))
+    cross_validate(cases, tmp_path, **SETTINGS | {"seed": 2**32 - 1})
+    assert seeds == [2**32 - 1, 0]
+
+
 def test_what_was_decided_on_predictions_goes_with_them_on_drive_too(
     copy, cases, trained, tmp_path
 ):

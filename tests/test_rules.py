@@ -38,6 +38,7 @@ def test_neighbours_are_for_slices_and_not_negative(patch, neighbours):
         ("spacing_mm", (1, 2), "three positive numbers"),
         ("spacing_mm", (1, 2, -3), "three positive numbers"),
         ("patch", (8, 8, 0), "three positive numbers"),
+        ("patch", (1, 1, 8), "three positive numbers, along x, y, z, at most one of them 1"),
         ("patch", (8, 8, 8, 1), "three positive numbers"),
         ("spacing_mm", 1, "three positive numbers"),
         ("labels", {0: "background", 1: "a"}, "a dict without background 0"),

@@ -51,6 +51,8 @@ UNDERSTOOD = [
     ("DATA", "my scans/Task 04", ["my scans/Task 04 ", "'my scans/Task 04'", "“my scans/Task 04”"]),
     ("GROUPS", r"(patient\d+)_", [r"(patient\d+)_", r'"(patient\d+)_"']),
     ("GROUPS", "my table.csv:patient", ["my table.csv:patient"]),
+    ("GROUPS", "patients.txt:who", ["patients.txt:who"]),
+    ("GROUPS", "patients.xlsx", ["patients.xlsx"]),  # what is wrong with it its reader says
     ("GROUPS", "", ["", None]),
     ("LOOK_AT", "7", [7, "7"]),
     ("COMPARE_WITH", "", ["", None, " "]),

@@ -261,6 +261,8 @@ def test_scans_are_opened_with_their_labels_as_far_as_these_are_there(place, mak
     assert views["case_00"].spacing_mm == (1, 2, 3)
     assert [*place.view_labelled(scans, batch, order, most=1, also="case_04")] == ["case_02"]
     assert capsys.readouterr().out == "case_04 was not segmented.\n"
+    batch.predictions.write_text("case,problem\ncase_02,no memory\ncase_00,\n")
+    assert [*place.view_labelled(scans, batch, order, most=1)] == ["case_00"]
 
 
 def test_scored_cases_are_opened_with_mask_and_prediction_if_their_scans_are_here(place, make_data):

@@ -89,6 +89,7 @@ def warn(preprocessor, table, facts=None):
 
 
 def _typical_extent(preprocessor, table, facts):
+    table = table.dropna(subset=["shape"])  # of files that cannot be read others tell
     taken = [preprocessor.take_spacing(spacing) for spacing in table["spacing_mm"]]
     shapes = table["shape"] if facts is None else [fact["shape"] for fact in facts]
     extents = [np.multiply(*pair) for pair in zip(shapes, taken, strict=True)]

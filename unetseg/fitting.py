@@ -85,9 +85,10 @@ def measure_pace(plan, cases, folder, validated):
     """
     recipe = replace(plan.recipe, steps=TIMED_STEPS, epochs=2)
     looks = Looks(plan.preprocessor, cases[:TIMED_CASES], folder)
-    net, clock = build(plan, recipe, seed=0), _Clock()
-    val_steps = _count_val_steps(looks, validated, plan)
-    _fit(net, looks, looks, plan, recipe, 0, val_steps, epochs=2, callbacks=[clock])
+    clock, val_steps = _Clock(), _count_val_steps(looks, validated, plan)
+    with devices.explain_memory(describe_smaller(plan)):
+        net = build(plan, recipe, seed=0)
+        _fit(net, looks, looks, plan, recipe, 0, val_steps, epochs=2, callbacks=[clock])
     first, second, validation = clock.seconds
     return Pace(first - second, (second - validation) / TIMED_STEPS, validation)
 

@@ -54,8 +54,7 @@ class CachedCases:
         folder.mkdir(parents=True, exist_ok=True)
         for case in cases:
             inputs = describe_inputs([case])
-            stem = f"{case.id}.{_hash_key(preprocessor, inputs)}"
-            paths = {part: folder / f"{stem}.{part}.npy" for part in PARTS}
+            paths = _list_paths(preprocessor, case, inputs, folder)
             if not all(path.exists() for path in paths.values()):
                 prepared = preprocessor.prepare(case, with_mask=True)
                 refuse_changed_meanwhile(inputs, [case])
@@ -83,6 +82,11 @@ class CachedCases:
         return np.load(self.files[index][part], mmap_mode="r")
 
 
+def _list_paths(preprocessor, case, inputs, folder):
+    stem = f"{case.id}.{_hash_key(preprocessor, inputs)}"
+    return {part: folder / f"{stem}.{part}.npy" for part in PARTS}
+
+
 def _pack(prepared, part):
     if part == "centres":
         return _choose_centres(prepared.y)
@@ -97,7 +101,12 @@ def _save(path, array):
     part = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # of this process alone
     with explain_full(path.parent, "preprocessed cases", TEMPORARY):
         np.save(part, array)
-    part.replace(path)
+    try:
+        part.replace(path)
+    except PermissionError:  # Windows, where another fold has made and opened the same
+        if not path.exists():
+            raise
+        part.unlink()
 
 
 def _hash_key(preprocessor, inputs):
@@ -109,9 +118,12 @@ def _choose_centres(y):
     rng = np.random.default_rng(0)
     partly = (y == IGNORED).any()  # then drawn background is rare too
     classes = [value for value in np.unique(y) if value != IGNORED and (value or partly)]
-    places = [np.argwhere(y == value) for value in classes]
-    draws = [place[rng.integers(len(place), size=CENTRES)] for place in places]
-    return np.concatenate(draws) if draws else np.empty((0, 3), int)
+    draws = [np.empty((0, 3), int)]
+    for value in classes:
+        places = np.flatnonzero(y == value)
+        drawn = places[rng.integers(len(places), size=CENTRES)]
+        draws.append(np.stack(np.unravel_index(drawn, y.shape), axis=1))
+    return np.concatenate(draws)
 
 
 class Patches(keras.utils.PyDataset):
@@ -264,6 +276,13 @@ def as_rows(batch, preprocessor):
     return rows
 
 
+def _is_cached(preprocessor, case, folder):
+    inputs = describe_inputs([case])
+    looks = [look for look in (preprocessor, preprocessor.coarse) if look]
+    paths = [_list_paths(look, case, inputs, folder) for look in looks]
+    return all(path.exists() for each in paths for path in each.values())
+
+
 def count_voxels(sizes, spacing_mm, patch):
     """Count the voxels of cases on the network's grid, without reading them.
 
@@ -312,7 +331,7 @@ def cache_bytes(table, spacing_mm, patch, channels):
     return voxels * (4 * channels + 1) + voxels // 8
 
 
-def require_cache(cases, table, preprocessor):
+def require_cache(cases, table, preprocessor, cache_dir=None):
     """Stop before a training whose preprocessed cases find no room in the temporary folder.
 
     Parameters
@@ -323,13 +342,19 @@ def require_cache(cases, table, preprocessor):
         What `unetseg.cases.check_cases` says of them.
     preprocessor : Preprocessor
         Fitted.
+    cache_dir : str or Path, optional
+        Where they will be; what is there already takes no more room. By default the temporary
+        folder.
 
     Raises
     ------
     OSError
         As `require_room`.
     """
-    place, channels = tempfile.gettempdir(), preprocessor.channels
+    place, channels = cache_dir or tempfile.gettempdir(), preprocessor.channels
+    if cache_dir:
+        cases = [case for case in cases if not _is_cached(preprocessor, case, Path(cache_dir))]
+        table = table[table["case"].isin([case.id for case in cases])]
     taken = table.assign(spacing_mm=table["spacing_mm"].map(preprocessor.take_spacing))
     looks = [look for look in (preprocessor, preprocessor.coarse) if look]
     most = sum(cache_bytes(taken, look.spacing_mm, look.patch, channels) for look in looks)

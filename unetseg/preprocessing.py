@@ -7,7 +7,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from unetseg import nifti, planning
-from unetseg._base import refuse_any, require, write_json
+from unetseg._base import refuse_any, require
 from unetseg.annotation import IGNORED, drop_ignored, split_ignored
 from unetseg.augmentation import Sampling
 from unetseg.body import find_body, find_box, find_void, meet, widen
@@ -15,7 +15,7 @@ from unetseg.grids import Place, zoom, zoom_labels
 from unetseg.planning import coarse_axis
 from unetseg.prepared import Prepared
 from unetseg.rules import check_settings
-from unetseg.run.layout import Run, read_json
+from unetseg.run.layout import Run, read_json, write_checked
 from unetseg.run.machine import describe_hardware
 
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
@@ -468,7 +468,7 @@ class Preprocessor:
             problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
             advice = "Set these (PATCH follows the hardware if not set), or rename EXPERIMENT."
             raise ValueError(f"{path}: the models in this folder were {problem}. {advice}")
-        write_json(path, asdict(self))
+        write_checked(path, asdict(self))
 
     @classmethod
     def load(cls, path):

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from unetseg import model
-from unetseg._base import require, write_json
+from unetseg._base import require
 from unetseg.losses import PatchLoss, dice_cross_entropy, patch_loss
 from unetseg.preprocessing import OLDER, Preprocessor, patch_budget
 from unetseg.run import devices
-from unetseg.run.layout import Run, read_json
+from unetseg.run.layout import Run, read_json, write_checked
 
 BATCH_VOXELS = 50_000
 UNET = f"{model.build_unet.__module__}.{model.build_unet.__qualname__}"
@@ -214,6 +214,9 @@ def make_plan(
     own = loss is dice_cross_entropy or not weights
     require("class_weights", weights, own, "left out with a loss of your own, which weighs itself")
     if build_model is model.build_unet:
+        axes, strides = 3 - preprocessor.patch.count(1), given.get("strides")
+        fits = all(len(stride) == axes and max(stride) > 1 for stride in strides or ())
+        require("strides", strides, fits, f"1 or 2 for each of {axes} axes, not 1 for all of them")
         given = model.plan_unet(preprocessor, **given)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     return Plan(preprocessor, build_model, given, recipe, batch_size, loss, weights)
@@ -288,7 +291,7 @@ def record_settings(path, settings, run):
     """
     path, settings = Path(path), json.loads(json.dumps(settings))
     if not path.exists():
-        write_json(path, {"settings": settings, **run})
+        write_checked(path, {"settings": settings, **run})
     recorded = read_json(path)
     there = dict(recorded["settings"])
     if "preprocessor" in there:

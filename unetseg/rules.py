@@ -43,7 +43,11 @@ def _list_rules(patch):
     may_be_2d = 2 in dimensions
     return (
         ("spacing_mm", _is_triple, TRIPLE),
-        ("patch", _is_triple, TRIPLE),
+        (
+            "patch",
+            lambda v: _is_triple(v) and [*v].count(1) < 2,
+            f"{TRIPLE}, at most one of them 1",
+        ),
         ("labels", lambda v: isinstance(v, dict) and 0 not in v, "a dict without background 0"),
         ("channels", lambda v: v >= 1, "at least 1"),
         ("normalisation", lambda v: v in NORMALISATIONS, f"one of {NORMALISATIONS}"),

@@ -52,7 +52,8 @@ def train_fold(
     """Train one fold, predict its validation cases, and mark it as done.
 
     Its state is saved after each epoch: called again after an interruption, the fold goes on from
-    there and ends with the weights that it would have had.
+    there and ends with the weights that it would have had; but what callbacks of the user
+    remember, such as the best epoch of keras.callbacks.EarlyStopping, begins anew.
 
     The validation cases choose nothing: their loss and Dice are written down, and the weights
     after the last epoch, averaged over the last steps, are kept.
@@ -197,7 +198,9 @@ def cross_validate(
     n_splits, seed : int
         As for `make_folds`.
     retrain : bool, default False
-        Whether finished folds are trained again, also on scans or masks that changed since.
+        Whether finished folds are trained again, also on scans or masks that changed since. If
+        that was stopped, so that some are not finished, those and the ones that were trained on
+        other files or splits.
     allow_leaks : bool, default False
         Whether to train although `unetseg.splits.find_leaks` found something; ``leaks.csv`` tells.
     allow_empty : bool, default False
@@ -274,14 +277,14 @@ def cross_validate(
             run, plan, seed, starts, folds, leaks, _measure(run, plan, cases, folds, cache_dir)
         )
         parts = _list_parts(folds, final)
-        pending = _find_pending(run, parts, retrain)
+        pending = _find_pending(run, parts, retrain, cases)
         if pending and not final:
             _drop_final(run, backup_dir)
         _say_what_is_done(folds, pending, cases, seen.table)
         if pending or not run.cases.exists():  # else it tells of what is trained
             _write_used(run.cases, seen, folds)
         if pending:
-            require_cache(cases, seen.table, preprocessor)
+            require_cache(cases, seen.table, preprocessor, cache_dir)
         # With none pending it still completes a copy on Drive that was cut short.
         more = {number: (callbacks, starts.get(number)) for number in parts}
         where = {"backup_dir": backup_dir, "cache_dir": cache_dir}
@@ -318,7 +321,7 @@ def foretell(preprocessor, cases, table, facts=None, *, n_splits=5, cache_dir=No
     try:
         asked = make_plan(preprocessor), cases, cache_dir, sizes, n_splits
         minutes = _call_once(fitting.foretell_minutes, *asked)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (MemoryError, OSError, RuntimeError, ValueError) as error:
         return f"How long a fold will train could not be measured: {error}"
     return f"With the usual settings a fold will train for about {minutes:.2g} minutes here."
 
@@ -425,9 +428,11 @@ def _drop_final(run, backup_dir):
         state.clear(run, FINAL, [], backup_dir)
 
 
-def _find_pending(run, parts, retrain):
+def _find_pending(run, parts, retrain, cases):
     if retrain:
-        return [*parts]
+        now = inputs.list_hashes(inputs.describe_inputs(cases))
+        current = {number: state.is_current(run, number, ids, now) for number, ids in parts.items()}
+        return [number for number, done in current.items() if not done] or [*parts]
     finished = {number: state.is_finished(run, number, ids) for number, ids in parts.items()}
     for number, whole in finished.items():
         state.repair(run, number, whole)
@@ -460,7 +465,8 @@ def _run_folds(plan, run, parts, pending, cases, seed, more, *, n_jobs, backup_d
                 if number in pending:
                     sides = [[by_id[i] for i in parts[number][part]] for part in ("train", "val")]
                     folder = run.fold(number).folder
-                    about = plan, *sides, folder, seed + place, cache, *more.get(number, ())
+                    own_seed = (seed + place) % 2**32
+                    about = plan, *sides, folder, own_seed, cache, *more.get(number, ())
                     jobs.append(call(folder, _run_fold, *about))
             with processes.Follower(run.folder, pending, plan.recipe.epochs, backup_dir):
                 processes.run_all(jobs, n_jobs, run.folder)

@@ -554,9 +554,12 @@ def list_versions():
 
 
 def name_hardware():
-    """Name what is computed on: the GPU, or else the processor."""
+    """Name what is computed on: the GPU, if Keras has one, or else the processor."""
+    from unetseg.run import devices  # here, as Keras takes seconds
+
     hardware = machine.describe_hardware()
-    return hardware["gpu"] or hardware["processor"]
+    gpu = (hardware["gpu"] or "a GPU") if devices.computes_on_gpu() else ""
+    return gpu or hardware["processor"]
 
 
 def prepare(data, experiment, results="results", *, need_data=True):

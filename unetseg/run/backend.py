@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 from unetseg.run.machine import describe_hardware
@@ -57,11 +58,17 @@ def _find_problem():
     if not importlib.util.find_spec("tensorflow"):
         return "TensorFlow is not installed", 'Install one: pip install "tensorflow>=2.20".'
     capability = describe_hardware()["gpu_capability"] or 0
-    if capability >= BLACKWELL and _is_older(KNOWS_BLACKWELL):
+    if capability >= BLACKWELL and _may_use_gpu() and _is_older(KNOWS_BLACKWELL):
         gpu = describe_hardware()["gpu"]
-        remedy = 'Install one: pip install "jax[cuda12]".'
+        remedy = 'Install one: pip install "jax[cuda12]". '
+        remedy += "Or set CUDA_VISIBLE_DEVICES=-1, to compute on the processor."
         return f"TensorFlow before 2.22 cannot compute on this GPU ({gpu})", remedy
     return "", ""
+
+
+def _may_use_gpu():
+    # TensorFlow knows GPUs on Linux alone, unless they are hidden from it.
+    return sys.platform == "linux" and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
 def _is_older(version):

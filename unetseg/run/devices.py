@@ -15,6 +15,10 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 def computes_on_gpu():
     """Whether Keras' backend has a GPU to compute on; a driver alone does not mean that."""
+    if keras.backend.backend() == "torch":  # of which keras.distribution does not know
+        import torch  # here, as Keras may run without it
+
+        return torch.cuda.is_available()
     return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
 
 

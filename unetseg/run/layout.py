@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from unetseg._base import write_json
 from unetseg.reading import contents
 
 DONE = "done.json"  # in the folder of a fold: it is finished
@@ -256,18 +257,55 @@ def read_json(path, kind=None):
     ValueError
         If it is damaged, or holds something else than such a file does; says where.
     """
+    path = Path(path)
+    name = kind or path.name
+    value = contents.read_json(path, by_hand=name not in _load_schemas()["$defs"])
+    check_json(path, value, name)
+    return value
+
+
+def check_json(path, value, name):
+    """Check the content of a JSON file that a run leaves, such as before it is written.
+
+    Parameters
+    ----------
+    path : Path
+    value : dict or list
+        In JSON's types.
+    name : str
+        Which file it is; others than those of a run are not checked.
+
+    Raises
+    ------
+    ValueError
+        If it is not what such a file holds; says where.
+    """
     import jsonschema  # here, as it takes a tenth of a second
 
-    path = Path(path)
-    schemas, name = _load_schemas(), kind or path.name
-    known = name in schemas["$defs"]
-    value = contents.read_json(path, by_hand=not known)
-    if known:
-        validator = jsonschema.Draft202012Validator({**schemas, "$ref": f"#/$defs/{name}"})
-        if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
-            finding = f"at {error.json_path}: {error.message[:300]}"
-            raise ValueError(f"{path}: {finding}. Correct it, or fetch it again.")
-    return value
+    schemas = _load_schemas()
+    if name not in schemas["$defs"]:
+        return
+    validator = jsonschema.Draft202012Validator({**schemas, "$ref": f"#/$defs/{name}"})
+    if error := jsonschema.exceptions.best_match(validator.iter_errors(value)):
+        finding = f"at {error.json_path}: {error.message[:300]}"
+        raise ValueError(f"{path}: {finding}. Correct it, or fetch it again.")
+
+
+def write_checked(path, value):
+    """Write a JSON file that a run leaves; what could not be read again is refused instead.
+
+    Parameters
+    ----------
+    path : Path
+    value : dict or list
+
+    Raises
+    ------
+    ValueError
+        As `check_json`.
+    """
+    check_json(path, json.loads(json.dumps(value)), path.name)
+    write_json(path, value)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from unetseg._base import explain_full, sha256, write_file
-from unetseg.run.inputs import name_differences
+from unetseg.run.inputs import list_hashes, name_differences
 from unetseg.run.layout import Fold, Run, read_json
 
 
@@ -360,6 +360,28 @@ def repair(run, number, finished):
         problem = "was finished, but files are missing or damaged"
         print(f"{fold.folder}: {problem}. It is trained again.")
         fold.done.unlink()
+
+
+def is_current(run, number, parts, now):
+    """Whether a fold is finished, and was trained on the split and the files that there are.
+
+    Parameters
+    ----------
+    run, number, parts
+        As for `is_finished`.
+    now : dict
+        What the files of the cases hold, as `unetseg.run.inputs.list_hashes` returns it.
+
+    Returns
+    -------
+    bool
+    """
+    try:
+        finished = is_finished(run, number, parts)
+    except ValueError:  # of another split
+        return False
+    before = read_json(run.fold(number).done).get("inputs") if finished else None
+    return bool(before) and not name_differences(list_hashes(before), now)
 
 
 def clear(run, number, ids, backup_dir=None):
