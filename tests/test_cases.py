@@ -917,7 +917,7 @@ def test_scans_of_another_number_of_channels_are_told(write_case, make_arrays, t
     scans = [write_case(tmp_path, "s1", image), write_case(tmp_path, "s3", several)]
     problems = check_headers(scans, expected=1).set_index("case")["problem"]
     assert problems["s1"] == ""
-    assert problems["s3"].startswith("has 3 channels, the network 1; leave it out")
+    assert problems["s3"].startswith("has 3 channels, the network has 1; leave it out")
 
 
 def test_scans_for_testing_come_before_those_for_training(touch):

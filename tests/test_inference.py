@@ -447,7 +447,7 @@ def test_a_scan_of_another_number_of_channels_is_not_read(
 ):
     scan = write_case(tmp_path, "a", np.stack([blocks()] * 3, axis=-1))
     monkeypatch.setattr(inference, "check_scan", lambda scan: pytest.fail("it was read"))
-    assert "has 3 channels, the network 1" in predict([scan])["problem"][0]
+    assert "has 3 channels, the network has 1" in predict([scan])["problem"][0]
 
 
 def test_the_scans_of_another_folder_with_the_same_ids_are_refused_and_nothing_is_replaced(

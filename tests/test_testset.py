@@ -52,6 +52,7 @@ def test_a_test_set_is_scored_and_the_claim_is_broken(experiment, batch):
     place, scans = batch
     tested = testset.score_batch(experiment.folder, place, scans)
     assert "5 of 5 scans have a mask. Trained on, so not counted: old. 4 scored." in tested.said
+    assert "Trained on, so not counted: old." in place.report.read_text(encoding="utf-8")
     assert "WORSE THAN CROSS-VALIDATION CLAIMED: label 1 (dice)" in tested.said
     assert sorted(set(tested.scores["case"])) == ["n0", "n1", "n2", "n3"]
     assert tested.scores.loc[tested.scores["label"] == 1, "dice"].tolist() == [1 / 3] * 4

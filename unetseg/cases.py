@@ -430,11 +430,11 @@ def check_headers(scans, channels=(), expected=None):
     table = _compare_rows(pd.DataFrame(rows, columns=columns), channels)
     if expected is not None:
         other = table["channels"].notna() & (table["channels"] != expected)
-        table.loc[other, "problem"] = [
-            f"has {count:.0f} channels, the network {expected}; leave it out, or choose the volume "
-            "that is meant."
-            for count in table.loc[other, "channels"]
-        ]
+        words = (
+            "has {:.0f} channels, the network has {}; leave it out, or take the one that is meant."
+        )
+        counts = table.loc[other, "channels"]
+        table.loc[other, "problem"] = [words.format(count, expected) for count in counts]
     return table
 
 

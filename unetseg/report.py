@@ -71,6 +71,7 @@ def write_report(
     examples=True,
     simulated=False,
     batch=None,
+    notes=(),
 ):
     """Write the report of an evaluated experiment, or of a test set that it segmented.
 
@@ -102,6 +103,8 @@ def write_report(
     batch : unetseg.run.layout.Batch, optional
         The test set, which then gets the report; its figures are shown, and `compared` is what
         `unetseg.testset.compare_with_claim` returns.
+    notes : sequence of str
+        Sentences on what is not in the scores.
 
     Returns
     -------
@@ -124,6 +127,7 @@ def write_report(
         name=run.folder.resolve().name + (f": {batch.folder.name}" if batch else ""),
         simulated=simulated,
         tested=batch is not None,
+        notes=notes,
         **_describe_experiment(table, folds, experiment, tested=batch is not None),
         **_tabulate_all(table, summary, leaks, compared),
         **_tabulate_lesions(place.lesions),

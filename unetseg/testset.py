@@ -61,8 +61,8 @@ def score_batch(results_dir, batch, scans):
     if not labelled:
         return Tested("No masks beside these scans: nothing to score.", None, None, None)
     preprocessor = Preprocessor.load(run.preprocessor)
-    said, tested = _leave_out(run, batch, labelled, preprocessor)
-    said.insert(0, f"{len(labelled)} of {len(scans)} scans have a mask.")
+    notes, tested = _leave_out(run, batch, labelled, preprocessor)
+    said = [f"{len(labelled)} of {len(scans)} scans have a mask.", *notes]
     if not tested:
         return Tested(" ".join(said), None, None, None)
     table = _score(run, batch, tested, preprocessor)
@@ -73,7 +73,7 @@ def score_batch(results_dir, batch, scans):
     spots = _find_lesions(run, batch, tested, preprocessor)
     _draw(batch, tested, table, spots, preprocessor)
     no_leaks = pd.DataFrame(columns=COLUMNS)
-    about = {"leaks": no_leaks, "compared": claim, "batch": batch}
+    about = {"leaks": no_leaks, "compared": claim, "batch": batch, "notes": notes}
     path = report.write_report(run.folder, table, summary, **about)
     said += [f"{len(tested)} scored.", scores.describe_failures(table), describe_claim(claim)]
     said.append(f"More is in {path.name} beside the labels.")

@@ -592,7 +592,7 @@ def prepare(data, experiment, results="results", *, need_data=True):
         If there is no such data folder and it is needed.
     """
     drive.DRIVE, drive.LOCAL = DRIVE, LOCAL
-    plain = re.fullmatch(r"[\w.-]*\w[\w.-]*", experiment)
+    plain = re.fullmatch(settings.PLAIN, experiment)
     require("EXPERIMENT", experiment, plain, "a plain name of letters, digits, '.', '_' and '-'")
     base, here = base_dir(), LOCAL if in_colab() else project_dir()
     sample = str(data) == "sample"
