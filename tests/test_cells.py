@@ -223,7 +223,7 @@ def test_the_new_scans_of_the_sample_are_of_other_people(tmp_path, capsys):
 CELL = """
 import os
 from unetseg import workspace
-from unetseg.run import packages
+from unetseg import packages
 os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)
 packages.install_missing()
 print(os.environ["TF_CPP_MIN_LOG_LEVEL"], workspace.name_hardware() != "")

@@ -187,7 +187,7 @@ def test_settings_that_could_not_be_trained_can_be_corrected(cases, tmp_path, tr
     ("channels", "preprocessor", "precision", "input_shape"),
     [
         (2, Preprocessor(patch=PATCH, coarse_mm=()), "float32", (8, 16, 8, 2)),
-        (1, Preprocessor(dimensions=2), "float32", (10, 20, 5)),  # 2 slices on each side
+        (1, Preprocessor(dimensions=2), "float32", (10, 10, 5)),  # two looks, 2 slices on each side
         (2, Preprocessor(patch=(1, 16, 8)), "float32", (16, 8, 10)),
         (1, Preprocessor(patch=PATCH, coarse_mm=()), "mixed_bfloat16", (8, 16, 8, 1)),
     ],

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from files import fill
 
-from unetseg.run import drive, packages
+from unetseg import packages
+from unetseg.run import drive
 
 REQUIREMENTS = b"""# Floors only: absent-package, another
 present-package>=1.3
@@ -87,7 +88,7 @@ class Lacking:
         if name.split(".")[0] in LACKING:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Lacking())
-from unetseg.run import packages
+from unetseg import packages
 print(packages.install_missing())
 """
 

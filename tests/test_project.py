@@ -34,8 +34,9 @@ ORDER = (
         "run.fingerprints",
         "run.inputs",
     ),
-    *("run.drive", "run.packages", "run.batches", "run.state", "run.processes"),
+    *("run.drive", "run.batches", "run.state", "run.processes"),
     *(
+        "packages",
         "settings",
         "sample",
         "cases",

@@ -94,7 +94,7 @@ def test_folds_start_where_those_before_ended(run, continued):
         before = json.loads((run.results / fold / "done.json").read_text())
         start = done["start"]
         assert (start["weights_sha256"], start["anew"]) == (before["weights_sha256"], [])
-        assert (len(start["digests"]), start["patients"]) == (2, [])
+        assert (len(start["digests"]), start["patients"]) == (4, [])  # of 2 scans and their files
         old, new = (weights(at / fold / "model.weights.h5") for at in (run.results, continued))
         # Four small steps from there; another start would be as far away as weights are large.
         moved = max(np.abs(new[key] - old[key]).max() for key in old)

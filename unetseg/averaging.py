@@ -68,7 +68,9 @@ def average(parents, results_dir, cases):
     folds = _refuse_unlike(sources, cases)
     by_id = {case.id: case for case in cases}
     with only_run(run.folder, None), tempfile.TemporaryDirectory() as drafts:
-        shutil.rmtree(run.parents, ignore_errors=True)  # of an average that was interrupted
+        for path in run.parents.rglob("*"):  # of an average that was interrupted
+            if path.is_file():
+                path.unlink()
         for source, name in zip(sources, names, strict=True):
             _copy(source, run.parents / name)
         drafts = Drafts(run, tuple(names), Path(drafts))

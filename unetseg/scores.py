@@ -149,20 +149,24 @@ def score_predictions(
         prediction = fingerprint(Path(predictions_dir) / f"{case.id}.nii.gz")
         what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}
         what["prediction_sha256"] = prediction["sha256"]
+        undrawn = true == ignore if ignore else None
         for number, (name, values) in _list_targets(labels, unions).items():
             sets = [np.isin(labelled, values) for labelled in (true, pred)]
             tolerance = _find_tolerance(tolerance_mm, number, name)
-            (row,) = score_case(*sets, spacing, [True], tolerance_mm=tolerance)
-            if ignore and _touch(sets, true == ignore):
-                row |= {metric: np.nan for metric in OF_SURFACES if np.isfinite(row[metric])}
+            row = _score_drawn(sets, undrawn, spacing, tolerance)
             what["largest"] = int(number in largest.get(case.id, []))
             rows.append({**about, "name": name, **row, "label": number, **what})
     return pd.DataFrame(rows)
 
 
-def _touch(sets, undrawn):
-    near = ndimage.binary_dilation(undrawn, np.ones((3,) * undrawn.ndim))
-    return any((one & near).any() for one in sets)
+def _score_drawn(sets, undrawn, spacing_mm, tolerance_mm):
+    # Scores of one label; where undrawn voxels touch it nobody knows its surface.
+    (row,) = score_case(*sets, spacing_mm, [True], tolerance_mm=tolerance_mm)
+    if undrawn is not None:
+        near = ndimage.binary_dilation(undrawn, np.ones((3,) * undrawn.ndim))
+        if any((one & near).any() for one in sets):
+            row |= {metric: np.nan for metric in OF_SURFACES if np.isfinite(row[metric])}
+    return row
 
 
 def _list_targets(labels, unions):

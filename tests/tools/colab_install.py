@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 
-from unetseg.run import packages
+from unetseg import packages
 
 
 def main():
