@@ -70,7 +70,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 def fill_tensorflow():
-    tf.zeros((2**50,))
+    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[9]")
 
 
 def fill_jax():
