@@ -213,7 +213,7 @@ def describe_votes(votes, labels, voxel_ml):
     return rows
 
 
-def flag(predicted, outside, trained, summary=None):
+def flag(predicted, outside, trained, usual=None):
     """Say which predictions a person should look at first, and why.
 
     Parameters
@@ -224,9 +224,8 @@ def flag(predicted, outside, trained, summary=None):
         As `compare_with_training` returns it.
     trained : pandas.DataFrame
         Of the training cases, with ``volume_ml``.
-    summary : pandas.DataFrame, optional
-        Of the cross-validation, as `unetseg.scores.load_summary` returns it: its mean Dice of a
-        label is usual there, 0.8 where it has none.
+    usual : mapping of int to float, optional
+        Per label, the mean Dice in cross-validation (`unetseg.scores.list_means`); 0.8 for others.
 
     Returns
     -------
@@ -239,10 +238,7 @@ def flag(predicted, outside, trained, summary=None):
         most reasons, then those with the lowest agreement, or of a single model the highest
         uncertainty.
     """
-    usual, rows = {}, []
-    if summary is not None:
-        dice = summary[summary["metric"] == "dice"]
-        usual = dict(zip(dice["label"], dice["mean"], strict=True))
+    usual, rows = {} if usual is None else dict(usual), []
     for case, part in predicted.groupby("case", sort=False):
         broken = [text.rstrip(".") for text in part["problem"].unique() if text]
         known = part["volume_ml"].mask(_is_rounded_away(part, usual))

@@ -423,6 +423,12 @@ def load_summary(results_dir):
     return summary
 
 
+def list_means(summary, metric="dice"):
+    """List the means of a metric in a summary, as a dict by label."""
+    rows = summary[summary["metric"] == metric]
+    return dict(zip(rows["label"], rows["mean"], strict=True))
+
+
 def show_summary(summary, metrics=("dice", "hd95_mm")):
     """Take from a summary what tells how good models are.
 
@@ -557,22 +563,23 @@ def describe_failures(scores):
     return f"{count}: {', '.join(names)}." if names else f"{count}."
 
 
-def describe_controls(scores, labels):
+def describe_controls(scores, labels=None):
     """Say what was drawn in cases whose mask has no label, such as of healthy people.
 
     Parameters
     ----------
     scores : pandas.DataFrame
         As `score_predictions` returns it.
-    labels : iterable of int
-        Regions, which hold some of them again, are left out.
+    labels : iterable of int, optional
+        Those that count. Regions, which hold some of them again, are to be left out; by default
+        all that the scores have.
 
     Returns
     -------
     str
         Such as ``"3 controls: in 1 something is drawn (0.4 ml): case_07."``; empty without any.
     """
-    scores = scores[scores["label"].isin([*labels])]
+    scores = scores if labels is None else scores[scores["label"].isin([*labels])]
     volumes = scores.groupby("case")[["volume_true_ml", "volume_pred_ml"]].sum()
     controls = volumes.loc[volumes["volume_true_ml"] == 0, "volume_pred_ml"]
     wrong = controls[controls > 0]

@@ -10,8 +10,9 @@ import pandas as pd
 
 from unetseg import cases, earlier, nifti, reliability, scores, settings, sharing
 from unetseg._base import require, write_json, write_table
-from unetseg._base import sha256 as sha256  # for those who look for it here
+from unetseg._base import sha256 as sha256  # for those who look for it here, as the next one
 from unetseg.body import keep_largest
+from unetseg.packages import install_missing as install_missing
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading import folders
 from unetseg.reading.tables import read_results
@@ -500,14 +501,14 @@ class Workspace:
             figure.save_as_html(path)
         return figure
 
-    def compare_scans(self, batch, scans):
+    def compare_scans(self, batch, scans=None):
         """Compare new scans with those of the training, by what is written down of both.
 
         Parameters
         ----------
         batch : unetseg.run.layout.Batch
             As `choose_batch` returns it; its scans are segmented.
-        scans : sequence of Case
+        scans : sequence of Case, optional
             Others that were in the folder before are passed over.
 
         Returns
@@ -520,7 +521,8 @@ class Workspace:
         trained, checked = read_results(self.run.cases), read_results(batch.scans)
         if self.load_preprocessor().ignore:  # of what was drawn alone
             trained["volume_ml"] = float("nan")
-        checked = checked[checked["case"].isin([scan.id for scan in scans])]
+        if scans is not None:
+            checked = checked[checked["case"].isin([scan.id for scan in scans])]
         return reliability.compare_with_training(checked, trained), trained
 
     def keep(self, folder=None):
