@@ -41,6 +41,19 @@ def scan(tmp_path, write_case):
 
 
 @pytest.fixture
+def write_noise(tmp_path, write_case):
+    """Return a function that writes a noisy scan with a mask that is a box."""
+
+    def write(box):
+        image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[box] = 1
+        return write_case(tmp_path, "a", image, mask, SPACING)
+
+    return write
+
+
+@pytest.fixture
 def preprocessor(scan):
     return Preprocessor(**LEAST).fit([scan])
 
@@ -65,23 +78,15 @@ def test_a_small_structure_in_a_large_scan_is_looked_at_twice(preprocessor):
         ({}, (slice(0),) * 3),  # no structure
     ],
 )
-def test_one_look_is_enough_or_all_that_helps(tmp_path, write_case, settings, box):
-    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[box] = 1
-    case = write_case(tmp_path, "a", image, mask, SPACING)
+def test_one_look_is_enough_or_all_that_helps(write_noise, settings, box):
+    case = write_noise(box)
     fitted = Preprocessor(**{**LEAST, **settings}).fit([case])
     assert (fitted.coarse, fitted.coarse_mm, fitted.margin) == (None, (), 0)
 
 
 @pytest.mark.parametrize(("patch", "across"), [((16, 16, 1), 2), ((1, 16, 16), 0)])
-def test_slices_of_which_a_patch_holds_little_are_looked_at_twice(
-    tmp_path, write_case, patch, across
-):
-    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[AT] = 1
-    case = write_case(tmp_path, "a", image, mask, SPACING)
+def test_slices_of_which_a_patch_holds_little_are_looked_at_twice(write_noise, patch, across):
+    case = write_noise(AT)
     fitted = Preprocessor(**{**LEAST, "patch": patch, "planes": None}).fit([case])
     whole = np.array([64, 60, 80]) / 16
     whole[across] = SPACING[across]  # every slice is seen
@@ -95,12 +100,9 @@ def test_slices_of_which_a_patch_holds_little_are_looked_at_twice(
     [(AT, (3.2, 3.0, 2.0)), ((slice(4, 60), slice(4, 56), slice(4, 36)), ())],
 )
 def test_whole_slices_are_looked_at_twice_unless_most_of_the_scan_is_sought(
-    tmp_path, write_case, box, coarse_mm
+    write_noise, box, coarse_mm
 ):
-    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[box] = 1
-    case = write_case(tmp_path, "a", image, mask, SPACING)
+    case = write_noise(box)
     fitted = Preprocessor(dimensions=2, planes=(2,)).fit([case])
     assert fitted.coarse_mm == coarse_mm
     assert fitted.patch == ((20, 20, 1) if coarse_mm else (64, 64, 1))

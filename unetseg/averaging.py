@@ -11,7 +11,7 @@ import pandas as pd
 
 from unetseg import nifti, reliability, splits
 from unetseg._base import refuse_any, require, write_json, write_table
-from unetseg.inference import load_models
+from unetseg.inference import list_hashes, load_models
 from unetseg.metrics import dice
 from unetseg.prediction import combine, predict_case
 from unetseg.preprocessing import Preprocessor
@@ -60,7 +60,7 @@ def average(parents, results_dir, cases):
     names = [source.folder.name for source in sources]
     if run.experiment.exists():
         there = read_json(run.average) if run.average.exists() else {}
-        known = there.get("parents") == names and there["weights"] == _list_weights(sources)
+        known = there.get("parents") == names and there["weights"] == list_hashes(sources)
         allowed = "the average of these as they are now, or a new folder; choose another EXPERIMENT"
         require("results_dir", str(run.folder), known, allowed)
         table = pd.DataFrame(read_json(run.average)["table"])
@@ -82,11 +82,6 @@ def average(parents, results_dir, cases):
         finally:
             processes.end_calls()
         return _finish(drafts, sources, folds, by_id, temperatures)
-
-
-def _list_weights(sources):
-    finished = [source.read_finished() for source in sources]
-    return [done["weights_sha256"] for one in finished for done in one.values()]
 
 
 def _refuse_unlike(sources, cases):
@@ -164,7 +159,7 @@ def _finish(drafts, sources, folds, by_id, temperatures):
             shutil.copyfile(drafts.path(chosen[number], case_id), run.prediction(case_id))
         _mark_done(run, sources, number, parts, temperatures[number])
     about = {"parents": [*drafts.names], "folds": chosen[:-1], "new_scans": chosen[-1]}
-    about["weights"] = _list_weights(sources)
+    about["weights"] = list_hashes(sources)
     rows = table.astype(object).where(table.notna(), None)  # NaN is no number of JSON
     write_json(run.average, {**about, "table": rows.to_dict("records")})
     _write_settings(run, sources, [*drafts.names])

@@ -10,7 +10,7 @@ import pandas as pd
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading.tables import read_results
 from unetseg.run.fingerprints import fingerprint
-from unetseg.run.inputs import Trained
+from unetseg.run.inputs import Trained, list_used
 from unetseg.run.layout import FINAL, Run, read_json
 from unetseg.splits import (
     COLUMNS,
@@ -86,11 +86,8 @@ def describe_doubts(results_dir, cases, known):
 
     Parameters
     ----------
-    results_dir : str or Path
-        The earlier run.
-    cases : sequence of Case
-    known : dict of str to str
-        As `match_cases` returns it.
+    results_dir, cases, known
+        As for `extend_folds`.
 
     Returns
     -------
@@ -98,11 +95,12 @@ def describe_doubts(results_dir, cases, known):
         Empty if there is nothing to say.
     """
     run, said = Run(results_dir), ""
-    used = {i for parts in read_json(run.splits) for i in (*parts["train"], *parts["val"])}
+    folds = read_json(run.splits)
+    used = list_used(folds)
     if named := sorted({case.id for case in cases if case.id in used} - known.keys()):
         said += f" It has cases named {', '.join(named)} too, with other voxels: if these are the "
         said += "same scans, only processed anew, START_FROM lets what was trained on be validated."
-    if unfinished := len(read_json(run.splits)) - len(run.list_finished()):
+    if unfinished := len(folds) - len(run.list_finished()):
         said += f" {unfinished} of its folds are not finished: finish them first, or the cases "
         said += "that they validate have no model that did not see them."
     return said

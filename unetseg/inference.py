@@ -80,8 +80,8 @@ def load_temperature(results_dir):
         (`unetseg.reliability.fit_temperature`); 1 for experiments that have none.
     """
     run = Run(results_dir)
-    parents = run.list_parents()  # one alone, if it was chosen instead of the average
-    run = parents[0] if len(parents) == 1 else run
+    members = run.list_members()  # one alone, if it was chosen instead of the average
+    run = members[0] if len(members) == 1 else run
     finished = run.read_finished().values()
     return float(np.exp(np.mean([np.log(done.get("temperature", 1)) for done in finished])))
 
@@ -160,10 +160,10 @@ def predict_scans(
         run=run,
         batch=Batch(Path(folder)),
         preprocessor=Preprocessor.load(run.preprocessor),
-        members=tuple(run.list_parents() or [run]),
+        members=tuple(run.list_members()),
         build_model=build_model,
         folds=folds and tuple(folds),
-        models=_list_hashes(run, folds),
+        models=tuple(list_hashes(run.list_members(), folds)),
         maps=maps,
         settings=json.loads(json.dumps(settings)),
         memory_bytes=memory_bytes,
@@ -180,9 +180,10 @@ def predict_scans(
         processes.end_calls()
 
 
-def _list_hashes(run, folds):
-    finished = [member.read_finished(folds) for member in run.list_parents() or [run]]
-    return tuple(done["weights_sha256"] for one in finished for done in one.values())
+def list_hashes(runs, folds=None):
+    """List the SHA-256 of the weights of all finished folds, or of some, of several runs."""
+    finished = [run.read_finished(folds) for run in runs]
+    return [done["weights_sha256"] for one in finished for done in one.values()]
 
 
 def _recall_largest(run):

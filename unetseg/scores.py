@@ -149,23 +149,25 @@ def score_predictions(
         prediction = fingerprint(Path(predictions_dir) / f"{case.id}.nii.gz")
         what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}
         what["prediction_sha256"] = prediction["sha256"]
-        undrawn = true == ignore if ignore else None
+        near = _find_near(true == ignore) if ignore else None
         for number, (name, values) in _list_targets(labels, unions).items():
             sets = [np.isin(labelled, values) for labelled in (true, pred)]
             tolerance = _find_tolerance(tolerance_mm, number, name)
-            row = _score_drawn(sets, undrawn, spacing, tolerance)
+            row = _score_drawn(sets, near, spacing, tolerance)
             what["largest"] = int(number in largest.get(case.id, []))
             rows.append({**about, "name": name, **row, "label": number, **what})
     return pd.DataFrame(rows)
 
 
-def _score_drawn(sets, undrawn, spacing_mm, tolerance_mm):
+def _find_near(undrawn):
+    return ndimage.binary_dilation(undrawn, np.ones((3,) * undrawn.ndim))
+
+
+def _score_drawn(sets, near, spacing_mm, tolerance_mm):
     # Scores of one label; where undrawn voxels touch it nobody knows its surface.
     (row,) = score_case(*sets, spacing_mm, [True], tolerance_mm=tolerance_mm)
-    if undrawn is not None:
-        near = ndimage.binary_dilation(undrawn, np.ones((3,) * undrawn.ndim))
-        if any((one & near).any() for one in sets):
-            row |= {metric: np.nan for metric in OF_SURFACES if np.isfinite(row[metric])}
+    if near is not None and any((one & near).any() for one in sets):
+        row |= {metric: np.nan for metric in OF_SURFACES if np.isfinite(row[metric])}
     return row
 
 
@@ -278,7 +280,7 @@ def summarise(scores):
 def _summarise_metric(part, metric):
     values = part[metric].astype(float)
     finite = values[np.isfinite(values)]
-    low, high = _interval(finite, _patients(part)[finite.index])
+    low, high = _interval(finite, list_patients(part)[finite.index])
     q1, median, q3 = finite.quantile((0.25, 0.5, 0.75))
     return {
         "mean": finite.mean(),
@@ -293,7 +295,8 @@ def _summarise_metric(part, metric):
     }
 
 
-def _patients(scores):
+def list_patients(scores):
+    """Tell the patient of each row; a case whose patient is not known is one of its own."""
     return scores["group"].where(scores["group"].notna(), scores["case"]).astype(str)
 
 
@@ -367,7 +370,7 @@ def _match(first, second, only_shared):
 def _compare_metric(part, metric):
     pairs = part[[metric, f"{metric}_2"]].astype(float).to_numpy()
     finite = np.isfinite(pairs).all(axis=1)
-    pairs, patients = pairs[finite], _patients(part)[finite]
+    pairs, patients = pairs[finite], list_patients(part)[finite]
     difference = pd.Series(pairs[:, 1] - pairs[:, 0], patients.index)
     low, high = _interval(difference, patients)
     # Else what is equal but for the last digits of its sums would count as a difference.

@@ -49,7 +49,7 @@ def write_model_card(results_dir):
 
     run = Run(Path(results_dir).resolve())
     finished = run.list_finished()
-    used = run.list_parents() or [run]
+    used = run.list_members()
     content = {path.stem: read_json(path) for path in _list_settings(run)}
     content |= {path.stem: read_json(path) for path in (used[0].experiment, used[0].preprocessor)}
     content["parents"] = read_json(run.experiment)["settings"].get("parents", [])
@@ -233,7 +233,7 @@ def _check(run):
     for path in (*run.folder.glob("*.json"), *_list_settings(run)):
         read_json(path)
     run.read_finished()
-    for place in run.list_parents() or [run]:
+    for place in run.list_members():
         for fold, done in place.read_models().items():
             path = fold.weights
             if not path.is_file() or hash_file(path) != done["weights_sha256"]:

@@ -109,7 +109,7 @@ def _leave_out(run, batch, labelled, preprocessor):
 def _find_trained(run, scans, samples):
     # Scans that were trained on, and others of patients with the names of trained ones.
     trained, named = {*earlier.match_cases(run.folder, scans, samples)}, set()
-    for member in run.list_parents() or [run]:
+    for member in run.list_members():
         for start in earlier.list_starts(member.folder).values():
             for scan_id, kind in earlier.find_seen(start, scans, samples).items():
                 (trained if kind == TRAINED else named).add(scan_id)
@@ -209,8 +209,7 @@ def compare_with_claim(table, run):
 def _means(part, metric):
     values = part[metric].astype(float)
     finite = np.isfinite(values)
-    patients = part["group"].where(part["group"].notna(), part["case"]).astype(str)
-    return values[finite].groupby(patients[finite]).mean()
+    return values[finite].groupby(scores.list_patients(part)[finite]).mean()
 
 
 def _interval(here, there):

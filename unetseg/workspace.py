@@ -280,7 +280,7 @@ class Workspace:
         cases.refuse_problems(cases.check_cases(corrected, **rules))
         target = base_dir() / Path(folder).expanduser()
         added = folders.add_cases(target, corrected)
-        name = (self.run.list_parents() or [self.run])[0].folder.name
+        name = self.run.list_members()[0].folder.name
         advice = f"Train with DATA={folder}, START_FROM={name} and another EXPERIMENT."
         return f"{said} {added} are new in {target}. {advice}"
 

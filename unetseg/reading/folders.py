@@ -220,9 +220,16 @@ def _is_copied(source, path):
     return path.exists() and sha256(path) == sha256(source)
 
 
+def fold_name(name):
+    """Give names one form that are one on disks of Mac and Windows: these know no upper case.
+
+    Nor how an accent is coded.
+    """
+    return normalize("NFC", name).casefold()
+
+
 def _fold(path):
-    # Disks of Mac and Windows know neither upper case nor how an accent is coded.
-    return normalize("NFC", SUFFIX.sub("", path.name)).casefold()
+    return fold_name(SUFFIX.sub("", path.name))
 
 
 def _choose_folder(folder, names):

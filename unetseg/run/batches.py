@@ -3,13 +3,13 @@
 import contextlib
 import itertools
 import os
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from unetseg._base import refuse_any, sha256, write_file, write_json
+from unetseg.reading.folders import fold_name
 from unetseg.run import drive
 from unetseg.run.drive import origin
 from unetseg.run.layout import Batch, Run, read_json
@@ -45,9 +45,9 @@ def choose_folder(results_dir, source, scans):
     noted = [folder for folder in there if _read_note(folder) == place]
     if noted:
         return noted[0]
-    taken = {_fold(folder.name): folder for folder in there}
+    taken = {fold_name(folder.name): folder for folder in there}
     for name in _names(Path(place)):
-        folder = taken.get(_fold(name), root / name)
+        folder = taken.get(fold_name(name), root / name)
         if _is_free(folder) or _belongs(folder, Path(source), scans):
             break
     write_json(Batch(folder).source, {"source": place})
@@ -63,11 +63,6 @@ def _names(place):
     yield from (each for each in names if len(each.encode()) <= MOST_BYTES)
     short = name.encode()[: MOST_BYTES - 10].decode(errors="ignore")
     yield from (f"{short}_{number}" for number in itertools.count(2))
-
-
-def _fold(name):
-    # Disks of Mac and Windows know neither upper case nor how an accent is coded.
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _is_free(folder):

@@ -223,6 +223,10 @@ class Run:
         names = names if names[0] in chosen["parents"] else chosen["parents"]
         return [Run(self.parents / name) for name in names]
 
+    def list_members(self):
+        """Experiments whose models segment new scans: this one, unless it is an average."""
+        return self.list_parents() or [self]
+
     def read_components(self):
         """Read of which labels only the largest piece counts.
 
