@@ -482,8 +482,10 @@ for name in ("3d", "2d"):
 """
 
 
-@pytest.mark.parametrize("imports", ["import unetseg", "import keras\nimport unetseg"])
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("imports", "precision"),
+    [("import unetseg", "mixed_bfloat16"), ("import keras\nimport unetseg", "float32")],
+)
 def test_a_network_saved_whole_opens_where_unetseg_is_imported(imports, precision, tmp_path):
     load = LOAD.replace("import unetseg", imports, 1)
     for code in (SAVE, load):

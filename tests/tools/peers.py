@@ -36,7 +36,7 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.networks.nets import DynUNet, UNet
 from monai.utils import set_determinism
 
-from unetseg import components, scores
+from unetseg import __version__, components, scores
 from unetseg._base import write_json
 from unetseg.cases import find_cases
 from unetseg.preprocessing import Preprocessor
@@ -52,17 +52,30 @@ def main(arguments=None):
     """Train, predict and score each system that the command names; add a row for each label."""
     asked = _read(arguments)
     run, cases = Run(Path(asked.experiment)), find_cases(asked.data)
-    folds, labels = read_json(run.splits), Preprocessor.load(run.preprocessor).labels
+    folds = dict(enumerate(read_json(run.splits)))
+    folds = {number: folds[number] for number in asked.folds or folds}
     for system in asked.systems:
         if system == "unetseg":
-            folder = run.folder
-            minutes = [done["minutes"] for done in run.read_finished().values()]
+            table, minutes = read_own(run, folds)
         else:
             folder = Path(asked.out) / f"{run.folder.name}_{system}_{asked.minutes:g}"
             minutes = train_folds(system, cases, folds, run, folder, asked)
-        components.decide(folder, cases, folds, labels)
-        table = scores.score_predictions(cases, folder / "predictions", folds, labels)
+            table = score(cases, folder, list(folds.values()), run)
         add_rows(table, Path(asked.data).name, system, minutes, asked.jobs)
+
+
+def read_own(run, folds):
+    """Read the scores of the experiment itself, and how many minutes each fold took."""
+    table = scores.load_scores(run.scores)
+    minutes = [done["minutes"] for done in run.read_finished(folds).values()]
+    return table[table["fold"].isin(list(folds))], minutes
+
+
+def score(cases, folder, folds, run):
+    """Score predictions as unetseg does, stray pieces included."""
+    labels = Preprocessor.load(run.preprocessor).labels
+    components.decide(folder, cases, folds, labels)
+    return scores.score_predictions(cases, folder / "predictions", folds, labels)
 
 
 def _read(arguments):
@@ -70,6 +83,7 @@ def _read(arguments):
     parser.add_argument("data")
     parser.add_argument("experiment", help="folder with splits.json and preprocessor.json")
     parser.add_argument("systems", nargs="+", choices=[*NETWORKS, "unetseg"])
+    parser.add_argument("--folds", type=int, nargs="*", help="numbers, by default all")
     parser.add_argument("--minutes", type=float, default=12, help="that each fold is trained")
     parser.add_argument("--jobs", type=int, default=1, help="folds that are trained at once")
     parser.add_argument("--out", default="/tmp/unetseg_peers")
@@ -81,7 +95,7 @@ def train_folds(system, cases, folds, run, folder, asked):
     preprocessor = Preprocessor.load(run.preprocessor)
     call = joblib.delayed(train_fold)
     about = system, preprocessor, folder, asked.minutes
-    jobs = (call(cases, fold, number, *about) for number, fold in enumerate(folds))
+    jobs = (call(cases, fold, number, *about) for number, fold in folds.items())
     return joblib.Parallel(asked.jobs)(jobs)
 
 
@@ -279,7 +293,7 @@ def add_rows(table, data, system, minutes, jobs):
     """Add a row for each label to the table of peers, in the place of an earlier one."""
     about = {"data": data, "system": system, "version": _find_version(system)}
     about |= {"date": str(datetime.date.today()), "cores": os.cpu_count(), "jobs": jobs}
-    about |= {"minutes_a_fold": round(float(np.mean(minutes)), 1)}
+    about |= {"folds": len(minutes), "minutes_a_fold": round(float(np.mean(minutes)), 1)}
     rows = [{**about, **_describe_scores(part)} for _, part in table.groupby("label")]
     before = read_json(TABLE) if TABLE.exists() else []
     kept = [row for row in before if (row["data"], row["system"]) != (data, system)]
@@ -288,7 +302,7 @@ def add_rows(table, data, system, minutes, jobs):
 
 
 def _find_version(system):
-    return version("unetseg") if system == "unetseg" else f"MONAI {version('monai')}"
+    return __version__ if system == "unetseg" else f"MONAI {version('monai')}"
 
 
 def _describe_scores(part):
