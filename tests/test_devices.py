@@ -10,6 +10,13 @@ import tensorflow as tf
 from unetseg.run import devices
 
 
+@pytest.mark.parametrize(("device", "free"), [("cpu:0", 0), ("gpu:0", 6)])
+def test_beside_a_gpu_all_cores_make_batches(monkeypatch, device, free):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: [device])
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: 6)
+    assert devices.count_free_cores() == free
+
+
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_a_precision_that_is_named_is_taken(precision):
     assert devices.choose_precision(precision) == precision

@@ -1,6 +1,7 @@
 """Cases on the disk and batches of patches from them."""
 
 import collections
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,14 @@ from volumes import SHAPE, numbered, scan, volume
 from unetseg import training
 from unetseg.augmentation import Sampling
 from unetseg.cases import check_cases, find_cases
-from unetseg.patches import CachedCases, Patches, as_rows, cache_bytes, require_cache
+from unetseg.patches import (
+    CachedCases,
+    Patches,
+    as_rows,
+    cache_bytes,
+    make_ahead,
+    require_cache,
+)
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import machine
 
@@ -32,6 +40,45 @@ def test_a_batch_is_a_pure_function_of_seed_and_index():
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(used[5][0], used[6][0])
     assert not np.array_equal(used[5][0], other[5][0])
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_batches_made_ahead_are_those_made_in_their_turn(threads):
+    plain = Patches([volume(seed) for seed in range(3)], Sampling((8, 8, 8)), 2, 7)
+    with make_ahead(plain, threads) as batches:
+        for index in (0, 1, 0, 1, 2, 3, 9, 4):  # Keras looks at the first ones twice
+            for a, b in zip(batches[index], plain[index], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_as_many_batches_are_made_ahead_as_there_are_threads_and_none_after_the_end():
+    made, lock = [], threading.Event()
+
+    class Slow:
+        def __getitem__(self, index):
+            made.append(index)
+            if index:
+                lock.wait()
+            return index
+
+    with make_ahead(Slow(), 2) as batches:
+        assert batches[0] == 0
+        lock.set()
+        assert [batches[index] for index in (1, 2)] == [1, 2]
+    assert set(made) <= {0, 1, 2, 3, 4}
+
+
+def test_what_fails_ahead_of_its_turn_is_raised_in_its_turn():
+    class Damaged:
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError("case_2 cannot be read")
+            return index
+
+    with make_ahead(Damaged(), 4) as batches:
+        assert [batches[0], batches[1]] == [0, 1]
+        with pytest.raises(OSError, match="case_2 cannot be read"):
+            batches[2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7])

@@ -14,7 +14,7 @@ from unetseg import model
 from unetseg._base import require
 from unetseg.losses import Accuracy, ForegroundDice
 from unetseg.optimizers import Muon
-from unetseg.patches import FAR, Looks, count_voxels
+from unetseg.patches import FAR, Looks, count_voxels, make_ahead
 from unetseg.planning import choose_patch
 from unetseg.run import devices, state
 
@@ -270,16 +270,18 @@ def _fit(net, train, val, plan, recipe, seed, val_steps, *, past=0, epochs, call
             plan.batch_size, seed, repeat_after=val_steps, **unchanged
         )
         validated["validation_steps"] = val_steps
-    net.fit(
-        train.draw(plan.batch_size, seed, start=past * recipe.steps, **changed),
-        initial_epoch=past,
-        epochs=epochs,
-        steps_per_epoch=recipe.steps,
-        **validated,
-        callbacks=callbacks,
-        shuffle=False,
-        verbose=0,
-    )
+    drawn = train.draw(plan.batch_size, seed, start=past * recipe.steps, **changed)
+    with make_ahead(drawn, devices.count_free_cores()) as batches:
+        net.fit(
+            batches,
+            initial_epoch=past,
+            epochs=epochs,
+            steps_per_epoch=recipe.steps,
+            **validated,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
 
 
 def _follow(saver, recipe, callbacks):

@@ -1,9 +1,11 @@
 """What a network is trained on: preprocessed cases on the local disk, and batches of patches."""
 
+import contextlib
 import hashlib
 import json
 import tempfile
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -250,6 +252,56 @@ class InTurn(keras.utils.PyDataset):
         number, turn = divmod(index, FAR)
         last = turn == FAR - 1
         return self.far[number] if last else self.near[number * (FAR - 1) + turn]
+
+
+class Ahead(keras.utils.PyDataset):
+    """Batches that threads make before their turn: the same ones, in the same order.
+
+    Parameters
+    ----------
+    batches : Patches or InTurn
+    pool : concurrent.futures.Executor
+    count : int
+        Batches that are made, or wait, beside the one that is asked for.
+    """
+
+    num_batches = None
+
+    def __init__(self, batches, pool, count):
+        super().__init__()
+        self.batches, self.pool, self.count = batches, pool, count
+        self.coming = {}
+
+    def __getitem__(self, index):
+        """Batch ``index``, as of `batches`."""
+        for number in range(index, index + 1 + self.count):
+            if number not in self.coming:
+                self.coming[number] = self.pool.submit(self.batches.__getitem__, number)
+        return self.coming.pop(index).result()
+
+
+@contextlib.contextmanager
+def make_ahead(batches, threads):
+    """Make batches while the one before them is trained on, as long as the context is open.
+
+    Parameters
+    ----------
+    batches : Patches or InTurn
+    threads : int
+        With 0 the batches are given as they are: each is made when it is asked for.
+
+    Yields
+    ------
+    keras.utils.PyDataset
+    """
+    if not threads:
+        yield batches
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield Ahead(batches, pool, threads)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def as_rows(batch, preprocessor):

@@ -1,6 +1,7 @@
 """What Keras computes on: processor or GPUs, and in which precision."""
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,11 @@ def computes_on_gpu():
 
         return torch.cuda.is_available()
     return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+
+
+def count_free_cores():
+    """Count the cores that can make batches during a step: all beside a GPU, else none."""
+    return os.cpu_count() if computes_on_gpu() else 0
 
 
 def list_gpus():
