@@ -1,5 +1,6 @@
 """A labelled test set: scored like the cross-validation, and held against its claim."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 from training_helpers import arrays
 
 from unetseg import nifti, testset
-from unetseg._base import write_json
+from unetseg._base import sha256, write_json
 from unetseg.lesions import recall_lesions
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run
@@ -65,6 +66,30 @@ def test_a_test_set_is_scored_and_the_claim_is_broken(experiment, batch):
     assert claim.loc[("label 4", "dice"), "held"] == "yes"
     pd.testing.assert_frame_equal(pd.read_csv(place.claim), tested.claim)
     assert len(pd.read_csv(place.summary)) == len(summarise(tested.scores))
+
+
+@pytest.mark.parametrize(
+    ("models", "who"), [("a", "the model on all cases"), ("bc", "the models of the folds")]
+)
+def test_it_is_said_which_models_drew_the_labels(experiment, batch, models, who):
+    place, scans = batch
+    done = json.loads(experiment.fold(0).done.read_text())
+    final = experiment.fold("final").done
+    write_json(final, {**done, "weights_sha256": "a" * 64})
+    row = {"case": "n1", "label": 1, "name": "label 1", "volume_ml": 1.0, "problem": ""}
+    note = {"about": {"models": [letter * 64 for letter in models]}, "rows": [row]}
+    write_json(place.note("n1"), {**note, "labels_sha256": sha256(place.label("n1"))})
+    tested = testset.score_batch(experiment.folder, place, scans)
+    assert f"Segmented by {who}." in tested.said
+    assert f"Segmented by {who}." in place.report.read_text(encoding="utf-8")
+
+
+def test_scores_that_are_left_of_before_are_said_to_be_so(experiment, batch):
+    place, scans = batch
+    testset.score_batch(experiment.folder, place, scans)
+    tested = testset.score_batch(experiment.folder, place, scans[-1:])  # which was trained on
+    assert tested.said.endswith("scores.csv and report.html there are of before.")
+    assert tested.scores is None
 
 
 def test_lesions_are_counted_by_the_rule_of_the_cross_validation(experiment, batch):

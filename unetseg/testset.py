@@ -1,5 +1,6 @@
 """A labelled test set: scored as cross-validation was, and held against what that claimed."""
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from unetseg.cases import view
 from unetseg.plots import show_cases
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import batches
-from unetseg.run.layout import Run
+from unetseg.run.layout import FINAL, Run, read_json
 from unetseg.splits import COLUMNS, TRAINED
 from unetseg.survey import look_through
 
@@ -64,7 +65,11 @@ def score_batch(results_dir, batch, scans):
     notes, tested = _leave_out(run, batch, labelled, preprocessor)
     said = [f"{len(labelled)} of {len(scans)} scans have a mask.", *notes]
     if not tested:
+        if batch.scores.exists():
+            said.append(f"{batch.scores.name} and {batch.report.name} there are of before.")
         return Tested(" ".join(said), None, None, None)
+    notes += _describe_models(run, batch, tested)
+    said = [said[0], *notes]
     table = _score(run, batch, tested, preprocessor)
     summary = scores.summarise(table)
     claim = compare_with_claim(table, run)
@@ -114,6 +119,18 @@ def _find_trained(run, scans, samples):
             for scan_id, kind in earlier.find_seen(start, scans, samples).items():
                 (trained if kind == TRAINED else named).add(scan_id)
     return trained, named - trained
+
+
+def _describe_models(run, batch, tested):
+    # Which models drew the labels, as the notes beside these tell it.
+    there = [member.fold(FINAL).done for member in run.list_members()]
+    final = {read_json(done)["weights_sha256"] for done in there if done.exists()}
+    kinds = set()
+    for scan in tested:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            drawn_by = {*read_json(batch.note(scan.id), "prediction")["about"]["models"]}
+            kinds.add("the model on all cases" if drawn_by <= final else "the models of the folds")
+    return [f"Segmented by {' and '.join(sorted(kinds))}."] if kinds else []
 
 
 def _score(run, batch, tested, preprocessor):
