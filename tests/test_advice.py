@@ -53,6 +53,14 @@ def test_the_empty_space_around_a_body_is_no_scan_if_that_is_known():
     assert len(warn(plan(), table())) == 1
 
 
+@pytest.mark.parametrize(("darkest", "warned"), [(-1024, True), (-200, False), (0, False)])
+def test_scans_in_hounsfield_units_are_warned_of(darkest, warned):
+    lines = warn(plan(patch=(100, 100, 40)), table().assign(intensity_p1=darkest))
+    assert [line.startswith("WARNING: Intensities begin at -1000") for line in lines] == (
+        [True] if warned else []
+    )
+
+
 def test_slices_are_told():
     slices = plan((1, 1, 5), (100, 96, 1), dimensions=2)
     assert describe_plan(slices, table())[-1].startswith("The network sees slices")

@@ -187,6 +187,20 @@ def test_an_experiment_is_not_made_from_two_data_sets_of_one_name(project):
     assert json.loads((results / "source.json").read_text()) == {"source": "moved/images"}
 
 
+def test_patients_are_told_as_when_the_experiment_was_claimed(project, capsys):
+    results, folder = project / "results" / "images", project / "A" / "images"
+    assert batches.settle_groups(results, "(p.)") == "(p.)"  # nothing is noted yet
+    batches.claim(results, folder, scans_in(folder, "p1_a"), "(p.)_")
+    assert batches.settle_groups(results, "(p.)_") == "(p.)_"
+    assert capsys.readouterr().out == ""
+    assert batches.settle_groups(results, None) == "(p.)_"
+    assert "Patients are told by GROUPS = '(p.)_', as in 01_load_data" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"GROUPS = 'x' here, but 01_load_data .* '\(p\.\)_'"):
+        batches.settle_groups(results, "x")
+    batches.claim(results, folder, scans_in(folder, "p1_a"))  # checked again without
+    assert batches.settle_groups(results, "x") == "x"
+
+
 def test_an_experiment_of_an_earlier_version_is_known_by_its_ids(project):
     results = project / "results" / "images"
     train(results, "007", "NA")

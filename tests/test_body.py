@@ -9,6 +9,7 @@ from unetseg.body import (
     find_box,
     find_void,
     measure_contrast,
+    reach_outside,
 )
 
 
@@ -66,6 +67,20 @@ def test_a_channel_that_fills_the_field_of_view_makes_all_of_it_body():
 
 def test_an_empty_body_has_the_whole_scan_as_its_box():
     assert find_box(np.zeros((3, 4, 5), bool)) == (slice(0, 3), slice(0, 4), slice(0, 5))
+
+
+def test_holes_of_a_mask_do_not_reach_outside():
+    mask = np.zeros((12, 12, 12), bool)
+    mask[0:3, 5, 5] = mask[5:7, 5, 5] = mask[9, 5, 5:8] = True
+    outside = np.zeros(mask.shape, bool)
+    outside[9, 5, 7] = True
+    kept = mask.copy()
+    kept[5:7, 5, 5] = False
+    np.testing.assert_array_equal(reach_outside(mask, outside), kept)
+    flat = mask[..., 5:6]  # a single slice has no face in front of it
+    np.testing.assert_array_equal(reach_outside(flat, np.zeros(flat.shape, bool))[0:3], flat[0:3])
+    assert not reach_outside(flat, np.zeros(flat.shape, bool))[3:].any()
+    assert not reach_outside(np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool)).any()
 
 
 def test_void_begins_beyond_four_voxels_and_does_not_mind_single_ones():

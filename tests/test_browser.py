@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 ARTEFACTS = ROOT / "tests" / "artefacts"
 NAME = f"notebooks/{NAMES[3]}.ipynb"
-SCANS = ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"]
+SCANS = ["sub-101_ses-1", "sub-101_ses-2", "sub-102_ses-1"]
 WIDE, HIGH = 1400, 1000  # pixels of the window
 PATIENCE = 300  # seconds for any one thing to happen; it takes a fraction of this
 

@@ -966,6 +966,21 @@ def test_one_channel_and_files_of_two_numbers_are_all_scans(touch):
     assert [case.id for case in find_scans(folder)] == ["a_0000", "b_0000", "b_0001"]
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        ("imagesTs", "labelsTs", True),
+        ("images", "labels", True),
+        ("imagesTs", "labelsTr", False),
+        ("scans", "labels", False),
+    ],
+)
+def test_masks_lie_beside_the_folder_of_scans_that_is_named(images, labels, found, touch):
+    folder = touch(f"{images}/a.nii.gz", f"{labels}/a.nii.gz")
+    (scan,) = find_scans(folder / images)
+    assert scan.mask == (folder / labels / "a.nii.gz" if found else None)
+
+
 @pytest.mark.parametrize("place", ["labelsTs", "labelsTr", "labels"])
 def test_masks_of_new_scans_are_found_beside_them_and_need_not_be_whole(place, touch):
     folder = touch("a.nii", "b.nii.gz", f"{place}/b.nii", f"{place}/of another.nii")

@@ -214,7 +214,7 @@ def test_steps_are_told_as_they_were_asked_for_or_planned(tmp_path, asked, plann
 def test_the_new_scans_of_the_sample_are_of_other_people(tmp_path, capsys):
     place = Workspace(tmp_path / "sample", tmp_path / "results", simulated=True)
     scans = place.find_scans()
-    assert {scan.id for scan in scans} == {"sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"}
+    assert {scan.id for scan in scans} == {"sub-101_ses-1", "sub-101_ses-2", "sub-102_ses-1"}
     assert capsys.readouterr().out == "These brains are simulated.\n"
     assert not (tmp_path / "sample").exists()
     assert place.choose_batch(scans).folder == tmp_path / "results" / "new_scans" / "sample_new"

@@ -217,7 +217,7 @@ def test_a_run_leaves_what_the_design_lists(run):
             for kind in ("predictions", "masks")
         ),
     }
-    ids = ("sub-01_ses-1", "sub-01_ses-2")
+    ids = ("sub-101_ses-1", "sub-101_ses-2")
     kinds = ("labels", "uncertainty", "disagreement", "probabilities")
     expected |= {f"new_scans/new/{kind}/{i}.nii.gz" for kind in kinds for i in ids}
     expected |= {f"new_scans/new/done/{i}.json" for i in ids}
@@ -248,7 +248,7 @@ def test_new_scans_are_segmented_and_a_broken_one_is_reported(run):
     folder, _, executed = run
     out = folder / "results" / "small" / "new_scans" / "new"
     table = pd.read_csv(out / "predictions.csv", keep_default_na=False)
-    assert set(table["case"]) == {"broken", "sub-01_ses-1", "sub-01_ses-2"}
+    assert set(table["case"]) == {"broken", "sub-101_ses-1", "sub-101_ses-2"}
     assert "cannot be read as NIfTI" in table.set_index("case").loc["broken", "problem"]
     first = pd.read_csv(out / "look_at.csv").iloc[0]
     assert (first["case"], "cannot be read" in first["look_at"]) == ("broken", True)
@@ -261,12 +261,12 @@ def test_new_scans_are_segmented_and_a_broken_one_is_reported(run):
 def test_new_scans_that_are_finished_are_not_predicted_again(run, tmp_path):
     folder, settings, _ = run
     out = folder / "results" / "small" / "new_scans" / "new"
-    path = out / "labels" / "sub-01_ses-1.nii.gz"
+    path = out / "labels" / "sub-101_ses-1.nii.gz"
     before = path.stat().st_mtime_ns
-    (out / "labels" / "sub-01_ses-2.nii.gz").unlink()
+    (out / "labels" / "sub-101_ses-2.nii.gz").unlink()
     execute("04_predict_new_scans", tmp_path, settings)
     assert path.stat().st_mtime_ns == before
-    assert (out / "labels" / "sub-01_ses-2.nii.gz").exists()
+    assert (out / "labels" / "sub-101_ses-2.nii.gz").exists()
 
 
 def test_new_scans_are_predicted_by_models_that_were_not_scored(run, tmp_path):
@@ -291,7 +291,7 @@ def test_two_folders_of_new_scans_of_one_name_are_kept_apart(run, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
     assert (results / "new_scans" / "new" / "predictions.csv").read_bytes() == tables
     table = pd.read_csv(results / "new_scans" / "elsewhere_new" / "predictions.csv")
-    assert set(table["case"]) == {"sub-01_ses-1", "sub-01_ses-2"}
+    assert set(table["case"]) == {"sub-201_ses-1", "sub-201_ses-2"}
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,19 @@ def test_beyond_a_scan_that_tissue_fills_there_is_no_void(tmp_path, write_case):
     assert not preprocessor.fit([case]).prepare(case).void.any()
 
 
+def test_the_inside_of_a_large_and_even_structure_is_no_void(tmp_path, write_case):
+    # A bladder of 48 voxels, with less noise than in any scan of the training.
+    image = np.random.default_rng(0).normal(100, 20, (80, 80, 80)).astype(np.float32)
+    image[16:64, 16:64, 16:64] = 200
+    case = write_case(tmp_path, "a", image, spacing_mm=(1, 1, 1))
+    settings = {"labels": {1: "bladder"}, "empty_space": "background", "least_contrast": 0.2}
+    preprocessor = Preprocessor(**settings, coarse_mm=()).fit([case])
+    assert not preprocessor.prepare(case).void.any()
+    flat = np.full((80, 80, 80), 7, np.float32)
+    flat[0, 0, 0] = 8
+    assert preprocessor.prepare(write_case(tmp_path, "b", flat)).void[20:].all()
+
+
 def test_noise_in_the_air_has_less_contrast_than_any_label_in_training(tmp_path, write_case):
     rng = np.random.default_rng(0)
     image = rng.normal(0, 1, (90, 40, 40)).astype(np.float32)

@@ -170,6 +170,18 @@ def test_labels_that_a_person_corrected_are_no_prediction(experiment, batch):
     assert "Labels corrected by hand, so not counted: n2. 3 scored." in said
 
 
+def test_what_floating_point_leaves_of_nothing_is_nothing(experiment, batch):
+    place, scans = batch
+    for scan in scans:
+        shutil.copy(scan.mask, place.label(scan.id))
+    table = pd.read_csv(experiment.scores, dtype={"case": str})
+    table.assign(hd95_mm=table["hd95_mm"] - 1e-9).to_csv(experiment.scores, index=False)
+    claim = testset.score_batch(experiment.folder, place, scans).claim
+    far = claim[claim["metric"] == "hd95_mm"]
+    assert (far[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (far["held"] == "yes").all()
+
+
 def test_patients_count_once_in_the_claim(experiment, batch):
     place, scans = batch
     one = [replace(scan, group="same") for scan in scans[:4]]

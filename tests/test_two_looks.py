@@ -1,6 +1,7 @@
 """Scans that are looked at twice: whole and coarsely, then where something was found."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -115,7 +116,8 @@ def fact(spans, counts, scattered=False):
 
 
 PATCH = (16, 30, 20)
-COARSE = (4.0, 2.0, 2.0)
+COARSE, TALL = (4.0, 2.0, 2.0), (6.0, 3.0, 3.0)
+TWICE = {"shape": (128, 120, 80)}
 WHOLE = fact({1: 0.9}, {1: 50_000})
 
 
@@ -130,6 +132,12 @@ WHOLE = fact({1: 0.9}, {1: 50_000})
         ([fact({1: 0.1}, {1: 479})], ()),
         ([fact({1: 0.1, 2: 0.1}, {1: 400, 2: 80})], COARSE),  # together
         ([fact({1: 0.1}, {1: 2_000}, scattered=True)], ()),
+        ([fact({1: 0.1}, {1: 2_000})] * 2 + [fact({1: 0.1}, {1: 2_000}, scattered=True)], ()),
+        ([fact({1: 0.1}, {1: 2_000})] * 3 + [fact({1: 0.1}, {1: 2_000}, scattered=True)], COARSE),
+        ([fact({1: 0.1}, {1: 2_000})] * 8 + [fact({1: 0.1}, {1: 9}, scattered=True)] * 2, ()),
+        ([fact({1: 0.1}, {1: 2_000})] * 18 + [fact({1: 0.1}, {1: 9}, scattered=True)] * 2, COARSE),
+        # A scan of twice the size has windows of its own.
+        ([fact({1: 0.1}, {1: 2_000})] * 3 + [fact({1: 0.1}, {1: 2_000}) | TWICE], TALL),
         # One voxel by a slip of the hand changes nothing, as little as a rare label.
         ([WHOLE] * 9 + [fact({1: 0.9, 2: 0.001}, {1: 50_000, 2: 1})], ()),
         ([fact({1: 0.1}, {1: 2_000})] * 9 + [fact({1: 0.1, 2: 0.1}, {1: 2_000, 2: 1})], COARSE),
@@ -149,6 +157,17 @@ def test_the_span_of_a_structure_is_that_of_its_box_with_the_margin():
     image = np.random.default_rng(0).normal(100, 5, (*mask.shape, 1))
     spans = planning.describe_case(image, mask, body, np.ones(3), margin=0.5)["spans"]
     assert spans == pytest.approx({2**31 - 1: 20 * 10 * 8 / 6400, -4: 4 * 4 * 4 / 6400})
+
+
+@pytest.mark.parametrize(("first", "scattered"), [(13, False), (14, True)])
+def test_a_piece_within_the_margin_of_the_large_ones_is_not_apart(first, scattered):
+    mask = np.zeros((20, 20, 20), np.int32)
+    mask[2:12, 5:10, 5:9] = 1
+    mask[first, 5, 5] = 1  # the margin of 0.2 of 10 voxels ends behind voxel 13
+    image = np.random.default_rng(0).normal(100, 5, (*mask.shape, 1))
+    body = np.ones(mask.shape, bool)
+    facts = planning.describe_case(image, mask, body, np.ones(3), margin=0.2)
+    assert facts["scattered"] is scattered
 
 
 def test_small_pieces_that_lie_apart_are_not_left_to_a_second_look(tmp_path, write_case, scan):
@@ -293,8 +312,51 @@ def test_a_first_look_that_finds_only_padding_finds_nothing(preprocessor, scan):
     assert find_region(classes, replace(first, place=narrow)) is None
 
 
+def first_look(shape=(20, 20, 20), step=4, margin=0.3):
+    """Of a scan of so many times as many voxels along each axis."""
+    whole = tuple(slice(0, length) for length in shape)
+    native = tuple(length * step for length in shape)
+    place = Place(native, tuple(slice(0, length) for length in native), whole)
+    return SimpleNamespace(place=place, preprocessor=SimpleNamespace(margin=margin))
+
+
+def test_a_second_look_goes_beyond_what_a_coarse_voxel_may_have_hidden():
+    classes = np.zeros((20, 20, 20), int)
+    classes[9:11, 8:12, 0:10] = 1
+    # Three tenths of 8, 16 and 40 voxels, but at least 1.5 coarse ones of 4.
+    assert find_region(classes, first_look()) == (slice(30, 50), slice(26, 54), slice(0, 52))
+
+
+def test_one_or_two_voxels_of_another_class_do_not_widen_the_region_unless_they_are_all():
+    classes = np.zeros((20, 20, 20), int)
+    classes[8:12, 8:12, 8:12] = 1
+    alone = find_region(classes, first_look())
+    classes[0, 0, 0:2] = 2
+    assert find_region(classes, first_look()) == alone
+    classes[classes == 1] = 0
+    assert find_region(classes, first_look()) == (slice(0, 10), slice(0, 10), slice(0, 14))
+
+
+def test_where_a_first_look_is_sure_of_nothing_the_second_goes_where_something_might_be(
+    preprocessor, scan
+):
+    class Doubtful(Bright):
+        def predict_on_batch(self, batch):
+            sure = super().predict_on_batch(batch)
+            return 0.4 * sure + [0.6, 0]  # at most 0.4 for what is bright
+
+    prepared = prepare_case(Doubtful(), scan, preprocessor)
+    assert prepared.first is not None
+    assert np.count_nonzero(prepared.place.box_shape < np.array(SHAPE)) == 3
+    inside = [
+        part.start <= at.start and at.stop <= part.stop
+        for part, at in zip(prepared.place.box, AT, strict=True)
+    ]
+    assert all(inside)
+
+
 def describe(sides, spacing_mm):
-    return {"structures": sides, "spacing_mm": np.array(spacing_mm)}
+    return {"structures": sides, "spacing_mm": np.array(spacing_mm), "shape": (200, 200, 100)}
 
 
 def test_where_fields_of_view_were_fitted_to_patients_voxels_are_taken_as_alike():
@@ -308,6 +370,17 @@ def test_where_fields_of_view_were_fitted_to_patients_voxels_are_taken_as_alike(
     alike = [describe(size, (1, 1, 1)) for size in sizes] * 3
     assert planning.choose_assumed_spacing(alike) == ()
     assert planning.choose_assumed_spacing([{"structures": None}]) == ()
+
+
+def test_structures_that_fill_the_field_of_view_are_no_sign_of_a_fitted_one():
+    # A spine of 40 mm in a field of view of any size: as long as that, in rows and in slices.
+    spines, voxels = [], (0.7, 0.9, 1.1, 1.3)
+    for mm in voxels * 3:
+        fact = describe((40 / mm, 240, 18), (mm, mm, 3.0))
+        spines.append({**fact, "shape": (256, 256, 20)})
+    assert planning.choose_assumed_spacing(spines) == ()
+    shorter = [{**fact, "structures": (40 / 0.9, 120, 9)} for fact in spines]
+    assert planning.choose_assumed_spacing(shorter) == (1.0, 1.0, 3.0)
 
 
 def test_a_scan_is_resampled_as_if_it_had_the_assumed_voxels(tmp_path, write_case):

@@ -7,6 +7,7 @@ from unetseg.planning import coarse_axis
 FORMED_ON = "scans of one channel with one or two structures, 15 cases and more"
 FEW_CASES = 15
 NARROW = 0.25  # share of a scan that a patch sees
+AIR = -900  # and less: Hounsfield units, as of CT
 
 
 def describe_plan(preprocessor, table, facts=None):
@@ -76,6 +77,10 @@ def warn(preprocessor, table, facts=None):
         danger = "what lies far off and looks alike may be taken for a structure"
         remedy = "A larger SPACING_MM, or a machine with a GPU or more memory, lets it see more"
         lines.append(f"A patch sees {share:.0%} of a typical scan: {danger}. {remedy}.")
+    if "intensity_p1" in table and table["intensity_p1"].median() <= AIR:
+        danger = "each is normalised by itself, which suits MRI and blurs what these units tell"
+        remedy = "Clip the scans to the window of your organ first"
+        lines.append(f"Intensities begin at -1000, as of CT: {danger}. {remedy}.")
     unlike = []
     if len(table) < FEW_CASES:
         unlike.append(f"{len(table)} cases")

@@ -125,17 +125,19 @@ def _find_pieces(mask):
     return pieces, sizes
 
 
-def _are_main(sizes):
-    return sizes >= max(1, MAIN * sizes.max())
+def _are_main(sizes, fewest=1):
+    return sizes >= max(fewest, MAIN * sizes.max())
 
 
-def find_structures(classes):
+def find_structures(classes, fewest=1):
     """Tell structures from stray pieces of them.
 
     Parameters
     ----------
     classes : (x, y, z) ndarray of integers
         0 is the background.
+    fewest : int, default 1
+        Voxels that a piece must have.
 
     Returns
     -------
@@ -145,11 +147,34 @@ def find_structures(classes):
     kept = np.zeros(classes.shape, bool)
     for value in np.unique(classes[classes != 0]):
         pieces, sizes = _find_pieces(classes == value)
-        kept |= _are_main(sizes)[pieces]
+        kept |= _are_main(sizes, fewest)[pieces]
     return kept
 
 
-def widen(box, share, shape):
+def reach_outside(mask, outside):
+    """Take away the holes of a mask: what neither touches a face of the array nor the outside.
+
+    Parameters
+    ----------
+    mask, outside : (x, y, z) ndarray of bool
+        Axes of length 1 have no faces.
+
+    Returns
+    -------
+    (x, y, z) ndarray of bool
+        Those pieces of `mask` (voxels that share a face) that do.
+    """
+    pieces, count = ndimage.label(mask)
+    reaches = np.zeros(count + 1, bool)
+    reaches[pieces[outside]] = True
+    for axis, length in enumerate(mask.shape):
+        for plane in (0, -1) if length > 1 else ():
+            reaches[pieces.take(plane, axis)] = True
+    reaches[0] = False
+    return reaches[pieces]
+
+
+def widen(box, share, shape, least=(0, 0, 0)):
     """Put a margin around a box, as far as the array reaches.
 
     Parameters
@@ -159,14 +184,16 @@ def widen(box, share, shape):
         Of the box's sides, on each side.
     shape : tuple of 3 int
         Of the array.
+    least : sequence of 3 float, optional
+        Voxels that the margin has, at least.
 
     Returns
     -------
     tuple of 3 slice
     """
     wide = []
-    for part, length in zip(box, shape, strict=True):
-        margin = math.ceil(share * (part.stop - part.start))
+    for part, length, fewest in zip(box, shape, least, strict=True):
+        margin = math.ceil(max(share * (part.stop - part.start), fewest))
         wide.append(slice(max(0, part.start - margin), min(length, part.stop + margin)))
     return tuple(wide)
 

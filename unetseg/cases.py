@@ -226,8 +226,9 @@ def find_scans(folder, channels=1, group_by=None):
     -------
     list of Case
         Sorted by id. With masks where the folder beside (``labelsTs`` of ``imagesTs``, ``labelsTr``
-        of ``imagesTr``, ``labels`` of ``images``, any of them of scans in the folder itself) holds
-        some of the same names: nothing needs them, but they can be scored.
+        of ``imagesTr``, ``labels`` of ``images``, also if it is this that was named; any of them of
+        scans in the folder itself) holds some of the same names: nothing needs them, but they can
+        be scored.
 
     Raises
     ------
@@ -244,7 +245,10 @@ def find_scans(folder, channels=1, group_by=None):
     if not scans:
         raise FileNotFoundError(f"{folder}: no scan found. Expected .nii or .nii.gz files.")
     place = next(place for place in BESIDE if list_files(folder / place, []))
-    masks = find_first([folder / name for name in BESIDE[place]], [])
+    around = [folder / name for name in BESIDE[place]]
+    if not place:
+        around += [folder.parent / name for name in BESIDE.get(folder.name, ())]
+    masks = find_first(around, [])
     joined = join_channels(scans) if scans.keys().isdisjoint(masks) else scans
     if _have_channels(joined, channels):
         scans = joined

@@ -11,6 +11,8 @@ GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
 BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
+ASIDE = 0.05  # the same of all structures together, of the body's width, in most of the scans
+PAIRED = 6  # cases, of which that is no chance
 LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
@@ -19,6 +21,8 @@ MARGIN = 0.3  # around the structures on each side, in sizes of their box
 SEEN = 0.75  # share of a typical scan that a patch holds; with less it is looked at twice
 TIGHT = 0.5  # share of a scan that every structure spans, above which none has a place of its own
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
+OUTSIZE = 1.5  # times the median: larger scans do not set what is seen at a first look
+FILLING = 0.9  # share of the scan: structures that take it tell nothing of the field of view
 NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf, "scattered": False}
 ENOUGH = 10  # cases with masks, to tell how much their sizes vary
 FEW_CASES, VARIOUS = 60, 0.12  # up to and from which patches are changed most
@@ -129,13 +133,15 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         ``shape`` of the box of the body; ``spacing_mm``; number of ``channels``;
         ``brightest_sd``, by how many standard deviations the brightest voxel of a channel lies
         above its mean; ``sides``, by label, how far it lies from the middle of the foreground
-        along x, in widths of the foreground; ``most_in_void``, the largest share of a label's
-        voxels that lies where nothing has signal; ``contrast`` that 99.9 % of the voxels of every
-        label exceed, 0 without a mask; ``region``, the shape of the box around all structures
-        with its margin, and ``structures``, without it, None without a mask; ``spans``, by label,
-        the share of the body's box that its own box with the margin takes; ``region_contrast``,
-        the same contrast if the region were all of the scan; ``scattered``, whether pieces lie
-        outside of the box of the large ones; ``voxels`` by label.
+        along x, in widths of the foreground; ``aside``, how far the foreground lies from the
+        middle of the body's box, in widths of that; ``most_in_void``, the largest share of a
+        label's voxels that lies where nothing has signal; ``contrast`` that 99.9 % of the voxels
+        of every label exceed, 0 without a mask; ``region``, the shape of the box around all
+        structures with its margin, and ``structures``, without it, None without a mask; ``spans``,
+        by label, the share of the body's box that its own box with the margin takes;
+        ``region_contrast``, the same contrast if the region were all of the scan; ``scattered``,
+        whether pieces lie outside of the box of the large ones with its margin; ``voxels`` by
+        label.
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()
@@ -146,6 +152,7 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         "channels": image.shape[3],
         "brightest_sd": max(_brightest_sd(channel) for channel in voxels.T),
         "sides": _measure_sides(mask) if labelled else {},
+        "aside": _measure_aside(mask, body) if labelled else 0.0,
         "most_in_void": _most_in_void(mask, body, spacing_mm) if labelled else 0.0,
         "contrast": _least_contrast(mask, image, body, spacing_mm) if labelled else 0.0,
         **(_describe_region(image, mask, body, spacing_mm, margin) if labelled else NO_REGION),
@@ -159,7 +166,9 @@ def _describe_region(image, mask, body, spacing_mm, margin):
     box = widen(inner, margin, mask.shape)
     contrast = _least_contrast(mask[box], image[box], body[box], spacing_mm)
     shapes = {"region": mask[box].shape, "structures": mask[inner].shape}
-    scattered = find_box(find_structures(mask)) != inner
+    large = widen(find_box(find_structures(mask)), margin, mask.shape)
+    pairs = [*zip(inner, large, strict=True)]
+    scattered = any(one.start < all_.start or one.stop > all_.stop for one, all_ in pairs)
     return {**shapes, "region_contrast": contrast, "scattered": scattered}
 
 
@@ -192,6 +201,12 @@ def _measure_sides(mask):
     width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1
     centres = ndimage.center_of_mass(foreground, mask, values)
     return {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)}
+
+
+def _measure_aside(mask, body):
+    across = find_box(body)[0]
+    middle = (across.start + across.stop - 1) / 2
+    return (ndimage.center_of_mass(mask != 0)[0] - middle) / (across.stop - across.start)
 
 
 def _most_in_void(mask, body, spacing_mm):
@@ -320,12 +335,18 @@ def choose_assumed_spacing(facts):
         The median, if the boxes around all structures differ less in voxels than in mm: by the
         standard deviation of the logarithm of their sides' geometric mean, less than 0.8 times
         that in mm, which must be 0.1 or more. Else, or with less than 10 masks, empty: each scan
-        has its own.
+        has its own. Axes along which structures fill nine tenths of the median scan do not count:
+        there they are as long as the field of view.
     """
-    spacings = np.array([fact["spacing_mm"] for fact in _with_masks(facts)])
-    in_mm = _measure_spread(facts)
-    in_voxels = _measure_spread([{**fact, "spacing_mm": (1, 1, 1)} for fact in facts])
-    if len(spacings) < ENOUGH or in_mm < VARIED or in_voxels > ALIKE * in_mm:
+    labelled = _with_masks(facts)
+    if len(labelled) < ENOUGH:
+        return ()
+    spacings = np.array([fact["spacing_mm"] for fact in labelled])
+    filled = [np.divide(fact["structures"], fact["shape"]) for fact in labelled]
+    axes = np.median(filled, axis=0) < FILLING
+    in_mm = _measure_spread(facts, axes)
+    in_voxels = _measure_spread([{**fact, "spacing_mm": (1, 1, 1)} for fact in facts], axes)
+    if not axes.any() or in_mm < VARIED or in_voxels > ALIKE * in_mm:
         return ()
     return tuple(significant(mm, 4) for mm in np.median(spacings, axis=0).tolist())
 
@@ -334,11 +355,11 @@ def _with_masks(facts):
     return [fact for fact in facts if fact["structures"]]
 
 
-def _measure_spread(facts):
+def _measure_spread(facts, axes=(True, True, True)):
     # Standard deviation of the logarithm of the mean side of the box around all structures.
     labelled = _with_masks(facts)
-    sides = [np.multiply(fact["structures"], fact["spacing_mm"]) for fact in labelled]
-    return float(np.std(np.log(sides).mean(axis=1))) if labelled else np.inf
+    sides = [np.multiply(fact["structures"], fact["spacing_mm"])[[*axes]] for fact in labelled]
+    return float(np.std(np.log(sides).mean(axis=1))) if labelled and any(axes) else np.inf
 
 
 def resampled_shape(shapes, spacings_mm, spacing_mm):
@@ -474,23 +495,24 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     Returns
     -------
     tuple of 3 float
-        With which a patch holds 90 % of the scans, or of their slices; nothing finer than
-        `spacing_mm`, and across slices that. Empty without
-        masks; if the box of every structure, such as grey matter, takes more than half of the
-        typical scan, so that where it lies tells nothing; if all structures together would have
-        less than 30 voxels or one of them less than 5, so that a first look would overlook them;
-        or if in more than a tenth of the cases small pieces lie apart from the large ones, as a
-        second look would miss them. Labels of a tenth of the cases or less are left out, as they
-        may be slips of the hand.
+        With which a patch holds 90 % of the scans, or of their slices, but not what is more than
+        half larger than the median; nothing finer than `spacing_mm`, and across slices that. Empty
+        without masks; if the box of every structure, such as grey matter, takes more than half of
+        the typical scan, so that where it lies tells nothing; if all structures together would
+        have less than 30 voxels or one of them less than 5, so that a first look would overlook
+        them; or if in more than a tenth of the cases (more than one of 4 to 10) small pieces lie
+        apart from the large ones, as a second look would miss them. Labels of a tenth of the cases
+        or less are left out, as they may be slips of the hand.
     """
     labelled = _with_masks(facts)
-    if not labelled or np.mean([fact["scattered"] for fact in facts]) > 1 - LARGE:
+    scattered = sum(fact["scattered"] for fact in facts)
+    if not labelled or scattered > max(RARE * len(facts), min(1, len(facts) // 4)):
         return ()
     if min(_list_medians([fact["spans"] for fact in labelled]), default=1) > TIGHT:
         return ()
     extents = [np.multiply(fact["shape"], fact["spacing_mm"]) for fact in facts]
-    whole = np.quantile(extents, LARGE, axis=0) / patch
-    coarse = np.maximum(np.where(np.equal(patch, 1), 0, whole), spacing_mm)
+    most = np.minimum(np.quantile(extents, LARGE, axis=0), OUTSIZE * np.median(extents, axis=0))
+    coarse = np.maximum(np.where(np.equal(patch, 1), 0, most / patch), spacing_mm)
     left = [_count_left(fact, coarse) for fact in labelled]
     together = np.median([sum(counts.values()) for counts in left])
     if together < COARSE_VOXELS or min(_list_medians(left), default=0) < LEAST_VOXELS:
@@ -570,15 +592,28 @@ def choose_mirror_axes(facts, labels, patch):
     -------
     tuple of int
         x, left to right, unless a label lies to one side of the whole foreground, on average by
-        more than 2 % of its width; none without masks, or for slices across x.
+        more than 2 % of its width and by more than chance (twice its standard error; labels of a
+        tenth of the cases or less are left out); or unless all structures lie in one half of the
+        body, as one of a pair does: by more than 5 % of its width on average, to the same side in
+        nine of ten cases, of which 6 are needed to tell. None without masks, or for slices across
+        x.
     """
-    offsets = []
-    for label in labels:
-        sides = [fact["sides"][label] for fact in facts if label in fact["sides"]]
-        if sides:
-            offsets.append(abs(np.mean(sides)))
-    mirrored = offsets and max(offsets) < SIDED and patch[0] > 1
-    return (0,) if mirrored else ()
+    labelled = _with_masks(facts)
+    sides = [[fact["sides"][n] for fact in labelled if n in fact["sides"]] for n in labels]
+    usual = [offsets for offsets in sides if len(offsets) > RARE * len(labelled)]
+    asides = [fact["aside"] for fact in labelled]
+    mirrored = usual and patch[0] > 1 and not any(map(_lie_to_one_side, usual))
+    return (0,) if mirrored and not _lie_in_one_half(asides) else ()
+
+
+def _lie_to_one_side(offsets):
+    far = abs(np.mean(offsets))
+    return far >= SIDED and far > 2 * np.std(offsets) / np.sqrt(len(offsets))
+
+
+def _lie_in_one_half(asides):
+    same = max(np.mean(np.greater(asides, 0)), np.mean(np.less(asides, 0)))
+    return len(asides) >= PAIRED and abs(np.mean(asides)) > ASIDE and same >= LARGE
 
 
 def has_several_slices(shape, patch, dimensions):

@@ -14,6 +14,9 @@ from unetseg.prepared import FirstLook
 from unetseg.reliability import soften
 
 OVERLAP = 0.5  # of neighbouring windows
+SURE = 0.9  # probability of the background, under which something might be there
+FEWEST = 3  # voxels of a first look that make a structure
+SLACK = 1.5  # of these voxels that a second look goes beyond, at least, on each side
 
 
 class Prediction(NamedTuple):
@@ -168,7 +171,7 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     -------
     unetseg.prepared.Prepared
         Of the whole scan; of two looks of the region that `find_region` returns, with what the
-        models saw at the first one. If that was nothing, the first look is all.
+        models saw at the first one. If that was nothing at all, the first look is all.
     """
     if not preprocessor.coarse:
         return preprocessor.prepare(case, loaded=loaded)
@@ -176,7 +179,10 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     models = _list(models)
     first = preprocessor.coarse.prepare(case, loaded=loaded)
     maps = predict_maps(models, first, first.preprocessor, overlap, mirror_axes)
-    region = find_region(maps.mean(axis=0).argmax(axis=-1), first)
+    mean = maps.mean(axis=0)
+    region = find_region(mean.argmax(axis=-1), first)
+    if region is None:  # then around what might be something
+        region = find_region((mean[..., 0] < SURE).astype(np.uint8), first)
     if region is None:
         return first
     closer = preprocessor.prepare(case, loaded=loaded, region=region)
@@ -197,14 +203,19 @@ def find_region(classes, first):
     -------
     tuple of 3 slice, or None
         Part of the native grid: the box of what was found, stray pieces left out
-        (`unetseg.body.find_structures`), with the margin of the preprocessor. None if nothing
-        was found.
+        (`unetseg.body.find_structures`; also less than 3 voxels, unless nothing else was found),
+        with the margin of the preprocessor, which is at least one and a half of the voxels that
+        the network saw. None if nothing was found.
     """
-    found = find_structures(classes[first.place.inner])
+    place, seen = first.place, classes[first.place.inner]
+    found = find_structures(seen, FEWEST)
+    found = found if found.any() else find_structures(seen)
     if not found.any():
         return None
-    box = first.place.to_native(find_box(found))
-    return widen(box, first.preprocessor.margin, first.place.shape)
+    step = np.divide(place.box_shape, place.inner_shape)
+    return widen(
+        place.to_native(find_box(found)), first.preprocessor.margin, place.shape, SLACK * step
+    )
 
 
 @usual_settings()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unetseg.body import find_void, measure_contrast
+from unetseg.body import find_void, measure_contrast, reach_outside
 from unetseg.grids import Place
 
 
@@ -43,7 +43,8 @@ class Prepared:
         """Background for certain: (x, y, z) bool.
 
         Where hardly any voxel around has signal (`unetseg.body.find_void`), or where it varies
-        less than ``least_contrast``. Nowhere unless ``empty_space`` is ``background``.
+        less than ``least_contrast``, but for holes in what varies more: the inside of a large and
+        even structure. Nowhere unless ``empty_space`` is ``background``.
         """
         settings = self.preprocessor
         if settings.empty_space != "background":
@@ -51,5 +52,5 @@ class Prepared:
         void = find_void(self.inside, settings.spacing_mm)
         if settings.least_contrast:
             contrast = measure_contrast(self.x, self.inside, settings.spacing_mm)
-            void |= contrast < settings.least_contrast
+            void |= reach_outside(contrast < settings.least_contrast, void)
         return void

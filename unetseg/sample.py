@@ -32,7 +32,8 @@ def make_sample(folder, n_cases=16, seed=0):
     ----------
     folder : str or Path
         Gets ``imagesTr``, ``labelsTr`` (1 grey matter, 2 white matter) and ``dataset.json``.
-        Ids are ``sub-XX_ses-Y``; every third patient has two visits.
+        Ids are ``sub-XX_ses-Y``, of the first seed from ``sub-01``, of the next from ``sub-101``;
+        every third patient has two visits.
     n_cases : int, default 16
         Scans, of 12 patients.
     seed : int, default 0
@@ -58,7 +59,7 @@ def make_sample(folder, n_cases=16, seed=0):
     templates = [load(resolution=1) for load in TEMPLATES]
     # At 3 mm a voxel averages over its neighbourhood.
     maps = [ndimage.gaussian_filter(t.get_fdata(dtype=np.float32), 1.2) for t in templates]
-    for case_id, patient, visit in _visits(n_cases):
+    for case_id, patient, visit in _visits(n_cases, seed):
         image, mask = _simulate(maps, templates[0].affine, seed, patient, visit)
         write(folder / "imagesTr" / f"{case_id}.nii.gz", image)
         write(folder / "labelsTr" / f"{case_id}.nii.gz", mask)
@@ -74,17 +75,18 @@ def _holds_something_else(folder, description):
     return any(path not in own and path not in half for path in there)
 
 
-def _visits(n_cases):
-    # Id, patient and visit of each case.
+def _visits(n_cases, seed):
+    # Id, patient and visit of each case; other seeds make other people.
     cases = []
     for patient in range(n_cases):
         for visit in range(VISITS[patient % len(VISITS)]):
-            cases.append((f"sub-{patient + 1:02d}_ses-{visit + 1}", patient, visit))
+            name = f"sub-{100 * seed + patient + 1:02d}_ses-{visit + 1}"
+            cases.append((name, patient, visit))
     return cases[:n_cases]
 
 
 def _describe(n_cases, seed):
-    files = [f"{case_id}.nii.gz" for case_id, *_ in _visits(n_cases)]
+    files = [f"{case_id}.nii.gz" for case_id, *_ in _visits(n_cases, seed)]
     return {
         "name": "Simulated T1 brains",
         "description": f"Made from the ICBM 152 template, not scanned; seed {seed}",

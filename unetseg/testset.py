@@ -19,6 +19,7 @@ from unetseg.survey import look_through
 
 CLAIMED = ("dice", "hd95_mm")
 FINE = 100  # dots per inch
+DECIMALS = 6
 TEST = "test"  # in the place of a fold
 BETTER = {"dice": 1, "hd95_mm": -1}  # whether more is better
 
@@ -81,7 +82,7 @@ def score_batch(results_dir, batch, scans):
     about = {"leaks": no_leaks, "compared": claim, "batch": batch, "notes": notes}
     path = report.write_report(run.folder, table, summary, **about)
     said += [f"{len(tested)} scored.", scores.describe_failures(table), describe_claim(claim)]
-    said.append(f"More is in {path.name} beside the labels.")
+    said.append(f"More: {path}")
     return Tested(" ".join(said), table, summary, claim)
 
 
@@ -214,8 +215,9 @@ def compare_with_claim(table, run):
         before = claimed[claimed["label"] == label]
         for metric in CLAIMED if len(before) else ():
             here, there = (_means(one, metric) for one in (part, before))
-            difference = here.mean() - there.mean()
-            low, high = _interval(here, there)
+            # Less than a nanometre is what floating point leaves of nothing.
+            difference = round(here.mean() - there.mean(), DECIMALS)
+            low, high = np.round(_interval(here, there), DECIMALS)
             worse = high < 0 if BETTER[metric] > 0 else low > 0
             held = "not known" if np.isnan(low) else "no" if worse else "yes"
             numbers = len(here), here.mean(), len(there), there.mean(), difference, low, high

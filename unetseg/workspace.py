@@ -56,8 +56,9 @@ class Workspace:
         return Path(_open_session().name)
 
     def find_cases(self, *, group_by=None):
-        """Find the cases; `group_by` is that of `unetseg.cases.find_cases`."""
+        """Find the cases; as `unetseg.cases.find_cases`, by the patients that were claimed."""
         self._make_sample(self.data)
+        group_by = batches.settle_groups(self.results, group_by)
         return cases.find_cases(self.data, group_by=group_by)
 
     def claim_cases(self, *, group_by=None):
@@ -77,8 +78,9 @@ class Workspace:
         ValueError
             If the experiment was trained on others.
         """
-        found = self.find_cases(group_by=group_by)
-        batches.claim(self.results, self.data, found)
+        self._make_sample(self.data)
+        found = cases.find_cases(self.data, group_by=group_by)
+        batches.claim(self.results, self.data, found, group_by)
         return found
 
     def find_scored(self):

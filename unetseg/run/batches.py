@@ -70,9 +70,13 @@ def _is_free(folder):
 
 
 def _read_note(folder):
+    return _read_source(folder).get("source")
+
+
+def _read_source(folder):
     with contextlib.suppress(FileNotFoundError, ValueError):  # Drive may have lost its content
-        return read_json(Batch(folder).source)["source"]
-    return None
+        return read_json(Batch(folder).source)
+    return {}
 
 
 def _belongs(folder, source, scans):
@@ -95,7 +99,7 @@ def _is_same(folder, scan):
     return None
 
 
-def claim(results_dir, source, cases):
+def claim(results_dir, source, cases, group_by=None):
     """Note which data set an experiment is made from, unless it was trained on another.
 
     Parameters
@@ -106,6 +110,8 @@ def claim(results_dir, source, cases):
         Folder of the data set.
     cases : sequence of Case
         What is in it. Experiments of earlier versions are known by their ids.
+    group_by : str, optional
+        How patients were told, for `settle_groups`.
 
     Raises
     ------
@@ -124,7 +130,38 @@ def claim(results_dir, source, cases):
         if trained is not None and len(trained) and not trained["case"].isin(ids).any():
             problem = f"this experiment was trained on other cases than are in {origin(source)}"
             raise ValueError(f"{run.folder}: {problem}. {advice}")
-    write_json(run.source, {"source": origin(source)})
+    groups = {"group_by": group_by} if isinstance(group_by, str) and group_by else {}
+    write_json(run.source, {"source": origin(source), **groups})
+
+
+def settle_groups(results_dir, group_by):
+    """Choose how patients are told: as when the experiment was claimed.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        The experiment.
+    group_by : str, callable, mapping or None
+        What is asked for.
+
+    Returns
+    -------
+    str, callable, mapping or None
+        What was noted by `claim`, if nothing is asked for.
+
+    Raises
+    ------
+    ValueError
+        If both are there and differ: cases would be checked by one and shared out by the other.
+    """
+    noted = _read_source(Path(results_dir)).get("group_by")
+    if noted is None or group_by == noted:
+        return group_by
+    if group_by:
+        problem = f"GROUPS = {group_by!r} here, but 01_load_data checked the cases with {noted!r}"
+        raise ValueError(f"{problem}. Type the same in both, or run 01_load_data again.")
+    print(f"Patients are told by GROUPS = {noted!r}, as in 01_load_data.")
+    return noted
 
 
 def refuse_other_source(results_dir, source):
