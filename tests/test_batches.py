@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import unicodedata
 
@@ -184,21 +185,24 @@ def test_an_experiment_is_not_made_from_two_data_sets_of_one_name(project):
     moved = project / "moved" / "images"
     batches.refuse_other_source(results, moved)
     batches.claim(results, moved, cases[0])
-    assert json.loads((results / "source.json").read_text()) == {"source": "moved/images"}
+    noted = {"source": "moved/images", "group_by": ""}
+    assert json.loads((results / "source.json").read_text()) == noted
 
 
-def test_patients_are_told_as_when_the_experiment_was_claimed(project, capsys):
+def test_patients_are_told_as_when_the_experiment_was_claimed(project):
     results, folder = project / "results" / "images", project / "A" / "images"
-    assert batches.settle_groups(results, "(p.)") == "(p.)"  # nothing is noted yet
-    batches.claim(results, folder, scans_in(folder, "p1_a"), "(p.)_")
-    assert batches.settle_groups(results, "(p.)_") == "(p.)_"
-    assert capsys.readouterr().out == ""
-    assert batches.settle_groups(results, None) == "(p.)_"
-    assert "Patients are told by GROUPS = '(p.)_', as in 01_load_data" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"GROUPS = 'x' here, but 01_load_data .* '\(p\.\)_'"):
-        batches.settle_groups(results, "x")
-    batches.claim(results, folder, scans_in(folder, "p1_a"))  # checked again without
-    assert batches.settle_groups(results, "x") == "x"
+    batches.refuse_other_groups(results, "(p.)")  # nothing is noted yet
+    cases = scans_in(folder, "p1_a")
+    for claimed, others in (("(p.)_", ("x", "", None)), (None, ("x",))):
+        batches.claim(results, folder, cases, claimed)
+        batches.refuse_other_groups(results, claimed)
+        batches.refuse_other_groups(results, {"p1_a": "p1"})
+        for other in others:
+            said = f"GROUPS = {other or ''!r} here, but 01_load_data was run with {claimed or ''!r}"
+            with pytest.raises(ValueError, match=re.escape(said)):
+                batches.refuse_other_groups(results, other)
+    batches.claim(results, folder, cases, lambda name: name)
+    batches.refuse_other_groups(results, "x")
 
 
 def test_an_experiment_of_an_earlier_version_is_known_by_its_ids(project):

@@ -217,7 +217,7 @@ def test_the_new_scans_of_the_sample_are_of_other_people(tmp_path, capsys):
     assert {scan.id for scan in scans} == {"sub-101_ses-1", "sub-101_ses-2", "sub-102_ses-1"}
     assert capsys.readouterr().out == "These brains are simulated.\n"
     assert not (tmp_path / "sample").exists()
-    assert place.choose_batch(scans).folder == tmp_path / "results" / "new_scans" / "sample_new"
+    assert place.choose_batch(scans).folder == tmp_path / "results" / "new_scans" / "sample_others"
 
 
 CELL = """

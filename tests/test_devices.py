@@ -10,11 +10,13 @@ import tensorflow as tf
 from unetseg.run import devices
 
 
-@pytest.mark.parametrize(("device", "free"), [("cpu:0", 0), ("gpu:0", 6)])
-def test_beside_a_gpu_all_cores_make_batches(monkeypatch, device, free):
+@pytest.mark.parametrize(
+    ("device", "cores", "makers"), [("cpu:0", 6, 0), ("gpu:0", 6, 6), ("gpu:0", 64, 8)]
+)
+def test_beside_a_gpu_cores_make_batches(monkeypatch, device, cores, makers):
     monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: [device])
-    monkeypatch.setattr(devices.os, "cpu_count", lambda: 6)
-    assert devices.count_free_cores() == free
+    monkeypatch.setattr(devices, "describe_hardware", lambda: {"cores": cores})
+    assert devices.count_makers() == makers
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])

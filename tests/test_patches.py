@@ -1,6 +1,7 @@
 """Cases on the disk and batches of patches from them."""
 
 import collections
+import queue
 import threading
 from dataclasses import replace
 
@@ -51,21 +52,28 @@ def test_batches_made_ahead_are_those_made_in_their_turn(threads):
                 np.testing.assert_array_equal(a, b)
 
 
-def test_as_many_batches_are_made_ahead_as_there_are_threads_and_none_after_the_end():
-    made, lock = [], threading.Event()
+def test_the_next_batches_are_made_before_they_are_asked_for_and_none_after_the_end():
+    begun, go_on = queue.Queue(), threading.Event()
 
     class Slow:
         def __getitem__(self, index):
-            made.append(index)
+            begun.put(index)
             if index:
-                lock.wait()
+                go_on.wait(60)
             return index
 
-    with make_ahead(Slow(), 2) as batches:
-        assert batches[0] == 0
-        lock.set()
-        assert [batches[index] for index in (1, 2)] == [1, 2]
-    assert set(made) <= {0, 1, 2, 3, 4}
+    def stop_early():
+        with make_ahead(Slow(), 2) as batches:
+            assert batches[0] == 0
+            assert {begun.get(timeout=60) for _ in range(3)} == {0, 1, 2}  # both threads wait
+            for number in (3, 4):
+                batches.pool.submit(batches.batches.__getitem__, number)
+            threading.Timer(0.2, go_on.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_early()
+    assert begun.empty()
 
 
 def test_what_fails_ahead_of_its_turn_is_raised_in_its_turn():

@@ -79,9 +79,12 @@ PAIR = lie({1: -0.25, 2: 0.25}, 0.0)
         ([LEFT] * 8 + [RIGHT] * 2, True),
         ([PAIR], False),
         ([PAIR, lie({1: 0.25, 2: -0.25}, 0.0)], True),
+        # Sides that are missing in some do not make the others' a matter of chance.
+        ([PAIR] * 2 + [lie({1: 0.0}, 0.0), lie({2: 0.0}, 0.0)] * 3, False),
+        ([lie({1: 0.0}, 0.0), lie({2: 0.0}, 0.0)] * 2, True),
         # Off by 0.03 on average, with an SD of 0.05: no more than chance in four cases.
-        ([lie({1: x}, 0.0) for x in (-0.02, 0.08)] * 2, True),
-        ([lie({1: x}, 0.0) for x in (-0.02, 0.08)] * 10, False),
+        ([lie({1: x, 2: 0.0}, 0.0) for x in (-0.02, 0.08)] * 2, True),
+        ([lie({1: x, 2: 0.0}, 0.0) for x in (-0.02, 0.08)] * 10, False),
         # A label of one case of many, and scans without a mask.
         ([MIDDLE] * 19 + [lie({1: 0.0, 2: 0.3}, 0.0)], True),
         ([lie({}, 0.0) | {"structures": None}] * 5 + [PAIR], False),

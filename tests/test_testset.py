@@ -69,15 +69,20 @@ def test_a_test_set_is_scored_and_the_claim_is_broken(experiment, batch):
 
 
 @pytest.mark.parametrize(
-    ("models", "who"), [("a", "the model on all cases"), ("bc", "the models of the folds")]
+    ("models", "who"),
+    [
+        (["final"], "the model on all cases"),
+        ([0, 1], "the models of the folds"),
+        ([0], "other models than are here now"),
+    ],
 )
 def test_it_is_said_which_models_drew_the_labels(experiment, batch, models, who):
     place, scans = batch
     done = json.loads(experiment.fold(0).done.read_text())
-    final = experiment.fold("final").done
-    write_json(final, {**done, "weights_sha256": "a" * 64})
+    write_json(experiment.fold("final").done, {**done, "weights_sha256": "a" * 64})
+    drawn_by = [json.loads(experiment.fold(n).done.read_text())["weights_sha256"] for n in models]
     row = {"case": "n1", "label": 1, "name": "label 1", "volume_ml": 1.0, "problem": ""}
-    note = {"about": {"models": [letter * 64 for letter in models]}, "rows": [row]}
+    note = {"about": {"models": drawn_by}, "rows": [row]}
     write_json(place.note("n1"), {**note, "labels_sha256": sha256(place.label("n1"))})
     tested = testset.score_batch(experiment.folder, place, scans)
     assert f"Segmented by {who}." in tested.said

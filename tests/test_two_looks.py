@@ -327,16 +327,6 @@ def test_a_second_look_goes_beyond_what_a_coarse_voxel_may_have_hidden():
     assert find_region(classes, first_look()) == (slice(30, 50), slice(26, 54), slice(0, 52))
 
 
-def test_one_or_two_voxels_of_another_class_do_not_widen_the_region_unless_they_are_all():
-    classes = np.zeros((20, 20, 20), int)
-    classes[8:12, 8:12, 8:12] = 1
-    alone = find_region(classes, first_look())
-    classes[0, 0, 0:2] = 2
-    assert find_region(classes, first_look()) == alone
-    classes[classes == 1] = 0
-    assert find_region(classes, first_look()) == (slice(0, 10), slice(0, 10), slice(0, 14))
-
-
 def test_where_a_first_look_is_sure_of_nothing_the_second_goes_where_something_might_be(
     preprocessor, scan
 ):

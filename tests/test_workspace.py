@@ -220,7 +220,7 @@ def test_cases_are_found_and_an_experiment_is_bound_to_them(local, make_data):
     place = Workspace(first, local / "results" / "x")
     found = place.claim_cases(group_by=r"_(\d+)")
     assert [(case.id, case.group) for case in found] == [("case_00", "00"), ("case_01", "01")]
-    assert place.find_cases() == found
+    assert place.find_cases(group_by=r"_(\d+)") == found
     fill(place.results, preprocessor_json=b"{}")
     with pytest.raises(ValueError, match=r"preprocessor\.json was made for .*data"):
         Workspace(other, place.results).load_preprocessor()

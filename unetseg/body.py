@@ -125,19 +125,17 @@ def _find_pieces(mask):
     return pieces, sizes
 
 
-def _are_main(sizes, fewest=1):
-    return sizes >= max(fewest, MAIN * sizes.max())
+def _are_main(sizes):
+    return sizes >= max(1, MAIN * sizes.max())
 
 
-def find_structures(classes, fewest=1):
+def find_structures(classes):
     """Tell structures from stray pieces of them.
 
     Parameters
     ----------
     classes : (x, y, z) ndarray of integers
         0 is the background.
-    fewest : int, default 1
-        Voxels that a piece must have.
 
     Returns
     -------
@@ -147,7 +145,7 @@ def find_structures(classes, fewest=1):
     kept = np.zeros(classes.shape, bool)
     for value in np.unique(classes[classes != 0]):
         pieces, sizes = _find_pieces(classes == value)
-        kept |= _are_main(sizes, fewest)[pieces]
+        kept |= _are_main(sizes)[pieces]
     return kept
 
 
@@ -157,7 +155,8 @@ def reach_outside(mask, outside):
     Parameters
     ----------
     mask, outside : (x, y, z) ndarray of bool
-        Axes of length 1 have no faces.
+        Axes of less than half of the longest one's length have no faces: the first and last of
+        few slices go through structures.
 
     Returns
     -------
@@ -168,7 +167,7 @@ def reach_outside(mask, outside):
     reaches = np.zeros(count + 1, bool)
     reaches[pieces[outside]] = True
     for axis, length in enumerate(mask.shape):
-        for plane in (0, -1) if length > 1 else ():
+        for plane in (0, -1) if 2 * length >= max(mask.shape) else ():
             reaches[pieces.take(plane, axis)] = True
     reaches[0] = False
     return reaches[pieces]

@@ -12,6 +12,7 @@ BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` me
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
 ASIDE = 0.05  # the same of all structures together, of the body's width, in most of the scans
+TOGETHER = 0.9  # most of the scans
 PAIRED = 6  # cases, of which that is no chance
 LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
@@ -593,27 +594,38 @@ def choose_mirror_axes(facts, labels, patch):
     tuple of int
         x, left to right, unless a label lies to one side of the whole foreground, on average by
         more than 2 % of its width and by more than chance (twice its standard error; labels of a
-        tenth of the cases or less are left out); or unless all structures lie in one half of the
-        body, as one of a pair does: by more than 5 % of its width on average, to the same side in
-        nine of ten cases, of which 6 are needed to tell. None without masks, or for slices across
-        x.
+        tenth of the cases or less are left out, and cases with that label alone); or unless all
+        structures together lie off the middle of the body, as one of a pair does: by more than
+        5 % of its width on average, to the same side in nine of ten cases, of which 6 are needed
+        to tell. None without masks, or for slices across x.
     """
     labelled = _with_masks(facts)
-    sides = [[fact["sides"][n] for fact in labelled if n in fact["sides"]] for n in labels]
-    usual = [offsets for offsets in sides if len(offsets) > RARE * len(labelled)]
     asides = [fact["aside"] for fact in labelled]
-    mirrored = usual and patch[0] > 1 and not any(map(_lie_to_one_side, usual))
-    return (0,) if mirrored and not _lie_in_one_half(asides) else ()
+    sides = [_list_sides(labelled, label) for label in labels]
+    sided = _lie_aside(asides) or any(map(_lie_to_one_side, sides))
+    return (0,) if labelled and patch[0] > 1 and not sided else ()
+
+
+def _list_sides(facts, label):
+    there = [fact["sides"] for fact in facts if label in fact["sides"]]
+    if len(there) <= RARE * len(facts):
+        return []
+    return [sides[label] for sides in there if len(sides) > 1]  # alone it is all the foreground
 
 
 def _lie_to_one_side(offsets):
-    far = abs(np.mean(offsets))
-    return far >= SIDED and far > 2 * np.std(offsets) / np.sqrt(len(offsets))
+    if not offsets:
+        return False
+    far, count = abs(np.mean(offsets)), len(offsets)
+    chance = 2 * np.std(offsets, ddof=1) / np.sqrt(count) if count > 1 else 0
+    return far >= SIDED and far > chance
 
 
-def _lie_in_one_half(asides):
-    same = max(np.mean(np.greater(asides, 0)), np.mean(np.less(asides, 0)))
-    return len(asides) >= PAIRED and abs(np.mean(asides)) > ASIDE and same >= LARGE
+def _lie_aside(asides):
+    if len(asides) < PAIRED:
+        return False
+    same = max(np.mean(np.sign(asides) == side) for side in (-1, 1))
+    return abs(np.mean(asides)) > ASIDE and same >= TOGETHER
 
 
 def has_several_slices(shape, patch, dimensions):

@@ -14,8 +14,7 @@ from unetseg.prepared import FirstLook
 from unetseg.reliability import soften
 
 OVERLAP = 0.5  # of neighbouring windows
-SURE = 0.9  # probability of the background, under which something might be there
-FEWEST = 3  # voxels of a first look that make a structure
+SURE = 0.75  # probability of the background, under which something might be there
 SLACK = 1.5  # of these voxels that a second look goes beyond, at least, on each side
 
 
@@ -203,13 +202,11 @@ def find_region(classes, first):
     -------
     tuple of 3 slice, or None
         Part of the native grid: the box of what was found, stray pieces left out
-        (`unetseg.body.find_structures`; also less than 3 voxels, unless nothing else was found),
-        with the margin of the preprocessor, which is at least one and a half of the voxels that
-        the network saw. None if nothing was found.
+        (`unetseg.body.find_structures`), with the margin of the preprocessor, which is at least
+        one and a half of the voxels that the network saw. None if nothing was found.
     """
-    place, seen = first.place, classes[first.place.inner]
-    found = find_structures(seen, FEWEST)
-    found = found if found.any() else find_structures(seen)
+    place = first.place
+    found = find_structures(classes[place.inner])
     if not found.any():
         return None
     step = np.divide(place.box_shape, place.inner_shape)

@@ -10,6 +10,7 @@ from scipy.stats import ttest_ind
 from unetseg import charts, earlier, lesions, report, scores
 from unetseg._base import write_table
 from unetseg.cases import view
+from unetseg.inference import list_hashes
 from unetseg.plots import show_cases
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import batches
@@ -124,14 +125,23 @@ def _find_trained(run, scans, samples):
 
 def _describe_models(run, batch, tested):
     # Which models drew the labels, as the notes beside these tell it.
-    there = [member.fold(FINAL).done for member in run.list_members()]
-    final = {read_json(done)["weights_sha256"] for done in there if done.exists()}
+    known = {
+        "the models of the folds": _list_weights(run),
+        "the model on all cases": _list_weights(run, [FINAL]),
+    }
     kinds = set()
     for scan in tested:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            drawn_by = {*read_json(batch.note(scan.id), "prediction")["about"]["models"]}
-            kinds.add("the model on all cases" if drawn_by <= final else "the models of the folds")
+            drawn_by = read_json(batch.note(scan.id), "prediction")["about"]["models"]
+            fitting = [kind for kind, models in known.items() if models == drawn_by]
+            kinds.add(fitting[0] if fitting else "other models than are here now")
     return [f"Segmented by {' and '.join(sorted(kinds))}."] if kinds else []
+
+
+def _list_weights(run, folds=None):
+    with contextlib.suppress(OSError, ValueError):
+        return list_hashes(run.list_members(), folds)
+    return None
 
 
 def _score(run, batch, tested, preprocessor):

@@ -56,9 +56,9 @@ class Workspace:
         return Path(_open_session().name)
 
     def find_cases(self, *, group_by=None):
-        """Find the cases; as `unetseg.cases.find_cases`, by the patients that were claimed."""
+        """Find the cases; as `unetseg.cases.find_cases`, by the patients as they were claimed."""
         self._make_sample(self.data)
-        group_by = batches.settle_groups(self.results, group_by)
+        batches.refuse_other_groups(self.results, group_by)
         return cases.find_cases(self.data, group_by=group_by)
 
     def claim_cases(self, *, group_by=None):
@@ -303,7 +303,7 @@ class Workspace:
 
     @property
     def _new_scans(self):
-        return self.data.with_name("sample_new") if self.simulated else self.data
+        return self.data.with_name("sample_others") if self.simulated else self.data
 
     def _make_sample(self, folder, **settings):
         if self.simulated:

@@ -60,8 +60,8 @@ def main(arguments=None):
         else:
             folder = Path(asked.out) / f"{run.folder.name}_{system}_{asked.minutes:g}"
             minutes = train_folds(system, cases, folds, run, folder, asked)
-            table = score(cases, folder, list(folds.values()), run)
-        add_rows(table, Path(asked.data).name, system, minutes, asked.jobs)
+            table = score(cases, folder, folds, run)
+        add_rows(table, Path(asked.data).name, system, [*folds], minutes, asked.jobs)
 
 
 def read_own(run, folds):
@@ -72,10 +72,13 @@ def read_own(run, folds):
 
 
 def score(cases, folder, folds, run):
-    """Score predictions as unetseg does, stray pieces included."""
-    labels = Preprocessor.load(run.preprocessor).labels
-    components.decide(folder, cases, folds, labels)
-    return scores.score_predictions(cases, folder / "predictions", folds, labels)
+    """Score predictions as unetseg does; stray pieces of some folds as the experiment's are."""
+    labels, chosen = Preprocessor.load(run.preprocessor).labels, list(folds.values())
+    if len(folds) == len(read_json(run.splits)):
+        components.decide(folder, cases, chosen, labels)
+    else:
+        write_json(Run(folder).components, run.read_components())
+    return scores.score_predictions(cases, folder / "predictions", chosen, labels)
 
 
 def _read(arguments):
@@ -289,14 +292,15 @@ def _predict_mirrored(net, scan, patch, axes):
     return total
 
 
-def add_rows(table, data, system, minutes, jobs):
+def add_rows(table, data, system, folds, minutes, jobs):
     """Add a row for each label to the table of peers, in the place of an earlier one."""
     about = {"data": data, "system": system, "version": _find_version(system)}
     about |= {"date": str(datetime.date.today()), "cores": os.cpu_count(), "jobs": jobs}
-    about |= {"folds": len(minutes), "minutes_a_fold": round(float(np.mean(minutes)), 1)}
+    about |= {"folds": folds, "minutes_a_fold": round(float(np.mean(minutes)), 1)}
     rows = [{**about, **_describe_scores(part)} for _, part in table.groupby("label")]
     before = read_json(TABLE) if TABLE.exists() else []
-    kept = [row for row in before if (row["data"], row["system"]) != (data, system)]
+    this = data, system, folds
+    kept = [row for row in before if (row["data"], row["system"], row["folds"]) != this]
     write_json(TABLE, kept + rows)
     print(pd.DataFrame(rows).to_string(index=False))
 

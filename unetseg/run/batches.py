@@ -111,7 +111,7 @@ def claim(results_dir, source, cases, group_by=None):
     cases : sequence of Case
         What is in it. Experiments of earlier versions are known by their ids.
     group_by : str, optional
-        How patients were told, for `settle_groups`.
+        How patients were told, for `refuse_other_groups`.
 
     Raises
     ------
@@ -130,38 +130,37 @@ def claim(results_dir, source, cases, group_by=None):
         if trained is not None and len(trained) and not trained["case"].isin(ids).any():
             problem = f"this experiment was trained on other cases than are in {origin(source)}"
             raise ValueError(f"{run.folder}: {problem}. {advice}")
-    groups = {"group_by": group_by} if isinstance(group_by, str) and group_by else {}
+    groups = {"group_by": group_by or ""} if _is_typed(group_by) else {}
     write_json(run.source, {"source": origin(source), **groups})
 
 
-def settle_groups(results_dir, group_by):
-    """Choose how patients are told: as when the experiment was claimed.
+def _is_typed(group_by):
+    # Not a function or a mapping of a program.
+    return group_by is None or isinstance(group_by, str)
+
+
+def refuse_other_groups(results_dir, group_by):
+    """Stop if patients are told in another way than when the experiment was claimed.
+
+    Cases would be checked for leaks by the one and shared out by the other.
 
     Parameters
     ----------
     results_dir : str or Path
         The experiment.
     group_by : str, callable, mapping or None
-        What is asked for.
-
-    Returns
-    -------
-    str, callable, mapping or None
-        What was noted by `claim`, if nothing is asked for.
+        Functions and mappings of programs are not compared.
 
     Raises
     ------
     ValueError
-        If both are there and differ: cases would be checked by one and shared out by the other.
+        If what was noted by `claim` is another.
     """
     noted = _read_source(Path(results_dir)).get("group_by")
-    if noted is None or group_by == noted:
-        return group_by
-    if group_by:
-        problem = f"GROUPS = {group_by!r} here, but 01_load_data checked the cases with {noted!r}"
-        raise ValueError(f"{problem}. Type the same in both, or run 01_load_data again.")
-    print(f"Patients are told by GROUPS = {noted!r}, as in 01_load_data.")
-    return noted
+    if noted is None or not _is_typed(group_by) or noted == (group_by or ""):
+        return
+    problem = f"GROUPS = {group_by or ''!r} here, but 01_load_data was run with {noted!r}"
+    raise ValueError(f"{problem}. Type the same in both, or run 01_load_data again.")
 
 
 def refuse_other_source(results_dir, source):

@@ -1,7 +1,6 @@
 """What Keras computes on: processor or GPUs, and in which precision."""
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from unetseg.run.machine import describe_hardware
 
 # As TensorFlow, JAX and PyTorch say it.
 NO_MEMORY = re.compile(r"resource_?exhausted|out ?of ?memory|OOM when", re.IGNORECASE)
+MOST_MAKERS = 8  # each holds a batch
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -23,9 +23,9 @@ def computes_on_gpu():
     return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
 
 
-def count_free_cores():
-    """Count the cores that can make batches during a step: all beside a GPU, else none."""
-    return os.cpu_count() if computes_on_gpu() else 0
+def count_makers():
+    """Count threads that make batches during a step: one a core beside a GPU, up to 8; else 0."""
+    return min(MOST_MAKERS, describe_hardware()["cores"]) if computes_on_gpu() else 0
 
 
 def list_gpus():
