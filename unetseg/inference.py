@@ -24,7 +24,7 @@ from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import recall_plan
 from unetseg.reliability import describe_votes
 from unetseg.run import batches, drive, machine, processes
-from unetseg.run.layout import Batch, Run, read_json
+from unetseg.run.layout import Batch, Run, list_hashes, read_json
 from unetseg.run.state import load_weights
 
 MAPS = ("uncertainty", "disagreement")
@@ -178,12 +178,6 @@ def predict_scans(
             return _predict_all(scans, order, n_jobs)
     finally:
         processes.end_calls()
-
-
-def list_hashes(runs, folds=None):
-    """List the SHA-256 of the weights of all finished folds, or of some, of several runs."""
-    finished = [run.read_finished(folds) for run in runs]
-    return [done["weights_sha256"] for one in finished for done in one.values()]
 
 
 def _recall_largest(run):

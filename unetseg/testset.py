@@ -10,11 +10,10 @@ from scipy.stats import ttest_ind
 from unetseg import charts, earlier, lesions, report, scores
 from unetseg._base import write_table
 from unetseg.cases import view
-from unetseg.inference import list_hashes
 from unetseg.plots import show_cases
 from unetseg.preprocessing import Preprocessor
 from unetseg.run import batches
-from unetseg.run.layout import FINAL, Run, read_json
+from unetseg.run.layout import FINAL, Run, list_hashes, read_json
 from unetseg.splits import COLUMNS, TRAINED
 from unetseg.survey import look_through
 

@@ -244,6 +244,12 @@ def _mask_name(case_id):
     return f"{case_id}.nii.gz"
 
 
+def list_hashes(runs, folds=None):
+    """List the SHA-256 of the weights of all finished folds, or of some, of several runs."""
+    finished = [run.read_finished(folds) for run in runs]
+    return [done["weights_sha256"] for one in finished for done in one.values()]
+
+
 def read_json(path, kind=None):
     """Read a JSON file, and check what is in it if it is one that a run leaves.
 
