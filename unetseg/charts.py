@@ -8,6 +8,7 @@ from unetseg.plots import COLOURS, NOTHING, add_legend, colour_of, new_figure
 BOXES = {"dice": "Dice", "hausdorff_mm": "Hausdorff distance", "hd95_mm": "HD95"}
 WIDEST = 12  # inches of a figure; what is wider cannot be read on a page
 ACROSS = 3  # panels beside one another
+LEGEND = 0.3  # of an axis' length, below what is drawn
 SIZES = 5  # groups of lesions
 MARKERS = "os^Dv*P"
 LETTER = 0.09  # inches of a letter of a label's name
@@ -225,7 +226,9 @@ def volume_agreement(scores, labels):
             low, high = mean - 1.96 * sd, mean + 1.96 * sd
             ax.axhline(low, color="k", ls="dashed", label=f"limits {low:+.4g} to {high:+.4g} ml")
             ax.axhline(high, color="k", ls="dashed")
-        ax.legend(loc="best", fontsize="small")
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(bottom - LEGEND * (top - bottom), top)
+        ax.legend(loc="lower center", fontsize="small")
     return figure
 
 
