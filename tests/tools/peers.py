@@ -296,7 +296,7 @@ def add_rows(table, data, system, folds, minutes, jobs):
     """Add a row for each label to the table of peers, in the place of an earlier one."""
     about = {"data": data, "system": system, "version": _find_version(system)}
     about |= {"date": str(datetime.date.today()), "cores": os.cpu_count(), "jobs": jobs}
-    about |= {"folds": folds, "minutes_a_fold": round(float(np.mean(minutes)), 1)}
+    about |= {"folds": folds, "minutes": round(float(np.sum(minutes)), 1)}
     rows = [{**about, **_describe_scores(part)} for _, part in table.groupby("label")]
     before = read_json(TABLE) if TABLE.exists() else []
     this = data, system, folds
@@ -310,16 +310,15 @@ def _find_version(system):
 
 
 def _describe_scores(part):
-    distances = part["hd95_mm"][np.isfinite(part["hd95_mm"])]
-    return {
-        "label": part["name"].iloc[0],
-        "n": len(part),
-        "dice": round(part["dice"].mean(), 4),
-        "dice_sd": round(part["dice"].std(), 4),
-        "hd95_mm": round(distances.mean(), 2) if len(distances) else None,
-        "without_distance": len(part) - len(distances),
-        "failures": len(scores.find_failures(part)),
-    }
+    described = {"label": part["name"].iloc[0], "n": len(part)}
+    for metric, digits in (("dice", 4), ("hausdorff_mm", 2), ("hd95_mm", 2)):
+        finite = part[metric][np.isfinite(part[metric])]
+        described |= {
+            metric: round(finite.mean(), digits),
+            f"{metric}_sd": round(finite.std(), digits),
+        }
+    described["without_distance"] = int((~np.isfinite(part["hd95_mm"])).sum())
+    return {**described, "failures": len(scores.find_failures(part))}
 
 
 if __name__ == "__main__":
