@@ -350,7 +350,7 @@ def test_corrected_labels_become_cases_of_a_data_set(continuing, local, cases, t
         note = {"about": about, "rows": [row], "labels_sha256": sha256(batch.label(case.id))}
         write_json(batch.note(case.id), note)
     said = place.add_corrected(scans, batch, "data/more")
-    assert said == "Labels of 0 scans were corrected: none."
+    assert said == "No labels were corrected."
     mask[tuple(np.argwhere(mask == 1)[0])] = 0
     nifti.save_mask(batch.label(scans[1].id), mask, scans[1].files[0])
     assert place.add_corrected(scans, batch, "") == "Labels of 1 scans were corrected: c1."

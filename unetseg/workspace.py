@@ -273,9 +273,11 @@ class Workspace:
             ``dataset.json`` lists the cases there. Nothing is copied then.
         """
         corrected = batches.list_corrected(batch.folder, scans)
-        names = ", ".join(case.id for case in corrected) or "none"
+        if not corrected:
+            return "No labels were corrected."
+        names = ", ".join(case.id for case in corrected)
         said = f"Labels of {len(corrected)} scans were corrected: {names}."
-        if not folder or not corrected:
+        if not folder:
             return said
         known = Preprocessor.load(self.run.preprocessor)
         rules = {"labels": known.labels, "ignore": known.ignore, "allow_empty": True}
