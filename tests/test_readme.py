@@ -58,6 +58,24 @@ def test_the_scores_in_the_readme_are_those_of_the_published_runs(folder):
         assert line.startswith(f"| {title}" if label == min(names) else "| |")
 
 
+def test_the_peers_in_the_readme_are_those_of_their_table():
+    lines, rows = read("README.md").splitlines(), read_json(RESULTS / "peers.json")
+    assert {row["system"] for row in rows} == {"unetseg", "UNet", "DynUNet"}
+    shown = [row for row in rows if row["system"] != "unetseg"]
+    for row in shown:
+        cells = [f"{row['dice']:.4f} ({row['dice_sd']:.4f})"]
+        cells += [f"{row[m]:.2f} ({row[f'{m}_sd']:.2f})" for m in ("hausdorff_mm", "hd95_mm")]
+        cells += [f"{row['n']}", f"{row['failures']}"]
+        (line,) = (line for line in lines if f"| {' | '.join(cells)} |" in line)
+        first = row["label"] == "label 1"
+        assert line.startswith(f"| MONAI's {row['system']}" if first else "| | ")
+        assert line.endswith(f"| {row['minutes']:.0f} |" if first else "| |")
+        assert row["without_distance"] == 0
+    assert sum("MONAI's" in line and "|" in line for line in lines) == len(
+        {(row["data"], row["system"]) for row in shown}
+    )
+
+
 def test_the_mean_dice_of_the_hippocampus_in_the_readme_is_that_of_its_run():
     summary = pd.read_csv(RESULTS / "hippocampus" / "summary.csv")
     mean = summary.loc[summary["metric"] == "dice", "mean"].mean()
