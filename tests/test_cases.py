@@ -903,12 +903,15 @@ def test_new_scans_are_found_in_a_flat_folder_or_where_data_sets_have_them(place
         ("imagesTs", "labelsTr", False),
         ("imagesTs", "labelsTs", True),
         ("imagesTr", "labelsTr", True),
+        ("images", "labels", True),
         ("images", "labelsTs", False),
     ],
 )
 def test_scans_have_the_masks_of_the_folder_beside_them(scans, masks, found, touch):
-    (scan,) = find_scans(touch(f"{scans}/a.nii", f"{masks}/a.nii"))
-    assert (scan.mask is not None) is found
+    folder = touch(f"{scans}/a.nii", f"{masks}/a.nii")
+    for named in (folder, folder / scans):
+        (scan,) = find_scans(named)
+        assert scan.mask == (folder / masks / "a.nii" if found else None)
 
 
 def test_scans_of_another_number_of_channels_are_told(write_case, make_arrays, tmp_path):
@@ -966,19 +969,10 @@ def test_one_channel_and_files_of_two_numbers_are_all_scans(touch):
     assert [case.id for case in find_scans(folder)] == ["a_0000", "b_0000", "b_0001"]
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "found"),
-    [
-        ("imagesTs", "labelsTs", True),
-        ("images", "labels", True),
-        ("imagesTs", "labelsTr", False),
-        ("scans", "labels", False),
-    ],
-)
-def test_masks_lie_beside_the_folder_of_scans_that_is_named(images, labels, found, touch):
-    folder = touch(f"{images}/a.nii.gz", f"{labels}/a.nii.gz")
-    (scan,) = find_scans(folder / images)
-    assert scan.mask == (folder / labels / "a.nii.gz" if found else None)
+def test_a_folder_of_scans_of_another_name_has_no_masks_beside_it(touch):
+    folder = touch("scans/a.nii.gz", "labels/a.nii.gz")
+    (scan,) = find_scans(folder / "scans")
+    assert scan.mask is None
 
 
 @pytest.mark.parametrize("place", ["labelsTs", "labelsTr", "labels"])

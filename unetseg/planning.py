@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from unetseg.body import find_box, find_structures, find_void, measure_contrast, widen
+from unetseg.body import find_box, find_structures, find_void, measure_contrast, meet, widen
 from unetseg.digits import significant
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
@@ -24,6 +24,7 @@ TIGHT = 0.5  # share of a scan that every structure spans, above which none has 
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
 OUTSIZE = 1.5  # times the median: larger scans do not set what is seen at a first look
 FILLING = 0.9  # share of the scan: structures that take it tell nothing of the field of view
+NO_SIDES = {"sides": {}, "aside": 0.0}
 NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf, "scattered": False}
 ENOUGH = 10  # cases with masks, to tell how much their sizes vary
 FEW_CASES, VARIOUS = 60, 0.12  # up to and from which patches are changed most
@@ -152,8 +153,7 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         "spacing_mm": spacing_mm,
         "channels": image.shape[3],
         "brightest_sd": max(_brightest_sd(channel) for channel in voxels.T),
-        "sides": _measure_sides(mask) if labelled else {},
-        "aside": _measure_aside(mask, body) if labelled else 0.0,
+        **(_describe_sides(mask, body) if labelled else NO_SIDES),
         "most_in_void": _most_in_void(mask, body, spacing_mm) if labelled else 0.0,
         "contrast": _least_contrast(mask, image, body, spacing_mm) if labelled else 0.0,
         **(_describe_region(image, mask, body, spacing_mm, margin) if labelled else NO_REGION),
@@ -168,9 +168,7 @@ def _describe_region(image, mask, body, spacing_mm, margin):
     contrast = _least_contrast(mask[box], image[box], body[box], spacing_mm)
     shapes = {"region": mask[box].shape, "structures": mask[inner].shape}
     large = widen(find_box(find_structures(mask)), margin, mask.shape)
-    pairs = [*zip(inner, large, strict=True)]
-    scattered = any(one.start < all_.start or one.stop > all_.stop for one, all_ in pairs)
-    return {**shapes, "region_contrast": contrast, "scattered": scattered}
+    return {**shapes, "region_contrast": contrast, "scattered": meet(inner, large) != inner}
 
 
 def _count_voxels(mask):
@@ -195,19 +193,15 @@ def _brightest_sd(voxels):
     return (voxels.max() - voxels.mean()) / spread if spread > 0 else 0.0
 
 
-def _measure_sides(mask):
-    foreground = mask != 0
+def _describe_sides(mask, body):
+    foreground, across = mask != 0, find_box(body)[0]
     values = np.unique(mask[foreground]).tolist()
     middle = ndimage.center_of_mass(foreground)[0]
     width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1
     centres = ndimage.center_of_mass(foreground, mask, values)
-    return {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)}
-
-
-def _measure_aside(mask, body):
-    across = find_box(body)[0]
-    middle = (across.start + across.stop - 1) / 2
-    return (ndimage.center_of_mass(mask != 0)[0] - middle) / (across.stop - across.start)
+    sides = {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)}
+    aside = (middle - (across.start + across.stop - 1) / 2) / (across.stop - across.start)
+    return {"sides": sides, "aside": aside}
 
 
 def _most_in_void(mask, body, spacing_mm):
@@ -345,9 +339,11 @@ def choose_assumed_spacing(facts):
     spacings = np.array([fact["spacing_mm"] for fact in labelled])
     filled = [np.divide(fact["structures"], fact["shape"]) for fact in labelled]
     axes = np.median(filled, axis=0) < FILLING
+    if not axes.any():
+        return ()
     in_mm = _measure_spread(facts, axes)
     in_voxels = _measure_spread([{**fact, "spacing_mm": (1, 1, 1)} for fact in facts], axes)
-    if not axes.any() or in_mm < VARIED or in_voxels > ALIKE * in_mm:
+    if in_mm < VARIED or in_voxels > ALIKE * in_mm:
         return ()
     return tuple(significant(mm, 4) for mm in np.median(spacings, axis=0).tolist())
 
@@ -356,11 +352,11 @@ def _with_masks(facts):
     return [fact for fact in facts if fact["structures"]]
 
 
-def _measure_spread(facts, axes=(True, True, True)):
+def _measure_spread(facts, axes=slice(None)):
     # Standard deviation of the logarithm of the mean side of the box around all structures.
     labelled = _with_masks(facts)
-    sides = [np.multiply(fact["structures"], fact["spacing_mm"])[[*axes]] for fact in labelled]
-    return float(np.std(np.log(sides).mean(axis=1))) if labelled and any(axes) else np.inf
+    sides = [np.multiply(fact["structures"], fact["spacing_mm"])[axes] for fact in labelled]
+    return float(np.std(np.log(sides).mean(axis=1))) if labelled else np.inf
 
 
 def resampled_shape(shapes, spacings_mm, spacing_mm):

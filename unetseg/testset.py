@@ -64,13 +64,12 @@ def score_batch(results_dir, batch, scans):
         return Tested("No masks beside these scans: nothing to score.", None, None, None)
     preprocessor = Preprocessor.load(run.preprocessor)
     notes, tested = _leave_out(run, batch, labelled, preprocessor)
+    notes += _describe_models(run, batch, tested)
     said = [f"{len(labelled)} of {len(scans)} scans have a mask.", *notes]
     if not tested:
         if batch.scores.exists():
             said.append(f"{batch.scores.name} and {batch.report.name} there are of before.")
         return Tested(" ".join(said), None, None, None)
-    notes += _describe_models(run, batch, tested)
-    said = [said[0], *notes]
     table = _score(run, batch, tested, preprocessor)
     summary = scores.summarise(table)
     claim = compare_with_claim(table, run)

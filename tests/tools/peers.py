@@ -46,6 +46,7 @@ TABLE = Path(__file__).parents[2] / "results" / "peers.json"
 RATE, WEIGHT_DECAY = 1e-3, 1e-4
 LONGEST = 96  # voxels of a patch along an axis
 KEYS = ("image", "label")
+SPREAD = ["mean", "sd"]
 
 
 def main(arguments=None):
@@ -297,7 +298,8 @@ def add_rows(table, data, system, folds, minutes, jobs):
     about = {"data": data, "system": system, "version": _find_version(system)}
     about |= {"date": str(datetime.date.today()), "cores": os.cpu_count(), "jobs": jobs}
     about |= {"folds": folds, "minutes": round(float(np.sum(minutes)), 1)}
-    rows = [{**about, **_describe_scores(part)} for _, part in table.groupby("label")]
+    of_labels = scores.summarise(table).groupby("label")
+    rows = [{**about, **_describe_scores(part)} for _, part in of_labels]
     before = read_json(TABLE) if TABLE.exists() else []
     this = data, system, folds
     kept = [row for row in before if (row["data"], row["system"], row["folds"]) != this]
@@ -309,16 +311,16 @@ def _find_version(system):
     return __version__ if system == "unetseg" else f"MONAI {version('monai')}"
 
 
-def _describe_scores(part):
-    described = {"label": part["name"].iloc[0], "n": len(part)}
+def _describe_scores(summary):
+    # Of one label; a number that no case has is null in JSON.
+    part = summary.set_index("metric")
+    described = {"label": part["name"].iloc[0], "n": int(part["n"].iloc[0])}
     for metric, digits in (("dice", 4), ("hausdorff_mm", 2), ("hd95_mm", 2)):
-        finite = part[metric][np.isfinite(part[metric])]
-        described |= {
-            metric: round(finite.mean(), digits),
-            f"{metric}_sd": round(finite.std(), digits),
-        }
-    described["without_distance"] = int((~np.isfinite(part["hd95_mm"])).sum())
-    return {**described, "failures": len(scores.find_failures(part))}
+        mean, sd = (None if pd.isna(x) else round(x, digits) for x in part.loc[metric, SPREAD])
+        described |= {metric: mean, f"{metric}_sd": sd}
+    described["without_distance"] = int(part.loc["hd95_mm", ["nan", "inf"]].sum())
+    failures = part["failures"].iloc[0]
+    return {**described, "failures": len(failures.split("; ")) if failures else 0}
 
 
 if __name__ == "__main__":
