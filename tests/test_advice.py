@@ -46,6 +46,15 @@ def test_two_looks_thick_slices_and_assumed_voxels_are_told():
     assert thick == "Slices are 4.0 times as thick as their pixels: they are not tilted."
 
 
+def test_what_a_first_look_leaves_out_is_told():
+    _, looks, far = describe_plan(plan(coarse_mm=(4, 4, 5), gap_mm=2.0), table())
+    assert looks.startswith("It is looked at twice")
+    assert far == (
+        "What is found more than 7 mm from the rest is left out, as in nine of ten cases no "
+        "structure lies so far."
+    )
+
+
 def test_the_empty_space_around_a_body_is_no_scan_if_that_is_known():
     facts = [{"shape": (50, 50, 40)}] * 20
     assert describe_plan(plan(), table(), facts)[1].endswith("64% of the scan.")
@@ -59,6 +68,23 @@ def test_scans_in_hounsfield_units_are_warned_of(darkest, warned):
     assert [line.startswith("WARNING: Intensities begin at -1000") for line in lines] == (
         [True] if warned else []
     )
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "rotation_deg", "strength", "told"),
+    [
+        ((1, 1, 1), (15, 15, 30), 1, []),
+        ((1, 1, 1), (15, 60, 90), 0.5, ["30 degrees about y, 45 degrees about z"]),
+        ((1, 1, 4), (15, 60, 90), 1, ["90 degrees about z"]),  # slices are not tilted
+    ],
+)
+def test_it_is_told_if_patches_are_turned_further_than_usual(
+    spacing_mm, rotation_deg, strength, told
+):
+    planned = plan(spacing_mm, rotation_deg=rotation_deg, strength=strength)
+    lines = [line for line in describe_plan(planned, table()) if line.startswith("Patches")]
+    reason = "as the structures lie turned from case to case"
+    assert lines == [f"Patches are turned by up to {angles}, {reason}." for angles in told]
 
 
 def test_slices_are_told():

@@ -304,9 +304,9 @@ def test_without_a_draw_intensities_stay_as_they_are(monkeypatch):
 
 
 def test_axes_are_stretched_by_a_tenth_at_most(monkeypatch):
-    monkeypatch.setattr(augmentation, "ROTATION_DEG", (0, 0, 0))
     monkeypatch.setattr(augmentation, "SCALING", 0)
-    drawn = np.array([np.diag(random_turn(rng(seed), turning())) for seed in range(50)])
+    still = turning(rotation_deg=(0, 0, 0))
+    drawn = np.array([np.diag(random_turn(rng(seed), still)) for seed in range(50)])
     assert abs(np.log(drawn)).max() <= augmentation.STRETCHING
     assert abs(np.log(drawn)).max(axis=0).min() > 0.05
     assert not np.allclose(drawn[:, 0], drawn[:, 1])
@@ -321,6 +321,16 @@ def test_a_turn_keeps_distances_in_mm_on_an_anisotropic_grid(monkeypatch):
     lengths = np.linalg.norm(offsets * spacing, axis=1)
     np.testing.assert_allclose(lengths, lengths[0], rtol=1e-12)
     assert abs(np.log(lengths[0] / 4)) <= augmentation.SCALING
+
+
+@pytest.mark.parametrize(("most", "strength"), [(90, 1), (90, 0.5), (180, 1)])
+def test_slices_are_turned_as_far_as_is_asked_to_both_sides(most, strength):
+    turned = turning(2, rotation_deg=(0, 0, most), strength=strength)
+    matrices = [random_turn(rng(seed), turned) for seed in range(200)]
+    angles = np.degrees([np.arctan2(matrix[1, 0], matrix[0, 0]) for matrix in matrices])
+    limit = most * strength + 3  # stretching moves the direction of an axis a little
+    assert 0.9 * limit < max(angles) <= limit
+    assert -0.9 * limit > min(angles) >= -limit
 
 
 def test_half_the_strength_turns_scales_and_changes_half_as_much_and_as_often():

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unetseg.body import count_structures, keep_largest
 from unetseg.cases import Case
 from unetseg.components import choose, compare_pieces, decide, describe
+from unetseg.pieces import keep_largest
 from unetseg.preprocessing import Preprocessor
 from unetseg.run.layout import Run
 from unetseg.scores import find_stale, score_predictions
@@ -69,22 +69,6 @@ def test_the_largest_piece_is_that_of_all_that_was_predicted(tmp_path, write_nif
     )
     assert table[["dice", "largest_dice"]].to_numpy().tolist() == [[1, 0]]
     assert choose(table) == []
-
-
-def test_voxels_that_share_a_corner_are_one_piece():
-    array = np.zeros((3, 3, 3), np.uint8)
-    array[0, 0, 0] = array[1, 1, 1] = 1
-    np.testing.assert_array_equal(keep_largest(array, [1]), array)
-
-
-def test_small_pieces_do_not_count_as_structures():
-    mask = np.zeros((30, 10, 10), bool)
-    assert count_structures(mask) == 0
-    mask[:10] = True  # 1000 voxels
-    mask[15:16, 0, :] = True  # 10 voxels
-    assert count_structures(mask) == 1
-    mask[20:21] = True  # 100 voxels
-    assert count_structures(mask) == 2
 
 
 def pieces(dice, distances, in_truth=(1, 1)):

@@ -7,7 +7,6 @@ from unetseg.body import find_body
 from unetseg.planning import (
     choose_empty_space,
     choose_least_contrast,
-    choose_mirror_axes,
     choose_normalisation,
     choose_spacing,
     coarse_axis,
@@ -44,56 +43,6 @@ def test_the_brightest_voxel_is_told_in_standard_deviations_of_the_body():
     mean = sum(values) / 1000
     spread = (sum((value - mean) ** 2 for value in values) / 1000) ** 0.5
     assert facts["brightest_sd"] == pytest.approx((100 - mean) / spread, rel=1e-4)
-
-
-def test_labels_lie_to_the_side_by_shares_of_the_foregrounds_width():
-    mask = np.zeros((40, 40, 40), np.int32)
-    mask[10:20, 20, 20] = 3
-    mask[20:30, 20, 20] = 7
-    sides = describe(head(), mask)["sides"]
-    assert sides == {3: pytest.approx(-0.25), 7: pytest.approx(0.25)}
-
-
-def test_structures_lie_aside_by_shares_of_the_bodys_width():
-    mask = np.zeros((40, 40, 40), np.int32)
-    mask[25:29, 20, 20] = 1  # centred at 26.5; the head from 10 to 29 at 19.5
-    assert describe(head(), mask)["aside"] == pytest.approx(7 / 20)
-    assert describe(head())["aside"] == 0
-
-
-def lie(sides, aside):
-    return {"structures": (1, 1, 1), "sides": sides, "aside": aside}
-
-
-LEFT, RIGHT, MIDDLE = (lie({1: 0.0}, aside) for aside in (-0.2, 0.2, 0.03))
-PAIR = lie({1: -0.25, 2: 0.25}, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("facts", "mirrored"),
-    [
-        ([MIDDLE] * 8, True),
-        ([LEFT] * 6, False),  # one of a pair
-        ([LEFT] * 5, True),  # too few to tell
-        ([LEFT] * 9 + [RIGHT], False),
-        ([LEFT] * 8 + [RIGHT] * 2, True),
-        ([PAIR], False),
-        ([PAIR, lie({1: 0.25, 2: -0.25}, 0.0)], True),
-        # Sides that are missing in some do not make the others' a matter of chance.
-        ([PAIR] * 2 + [lie({1: 0.0}, 0.0), lie({2: 0.0}, 0.0)] * 3, False),
-        ([lie({1: 0.0}, 0.0), lie({2: 0.0}, 0.0)] * 2, True),
-        # Off by 0.03 on average, with an SD of 0.05: no more than chance in four cases.
-        ([lie({1: x, 2: 0.0}, 0.0) for x in (-0.02, 0.08)] * 2, True),
-        ([lie({1: x, 2: 0.0}, 0.0) for x in (-0.02, 0.08)] * 10, False),
-        # A label of one case of many, and scans without a mask.
-        ([MIDDLE] * 19 + [lie({1: 0.0, 2: 0.3}, 0.0)], True),
-        ([lie({}, 0.0) | {"structures": None}] * 5 + [PAIR], False),
-        ([lie({}, 0.0) | {"structures": None}], False),
-    ],
-)
-def test_patches_are_mirrored_unless_something_has_its_side(facts, mirrored):
-    axes = choose_mirror_axes(facts, {1: "a", 2: "b"}, (8, 8, 8))
-    assert axes == ((0,) if mirrored else ())
 
 
 def test_the_label_of_which_most_lies_in_the_air_counts():

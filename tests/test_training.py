@@ -117,27 +117,27 @@ def test_a_fold_whose_loss_is_not_finite_is_not_marked_as_done(cases, tmp_path):
 
 TRAIN = """
 import sys
-from unetseg import cases, training
+from pathlib import Path
+from unetseg import cases, preprocessing, recipe, training
 found = cases.find_cases(sys.argv[1])
-settings = {"n_splits": 2, "epochs": 2, "steps": 5, "model_args": {"filters": 8}}
-training.cross_validate(found, sys.argv[2], **settings)
+settings = {"preprocessor": preprocessing.Preprocessor().fit(found), "model_args": {"filters": 8}}
+settings["recipe"] = recipe.Recipe(epochs=2, steps=5)
+training.train_fold(found[:2], found[2:], Path(sys.argv[2]), **settings)
 """
 
 
 def test_two_processes_train_identical_weights_with_the_default_recipe(tmp_path):
     data = sample.make_sample(tmp_path / "data", n_cases=3)
     for name in ("first", "second"):
-        command = [sys.executable, "-c", TRAIN, str(data), str(tmp_path / name)]
+        command = [sys.executable, "-c", TRAIN, str(data), str(tmp_path / name / "fold_0")]
         subprocess.run(command, check=True, capture_output=True)
-    for fold in ("fold_0", "fold_1"):
-        first, second = (
-            weights(tmp_path / name / fold / "model.weights.h5") for name in ("first", "second")
-        )
-        assert first.keys() == second.keys()
-        for key, array in first.items():
-            np.testing.assert_array_equal(second[key], array)
-        histories = [(tmp_path / n / fold / "history.csv").read_text() for n in ("first", "second")]
-        assert histories[0] == histories[1]
+    folders = [tmp_path / name / "fold_0" for name in ("first", "second")]
+    first, second = (weights(folder / "model.weights.h5") for folder in folders)
+    assert first.keys() == second.keys()
+    for key, array in first.items():
+        np.testing.assert_array_equal(second[key], array)
+    histories = [(folder / "history.csv").read_text() for folder in folders]
+    assert histories[0] == histories[1]
 
 
 def test_a_fold_whose_files_change_while_it_is_trained_is_not_marked_as_done(cases, own, tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from unetseg import planning
-from unetseg.body import find_box, find_structures, meet, widen
+from unetseg.body import meet, widen
 from unetseg.grids import Place, restore_part
 from unetseg.patches import FAR, Looks
-from unetseg.prediction import find_region, predict_case, prepare_case
+from unetseg.prediction import find_classes, find_region, predict_case, prepare_case
 from unetseg.preprocessing import Preprocessor
 
 SHAPE, SPACING = (64, 60, 40), (1.0, 1.0, 2.0)
@@ -267,17 +267,6 @@ def test_where_nothing_was_found_the_first_look_is_all(preprocessor, scan):
     assert prediction.probabilities.shape == (*SHAPE, 2)
 
 
-def test_stray_pieces_do_not_widen_the_region():
-    classes = np.zeros((20, 20, 20), int)
-    classes[2:8, 2:8, 2:8], classes[15, 15, 15] = 1, 1  # 216 voxels and one
-    classes[10:12, 2:4, 2:4] = 2  # a small structure, which is none of the first
-    kept = find_structures(classes)
-    assert find_box(kept) == (slice(2, 12), slice(2, 8), slice(2, 8))
-    classes[13:16, 13:16, 13:16] = 1  # 28 with the one: more than a tenth, as of a pair
-    assert find_box(find_structures(classes)) == (slice(2, 16),) * 3
-    assert not find_structures(np.zeros((3, 3, 3), int)).any()
-
-
 def test_boxes_are_widened_as_far_as_the_array_reaches_and_meet():
     box = slice(2, 12), slice(0, 10), slice(5, 6)
     assert widen(box, 0.25, (20, 12, 6)) == (slice(0, 15), slice(0, 12), slice(4, 6))
@@ -312,12 +301,15 @@ def test_a_first_look_that_finds_only_padding_finds_nothing(preprocessor, scan):
     assert find_region(classes, replace(first, place=narrow)) is None
 
 
-def first_look(shape=(20, 20, 20), step=4, margin=0.3):
+def first_look(
+    shape=(20, 20, 20), step=4, margin=0.3, reach_mm=0.0, spacing_mm=(4, 4, 4), patch=(8, 8, 8)
+):
     """Of a scan of so many times as many voxels along each axis."""
     whole = tuple(slice(0, length) for length in shape)
     native = tuple(length * step for length in shape)
     place = Place(native, tuple(slice(0, length) for length in native), whole)
-    return SimpleNamespace(place=place, preprocessor=SimpleNamespace(margin=margin))
+    settings = SimpleNamespace(margin=margin, reach_mm=reach_mm, spacing_mm=spacing_mm, patch=patch)
+    return SimpleNamespace(place=place, preprocessor=settings)
 
 
 def test_a_second_look_goes_beyond_what_a_coarse_voxel_may_have_hidden():
@@ -325,6 +317,99 @@ def test_a_second_look_goes_beyond_what_a_coarse_voxel_may_have_hidden():
     classes[9:11, 8:12, 0:10] = 1
     # Three tenths of 8, 16 and 40 voxels, but at least 1.5 coarse ones of 4.
     assert find_region(classes, first_look()) == (slice(30, 50), slice(26, 54), slice(0, 52))
+
+
+def look_at_a_heart_and_a_stomach():
+    """Two labels in one place; 8 empty voxels from there more of the second one."""
+    classes = np.zeros((20, 20, 20), int)
+    classes[2:6, 2:6, 2:6], classes[2:3, 6:9, 2:6] = 1, 2
+    classes[2:6, 2:6, 14:19] = 2
+    return classes
+
+
+@pytest.mark.parametrize(
+    ("reach_mm", "expected"),
+    [
+        (0.0, (slice(2, 30), slice(2, 42), slice(2, 80))),  # no limit
+        (32.0, (slice(2, 30), slice(2, 42), slice(2, 80))),  # 8 voxels of 4 mm
+        (31.0, (slice(2, 30), slice(2, 42), slice(2, 30))),
+        (9.0, (slice(2, 30), slice(2, 42), slice(2, 30))),  # all of the heart's second label
+    ],
+)
+def test_what_lies_too_far_from_the_others_is_left_out_of_a_second_look(reach_mm, expected):
+    first = first_look(margin=0, reach_mm=reach_mm)
+    classes = find_classes(np.eye(3)[look_at_a_heart_and_a_stomach()], first)
+    assert find_region(classes, first) == expected
+
+
+def test_of_two_places_the_one_counts_that_holds_more_of_every_label():
+    classes = look_at_a_heart_and_a_stomach()
+    first, heart, stomach = first_look(reach_mm=9.0), classes == 1, np.zeros(classes.shape, bool)
+    stomach[2:6, 2:6, 14:19] = True
+    maps = 0.9 * np.eye(3)[classes] + 0.1 / 3
+    maps[2:3, 6:9, 2:6] = [0.8, 0, 0.2]  # likely enough to tell, though the background is likelier
+    np.testing.assert_array_equal(find_classes(maps, first) > 0, heart)
+    maps = np.eye(3)[np.where(heart | stomach, 1, 0)]
+    np.testing.assert_array_equal(find_classes(maps, first) > 0, stomach)  # 80 voxels, not 64
+
+
+def test_a_label_that_a_scan_lacks_does_not_outweigh_an_organ_by_a_false_voxel():
+    classes = np.zeros((20, 20, 20), int)
+    classes[2:10, 2:10, 2:10] = 1
+    maps = 0.95 * np.eye(3)[classes] + 0.05 / 3
+    maps[15, 15, 15] = [0.3, 0.1, 0.6]
+    np.testing.assert_array_equal(find_classes(maps, first_look(reach_mm=10.0)), classes)
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "patch"), [((2.5, 2.5, 19.2), (8, 8, 8)), ((2.5, 2.5, 2.5), (8, 8, 1))]
+)
+def test_a_slice_that_a_first_look_overlooks_does_not_part_a_structure(spacing_mm, patch):
+    classes = np.zeros((20, 20, 20), int)
+    classes[4:12, 4:12, 4:14] = 1
+    classes[..., 7] = 0
+    first = first_look(reach_mm=4.0, spacing_mm=spacing_mm, patch=patch)
+    np.testing.assert_array_equal(find_classes(np.eye(2)[classes], first), classes)
+    classes[..., 8] = 0  # two slices do
+    assert find_classes(np.eye(2)[classes], first)[..., :8].sum() == 0
+
+
+def test_nothing_is_left_out_of_what_might_be_something(preprocessor, scan):
+    class Doubtful(Bright):
+        def predict_on_batch(self, batch):
+            sure = np.full((*batch.shape[:4], 2), [0.95, 0.05], np.float32)
+            sure[:, 1, 1, 1] = sure[:, -2, -2, -2] = [0.6, 0.4]
+            return sure
+
+    limited = replace(preprocessor, gap_mm=1.0)
+    found = [prepare_case(Doubtful(), scan, settings) for settings in (preprocessor, limited)]
+    assert found[0].first is not None
+    assert found[0].place.box == found[1].place.box
+
+
+def test_pieces_may_lie_half_as_far_again_apart_and_a_voxel_may_be_overlooked():
+    settings = Preprocessor(spacing_mm=(1, 1, 2), coarse_mm=(4, 5, 6), gap_mm=3.0)
+    assert settings.reach_mm == settings.coarse.reach_mm == 9.5
+    assert Preprocessor(spacing_mm=(1, 1, 2), coarse_mm=(4, 5, 6), gap_mm=0.0).reach_mm == 0
+
+
+@pytest.mark.parametrize(
+    ("gaps", "coarse", "expected"),
+    [
+        ([0] * 9 + [3] * 2, (4, 4, 4), 3.0),
+        ([0] * 10 + [3], (4, 4, 4), 1.5),  # of eleven cases one: a slip of the hand
+        ([0] * 8 + [3], (4, 4, 4), 0.0),  # too few to tell
+        ([3] * 10, (), 0.0),
+        ([], (4, 4, 4), 0.0),
+    ],
+)
+def test_as_far_apart_as_in_more_than_a_tenth_of_the_cases_pieces_may_lie(gaps, coarse, expected):
+    alike = {"structures": (9, 9, 9), "spacing_mm": (1.5, 1.5, 2.0), "scattered": False}
+    facts = [{**alike, "gap": gap} for gap in gaps]
+    facts.append({**alike, "structures": None, "gap": 9})  # without a mask
+    assert planning.choose_gap(facts, coarse) == expected
+    scattered = [fact | {"scattered": True} for fact in facts]
+    assert planning.choose_gap(scattered, coarse) == 0
 
 
 def test_where_a_first_look_is_sure_of_nothing_the_second_goes_where_something_might_be(

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from unetseg.orientation import USUAL_DEG
 from unetseg.planning import coarse_axis
 
 FORMED_ON = "scans of one channel with one or two structures, 15 cases and more"
@@ -36,12 +37,17 @@ def describe_plan(preprocessor, table, facts=None):
         first = f"first whole, in voxels of {_size(preprocessor.coarse_mm)} mm"
         then = "then closer, around what was found there"
         lines.append(f"It is looked at twice, {first}, {then}; {seen}.")
+        if preprocessor.reach_mm:
+            far = f"{preprocessor.reach_mm:.3g} mm from the rest"
+            reason = "as in nine of ten cases no structure lies so far"
+            lines.append(f"What is found more than {far} is left out, {reason}.")
     else:
         lines.append(f"It is looked at once: {seen}.")
     axis = coarse_axis(spacing)
     if axis is not None and preprocessor.dimensions == 3:
         times = spacing[axis] / np.delete(spacing, axis).max()
         lines.append(f"Slices are {times:.1f} times as thick as their pixels: they are not tilted.")
+    lines += _describe_turning(preprocessor)
     if preprocessor.dimensions == 2:
         lines.append("The network sees slices, as there are few, or as it was asked to (2-D).")
     if preprocessor.ignore:
@@ -49,6 +55,15 @@ def describe_plan(preprocessor, table, facts=None):
     for name, values in preprocessor.unions.values():
         lines.append(f"Scored too, and learnt as one: {name} = {' + '.join(map(str, values))}.")
     return lines
+
+
+def _describe_turning(preprocessor):
+    sampling, reason = preprocessor.sampling, "as the structures lie turned from case to case"
+    turned = []
+    for axis, (degrees, usual) in enumerate(zip(sampling.rotation_deg, USUAL_DEG, strict=True)):
+        if degrees > usual and sampling.across in (None, axis):
+            turned.append(f"{degrees * sampling.strength:.0f} degrees about {'xyz'[axis]}")
+    return [f"Patches are turned by up to {', '.join(turned)}, {reason}."] if turned else []
 
 
 def warn(preprocessor, table, facts=None):

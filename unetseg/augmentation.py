@@ -7,8 +7,9 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from unetseg.orientation import USUAL_DEG
+
 # All at a strength of 1, to which they are in proportion.
-ROTATION_DEG = (15, 15, 30)  # about x, y and z, to both sides
 SCALING = 0.3  # of the logarithm of the size, to both sides: from 0.74 to 1.35
 STRETCHING = 0.1  # the same, of each axis by itself
 MOVED = 0.8  # probability of a rotation with scaling
@@ -33,6 +34,9 @@ class Sampling:
         Slices on each side that come as further channels, for a patch of one slice.
     planes : tuple of {0, 1, 2}
         If there are two, every other patch is cut after these axes were swapped.
+    rotation_deg : tuple of 3 float
+        How far patches are turned about x, y and z, to both sides; of slices in two planes the
+        number of the first plane's axis counts for both.
     strength : float, default 1
         In [0, 1]: how often and how much patches are turned, scaled and changed in intensity.
     unit : float, default 1
@@ -45,6 +49,7 @@ class Sampling:
     mirror_axes: tuple = ()
     neighbours: int = 0
     planes: tuple = ()
+    rotation_deg: tuple = USUAL_DEG
     strength: float = 1.0
     unit: float = 1.0
 
@@ -191,7 +196,7 @@ def random_turn(rng, sampling):
         From offsets in the patch to offsets in the image, in voxels.
     """
     strength, across = sampling.strength, sampling.across
-    angles = rng.uniform(-strength, strength, 3) * ROTATION_DEG
+    angles = rng.uniform(-strength, strength, 3) * sampling.rotation_deg
     size = rng.uniform(-SCALING, SCALING)
     scales = np.exp(strength * (size + rng.uniform(-STRETCHING, STRETCHING, 3)))
     if across is not None:

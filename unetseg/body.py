@@ -8,7 +8,6 @@ from scipy import ndimage
 MOST = 0.5  # of the outermost planes of a scan, which one value does not fill by chance
 REACH = 4  # voxels of the finest axis: how far from the body a structure may lie
 SPECKS = 0.02  # share of single voxels with signal that do not make a body
-MAIN = 0.1  # of the largest piece of a label: a piece that is not astray
 NEIGHBOURHOOD = 12  # voxels of the finest axis: over which contrast is measured
 
 
@@ -73,80 +72,6 @@ def find_box(body):
     """
     boxes = ndimage.find_objects(body.astype(np.uint8))
     return boxes[0] if boxes else tuple(slice(0, length) for length in body.shape)
-
-
-def keep_largest(classes, values):
-    """Take away all but the largest piece of some labels.
-
-    Parameters
-    ----------
-    classes : (x, y, z) ndarray of integers
-    values : sequence of int, or dict by them
-        Of the labels, above 0; the others stay as they are.
-
-    Returns
-    -------
-    (x, y, z) ndarray
-        A copy; 0 where pieces were. Voxels that share a corner are one piece; of equal ones the
-        first stays.
-    """
-    kept = classes.copy()
-    if not len(values):
-        return kept
-    for value in values:
-        there = classes == value
-        if there.any():
-            box = find_box(there)
-            pieces, sizes = _find_pieces(there[box])
-            kept[box][(pieces > 0) & (pieces != sizes.argmax())] = 0
-    return kept
-
-
-def count_structures(mask):
-    """Count the pieces of a mask that have at least a tenth of the largest one's voxels.
-
-    Parameters
-    ----------
-    mask : (x, y, z) ndarray of bool
-
-    Returns
-    -------
-    int
-    """
-    _, sizes = _find_pieces(mask[find_box(mask)])
-    return int(_are_main(sizes).sum())
-
-
-def _find_pieces(mask):
-    # Each voxel's number of a piece, from 1, and the voxels of each number, none of 0.
-    pieces, _ = ndimage.label(mask, np.ones((3, 3, 3)))
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return pieces, sizes
-
-
-def _are_main(sizes):
-    return sizes >= max(1, MAIN * sizes.max())
-
-
-def find_structures(classes):
-    """Tell structures from stray pieces of them.
-
-    Parameters
-    ----------
-    classes : (x, y, z) ndarray of integers
-        0 is the background.
-
-    Returns
-    -------
-    (x, y, z) ndarray of bool
-        The pieces of every class that have at least a tenth of its largest one's voxels.
-    """
-    kept = np.zeros(classes.shape, bool)
-    for value in np.unique(classes[classes != 0]):
-        pieces, sizes = _find_pieces(classes == value)
-        kept |= _are_main(sizes)[pieces]
-    return kept
 
 
 def reach_outside(mask, outside):

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from unetseg._base import write_json
-from unetseg.body import count_structures
 from unetseg.metrics import dice, hausdorff
+from unetseg.pieces import count_structures
 from unetseg.run.layout import Run
 from unetseg.scores import read_pairs
 
@@ -61,7 +61,7 @@ def compare_pieces(cases, predictions_dir, folds, labels):
     -------
     pandas.DataFrame
         A row per case and label: ``fold``, ``label``, ``pieces`` of the truth
-        (`unetseg.body.count_structures`), ``dice`` and Hausdorff distance ``mm``, and
+        (`unetseg.pieces.count_structures`), ``dice`` and Hausdorff distance ``mm``, and
         ``largest_dice`` and ``largest_mm``.
     """
     rows, every = [], {case.id: [*labels] for case in cases}

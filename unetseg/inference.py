@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from unetseg import cases, memory, nifti
 from unetseg._base import refuse_any, require, sha256, write_json
-from unetseg.body import keep_largest
 from unetseg.cases import check_headers, check_scan
 from unetseg.digits import significant
 from unetseg.model import build_unet
+from unetseg.pieces import keep_largest
 from unetseg.prediction import combine, predict_case, prepare_case, settle_settings
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import recall_plan

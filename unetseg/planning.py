@@ -3,17 +3,21 @@
 import numpy as np
 from scipy import ndimage
 
-from unetseg.body import find_box, find_structures, find_void, measure_contrast, meet, widen
+from unetseg.body import find_box, find_void, measure_contrast, meet, widen
 from unetseg.digits import significant
+from unetseg.orientation import (
+    NOWHERE,
+    RARE,
+    choose_mirror_axes,
+    choose_rotation,
+    describe_position,
+)
+from unetseg.pieces import find_structures, measure_gap
 
 CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
 GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
 BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
-SIDED = 0.02  # of the foreground's width: further to one side, on average, is no chance
-ASIDE = 0.05  # the same of all structures together, of the body's width, in most of the scans
-TOGETHER = 0.9  # most of the scans
-PAIRED = 6  # cases, of which that is no chance
 LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
 ANISOTROPIC = 2.999  # times the other spacings: an axis of low resolution (3 in nnU-Net)
 OUTLIERS = 20  # standard deviations; brighter voxels would set the scale of a z-score
@@ -24,13 +28,17 @@ TIGHT = 0.5  # share of a scan that every structure spans, above which none has 
 LARGE = 0.9  # of the scans are not larger than what is seen at a first look
 OUTSIZE = 1.5  # times the median: larger scans do not set what is seen at a first look
 FILLING = 0.9  # share of the scan: structures that take it tell nothing of the field of view
-NO_SIDES = {"sides": {}, "aside": 0.0}
-NO_REGION = {"region": None, "structures": None, "region_contrast": np.inf, "scattered": False}
+NO_REGION = {
+    "region": None,
+    "structures": None,
+    "region_contrast": np.inf,
+    "scattered": False,
+    "gap": 0.0,
+}
 ENOUGH = 10  # cases with masks, to tell how much their sizes vary
 FEW_CASES, VARIOUS = 60, 0.12  # up to and from which patches are changed most
 ALIKE = 0.8  # of the spread in mm: structures that are so much more alike in voxels
 VARIED = 0.1  # spread of the logarithm of the size in mm, under which all are alike
-RARE = 0.1  # share of the cases up to which a label may be in them by a slip of the hand
 COARSE_VOXELS, LEAST_VOXELS = 30, 5  # that all structures, and each, must have at a first look
 
 
@@ -57,7 +65,7 @@ def plan(wanted, facts, most_voxels):
     """
     assumed = () if wanted.spacing_mm and wanted.assumed_mm is None else wanted.assumed_mm
     assumed = settle(assumed, choose_assumed_spacing, facts)
-    facts = [{**fact, "spacing_mm": assumed or fact["spacing_mm"]} for fact in facts]
+    facts = [_assume(fact, assumed) for fact in facts] if assumed else facts
     shapes = np.array([fact["shape"] for fact in facts])
     spacings = np.array([fact["spacing_mm"] for fact in facts])
     spacing = settle(wanted.spacing_mm, choose_spacing, np.median(shapes, axis=0), spacings)
@@ -79,10 +87,17 @@ def plan(wanted, facts, most_voxels):
         "empty_space": settle(wanted.empty_space, choose_empty_space, facts),
         "least_contrast": settle(wanted.least_contrast, choose_least_contrast, facts, coarse),
         "margin": settle(wanted.margin, lambda: MARGIN if coarse else 0.0),
+        "gap_mm": settle(wanted.gap_mm, choose_gap, facts, () if wanted.ignore else coarse),
+        "rotation_deg": settle(wanted.rotation_deg, choose_rotation, facts),
         "strength": settle(wanted.strength, choose_strength, facts, dimensions),
         "ignore": settle(wanted.ignore, lambda: 0),
         "regions": settle(wanted.regions, dict),
     }
+
+
+def _assume(fact, spacing_mm):
+    longer = np.max(np.divide(spacing_mm, fact["spacing_mm"]))
+    return {**fact, "spacing_mm": spacing_mm, "gap": longer * fact["gap"]}
 
 
 def _choose_looks(wanted, facts, shape, spacing_mm, dimensions, most_voxels):
@@ -134,16 +149,15 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
     dict
         ``shape`` of the box of the body; ``spacing_mm``; number of ``channels``;
         ``brightest_sd``, by how many standard deviations the brightest voxel of a channel lies
-        above its mean; ``sides``, by label, how far it lies from the middle of the foreground
-        along x, in widths of the foreground; ``aside``, how far the foreground lies from the
-        middle of the body's box, in widths of that; ``most_in_void``, the largest share of a
-        label's voxels that lies where nothing has signal; ``contrast`` that 99.9 % of the voxels
-        of every label exceed, 0 without a mask; ``region``, the shape of the box around all
-        structures with its margin, and ``structures``, without it, None without a mask; ``spans``,
-        by label, the share of the body's box that its own box with the margin takes;
+        above its mean; what `unetseg.orientation.describe_position` tells of the mask;
+        ``most_in_void``, the largest share of a label's voxels that lies where nothing has signal;
+        ``contrast`` that 99.9 % of the voxels of every label exceed, 0 without a mask; ``region``,
+        the shape of the box around all structures with its margin, and ``structures``, without
+        it, None without a mask; ``spans``, by label, the share of the body's box that its own box
+        with the margin takes;
         ``region_contrast``, the same contrast if the region were all of the scan; ``scattered``,
-        whether pieces lie outside of the box of the large ones with its margin; ``voxels`` by
-        label.
+        whether pieces lie outside of the box of the large ones with its margin; ``gap``, how far
+        they lie apart in mm (`unetseg.pieces.measure_gap`); ``voxels`` by label.
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()
@@ -153,7 +167,7 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         "spacing_mm": spacing_mm,
         "channels": image.shape[3],
         "brightest_sd": max(_brightest_sd(channel) for channel in voxels.T),
-        **(_describe_sides(mask, body) if labelled else NO_SIDES),
+        **(describe_position(mask, body) if labelled else NOWHERE),
         "most_in_void": _most_in_void(mask, body, spacing_mm) if labelled else 0.0,
         "contrast": _least_contrast(mask, image, body, spacing_mm) if labelled else 0.0,
         **(_describe_region(image, mask, body, spacing_mm, margin) if labelled else NO_REGION),
@@ -167,8 +181,11 @@ def _describe_region(image, mask, body, spacing_mm, margin):
     box = widen(inner, margin, mask.shape)
     contrast = _least_contrast(mask[box], image[box], body[box], spacing_mm)
     shapes = {"region": mask[box].shape, "structures": mask[inner].shape}
-    large = widen(find_box(find_structures(mask)), margin, mask.shape)
-    return {**shapes, "region_contrast": contrast, "scattered": meet(inner, large) != inner}
+    structures = find_structures(mask)
+    large = widen(find_box(structures), margin, mask.shape)
+    gap = measure_gap(structures, spacing_mm, margin)
+    apart = {"scattered": meet(inner, large) != inner, "gap": gap}
+    return {**shapes, **apart, "region_contrast": contrast}
 
 
 def _count_voxels(mask):
@@ -191,17 +208,6 @@ def _measure_spans(mask, labels, body, margin):
 def _brightest_sd(voxels):
     spread = voxels.std()
     return (voxels.max() - voxels.mean()) / spread if spread > 0 else 0.0
-
-
-def _describe_sides(mask, body):
-    foreground, across = mask != 0, find_box(body)[0]
-    values = np.unique(mask[foreground]).tolist()
-    middle = ndimage.center_of_mass(foreground)[0]
-    width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1
-    centres = ndimage.center_of_mass(foreground, mask, values)
-    sides = {v: (c[0] - middle) / width for v, c in zip(values, centres, strict=True)}
-    aside = (middle - (across.start + across.stop - 1) / 2) / (across.stop - across.start)
-    return {"sides": sides, "aside": aside}
 
 
 def _most_in_void(mask, body, spacing_mm):
@@ -533,6 +539,32 @@ def _list_medians(numbers):
     return [float(np.median(of_label)) for of_label in usual]
 
 
+def choose_gap(facts, coarse_mm):
+    """How far pieces of the structures may lie apart at a first look.
+
+    Parameters
+    ----------
+    facts : list of dict
+        As `describe_case` returns them.
+    coarse_mm : tuple of float
+        As `choose_coarse_spacing` returns it.
+
+    Returns
+    -------
+    float
+        Millimetres: the gap that nine of ten cases do not exceed, at least a voxel. 0, no limit,
+        for one look, if more than a tenth of the cases have scattered pieces, or with less than 10
+        masks: a second lesion, say, might be missing by chance.
+    """
+    labelled = _with_masks(facts)
+    scattered = sum(fact["scattered"] for fact in labelled)
+    if not coarse_mm or len(labelled) < ENOUGH or scattered > RARE * len(labelled):
+        return 0.0
+    finest = np.median([np.min(fact["spacing_mm"]) for fact in labelled])
+    usual = np.quantile([fact["gap"] for fact in labelled], 1 - RARE)
+    return significant(max(usual, finest), 3)
+
+
 def holds_much(patch, shape):
     """Whether a patch holds at least three quarters of a typical scan."""
     return np.prod(np.minimum(patch, shape)) >= SEEN * np.prod(shape)
@@ -573,55 +605,6 @@ def choose_labels(facts):
 def choose_channels(facts):
     """Count the channels of the first case."""
     return facts[0]["channels"]
-
-
-def choose_mirror_axes(facts, labels, patch):
-    """Axes along which patches are mirrored.
-
-    Parameters
-    ----------
-    facts : list of dict
-        As `describe_case` returns them.
-    labels : iterable of int
-    patch : tuple of 3 int
-
-    Returns
-    -------
-    tuple of int
-        x, left to right, unless a label lies to one side of the whole foreground, on average by
-        more than 2 % of its width and by more than chance (twice its standard error; labels of a
-        tenth of the cases or less are left out, and cases with that label alone); or unless all
-        structures together lie off the middle of the body, as one of a pair does: by more than
-        5 % of its width on average, to the same side in nine of ten cases, of which 6 are needed
-        to tell. None without masks, or for slices across x.
-    """
-    labelled = _with_masks(facts)
-    asides = [fact["aside"] for fact in labelled]
-    sides = [_list_sides(labelled, label) for label in labels]
-    sided = _lie_aside(asides) or any(map(_lie_to_one_side, sides))
-    return (0,) if labelled and patch[0] > 1 and not sided else ()
-
-
-def _list_sides(facts, label):
-    there = [fact["sides"] for fact in facts if label in fact["sides"]]
-    if len(there) <= RARE * len(facts):
-        return []
-    return [sides[label] for sides in there if len(sides) > 1]  # alone it is all the foreground
-
-
-def _lie_to_one_side(offsets):
-    if not offsets:
-        return False
-    far, count = abs(np.mean(offsets)), len(offsets)
-    chance = 2 * np.std(offsets, ddof=1) / np.sqrt(count) if count > 1 else 0
-    return far >= SIDED and far > chance
-
-
-def _lie_aside(asides):
-    if len(asides) < PAIRED:
-        return False
-    same = max(np.mean(np.sign(asides) == side) for side in (-1, 1))
-    return abs(np.mean(asides)) > ASIDE and same >= TOGETHER
 
 
 def has_several_slices(shape, patch, dimensions):

@@ -7,9 +7,10 @@ import numpy as np
 
 from unetseg import ensemble
 from unetseg._base import require
-from unetseg.body import find_box, find_structures, widen
+from unetseg.body import find_box, widen
 from unetseg.ensemble import along, map_bytes, predict_blocks, predict_maps
 from unetseg.model import usual_settings
+from unetseg.pieces import find_structures, keep_together
 from unetseg.prepared import FirstLook
 from unetseg.reliability import soften
 
@@ -179,13 +180,38 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     first = preprocessor.coarse.prepare(case, loaded=loaded)
     maps = predict_maps(models, first, first.preprocessor, overlap, mirror_axes)
     mean = maps.mean(axis=0)
-    region = find_region(mean.argmax(axis=-1), first)
+    region = find_region(find_classes(mean, first), first)
     if region is None:  # then around what might be something
-        region = find_region((mean[..., 0] < SURE).astype(np.uint8), first)
+        region = find_region(mean[..., 0] < SURE, first)
     if region is None:
         return first
     closer = preprocessor.prepare(case, loaded=loaded, region=region)
     return replace(closer, first=FirstLook(first.place, maps))
+
+
+def find_classes(probabilities, first):
+    """Tell what is seen at a first look.
+
+    Parameters
+    ----------
+    probabilities : (x, y, z, class) ndarray of float
+    first : unetseg.prepared.Prepared
+        What the network saw.
+
+    Returns
+    -------
+    (x, y, z) ndarray of integers
+        The most likely classes; 0 too where they lie further from the rest than the preprocessor's
+        ``reach_mm`` (`unetseg.pieces.keep_together`).
+    """
+    settings, inner = first.preprocessor, first.place.inner
+    classes = probabilities.argmax(axis=-1)
+    if settings.reach_mm:
+        spacing, patch = settings.spacing_mm, settings.patch
+        across = patch.index(1) if 1 in patch else int(np.argmax(spacing))
+        together = keep_together(probabilities[inner], settings.reach_mm, spacing, across)
+        classes[inner] *= together
+    return classes
 
 
 def find_region(classes, first):
@@ -193,7 +219,7 @@ def find_region(classes, first):
 
     Parameters
     ----------
-    classes : (x, y, z) ndarray of integers
+    classes : (x, y, z) ndarray of integers or bool
         That the network sees at its first look.
     first : unetseg.prepared.Prepared
         What it saw.
@@ -202,7 +228,7 @@ def find_region(classes, first):
     -------
     tuple of 3 slice, or None
         Part of the native grid: the box of what was found, stray pieces left out
-        (`unetseg.body.find_structures`), with the margin of the preprocessor, which is at least
+        (`unetseg.pieces.find_structures`), with the margin of the preprocessor, which is at least
         one and a half of the voxels that the network saw. None if nothing was found.
     """
     place = first.place

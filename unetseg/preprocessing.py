@@ -12,13 +12,24 @@ from unetseg.annotation import IGNORED, drop_ignored, split_ignored
 from unetseg.augmentation import Sampling
 from unetseg.body import find_body, find_box, find_void, meet, widen
 from unetseg.grids import Place, zoom, zoom_labels
+from unetseg.orientation import USUAL_DEG
 from unetseg.planning import coarse_axis
 from unetseg.prepared import Prepared
 from unetseg.rules import check_settings
 from unetseg.run.layout import Run, read_json, write_checked
 from unetseg.run.machine import describe_hardware
 
+FURTHER = 1.5  # times as far as in training pieces may lie apart
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
+LISTED = (
+    "spacing_mm",
+    "patch",
+    "mirror_axes",
+    "planes",
+    "coarse_mm",
+    "assumed_mm",
+    "rotation_deg",
+)
 # What files of version 0.1 do not tell.
 OLDER = {
     "neighbours": 0,
@@ -27,6 +38,8 @@ OLDER = {
     "least_contrast": 0.0,
     "coarse_mm": (),
     "margin": 0.0,
+    "gap_mm": 0.0,
+    "rotation_deg": USUAL_DEG,
     "assumed_mm": (),
     "strength": 0.5,
     "ignore": 0,
@@ -113,6 +126,15 @@ class Preprocessor:
         Names of sets of label values, nested or overlapping, such as ``{"whole tumour": (1, 2, 3),
         "core": (2, 3)}``: Dice in the loss is then of these, and they are scored beside the
         labels. Chosen: none.
+    gap_mm : float, optional
+        Between pieces of the structures, at most: what lies further from the rest at a first look
+        is left out (`unetseg.pieces.keep_together`); 0 for no such limit. Chosen: what nine of ten
+        cases do not exceed, at least a voxel, but no limit for one look, less than 10 masks or
+        scattered pieces (`unetseg.planning.choose_gap`).
+    rotation_deg : tuple of 3 float, optional
+        By which patches are turned in training about x, y and z at a strength of 1, to both sides.
+        Chosen: 15, 15 and 30, but more about an axis about which the labels lie turned further
+        from case to case (`unetseg.orientation.choose_rotation`).
     """
 
     spacing_mm: tuple | None = None
@@ -132,10 +154,12 @@ class Preprocessor:
     strength: float | None = None
     ignore: int | None = None
     regions: dict | None = None
+    gap_mm: float | None = None
+    rotation_deg: tuple | None = None
 
     def __post_init__(self):
         """Check the settings."""
-        for name in ("spacing_mm", "patch", "mirror_axes", "planes", "coarse_mm", "assumed_mm"):
+        for name in LISTED:
             if np.iterable(getattr(self, name)):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.regions:
@@ -192,6 +216,16 @@ class Preprocessor:
         return replace(self, spacing_mm=self.coarse_mm, coarse_mm=(), planes=plane)
 
     @property
+    def reach_mm(self):
+        """How far what was found at a first look may lie from the rest, 0 for no limit.
+
+        Half as far again as `gap_mm`, and one of its voxels, which it may have overlooked.
+        """
+        if not self.gap_mm:
+            return 0.0
+        return FURTHER * self.gap_mm + float(np.median(self.coarse_mm or self.spacing_mm))
+
+    @property
     def flat_axis(self):
         """Axis in which patches are not turned: across slices, or of low resolution, or None."""
         if 1 in self.patch:
@@ -209,6 +243,7 @@ class Preprocessor:
             neighbours=self.neighbours or 0,
             planes=self.planes or (),
             strength=1.0 if self.strength is None else self.strength,
+            rotation_deg=self.rotation_deg or USUAL_DEG,
             unit=0.25 if self.normalisation == "percentile" else 1.0,
         )
 

@@ -61,7 +61,9 @@ def _list_rules(patch):
         ("empty_space", lambda v: v in EMPTY_SPACE, f"one of {EMPTY_SPACE}"),
         ("least_contrast", lambda v: v >= 0, "0 or more"),
         ("coarse_mm", lambda v: v == () or _is_triple(v), f"{TRIPLE}, or nothing"),
+        ("gap_mm", lambda v: 0 <= v < np.inf, "0 or more"),
         ("assumed_mm", lambda v: v == () or _is_triple(v), f"{TRIPLE}, or nothing"),
+        ("rotation_deg", _is_rotation, "three numbers from 0 to 180"),
         ("strength", lambda v: 0 <= v <= 1, "in [0, 1]"),
         ("margin", lambda v: v >= 0, "0 or more"),
         ("ignore", lambda v: v == int(v), "a whole number, 0 for none"),
@@ -71,6 +73,10 @@ def _list_rules(patch):
 
 def _is_triple(value):
     return np.shape(value) == (3,) and min(value) > 0
+
+
+def _is_rotation(value):
+    return np.shape(value) == (3,) and all(0 <= degrees <= 180 for degrees in value)
 
 
 def _require_regions(preprocessor):

@@ -11,9 +11,9 @@ from scipy.stats import bootstrap, wilcoxon
 
 from unetseg import nifti
 from unetseg._base import refuse_any, require
-from unetseg.body import keep_largest
 from unetseg.digits import decimals_for, short
 from unetseg.metrics import METRICS, score_case
+from unetseg.pieces import keep_largest
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading.tables import read_results
 from unetseg.run.fingerprints import fingerprint

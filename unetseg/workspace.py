@@ -11,8 +11,8 @@ import pandas as pd
 from unetseg import cases, earlier, nifti, reliability, scores, settings, sharing
 from unetseg._base import require, write_json, write_table
 from unetseg._base import sha256 as sha256  # for those who look for it here, as the next one
-from unetseg.body import keep_largest
 from unetseg.packages import install_missing as install_missing
+from unetseg.pieces import keep_largest
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading import folders
 from unetseg.reading.tables import read_results
