@@ -89,12 +89,13 @@ def test_weights_of_another_builder_are_refused_by_name(results):
         load_models(results, build_model=narrower)
 
 
-def make_experiment(folder, *limits, temperature=None, channels=1):
+def make_experiment(folder, *limits, temperature=None, channels=1, mirror_axes=None, augment=True):
     """One finished fold per limit: the probability of "five" is 1 / (1 + exp(limit - x))."""
-    preprocessor = Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, channels, "none")
+    how = {"normalisation": "none", "mirror_axes": mirror_axes}
+    preprocessor = Preprocessor((1, 2, 3), (8, 8, 1), {5: "five"}, channels, **how)
     folder.mkdir(exist_ok=True)
     settings = {"builder": "mine.build_scale", "model_args": {}, "seed": 0}
-    settings |= {"recipe": {"epochs": 1, "precision": "float32"}}
+    settings |= {"recipe": {"epochs": 1, "precision": "float32", "augment": augment}}
     settings |= {"preprocessor": asdict(preprocessor)}
     about = {"settings": settings, "precision": "float32", "batch_size": 1}
     preprocessor.save(folder / "preprocessor.json")
@@ -185,6 +186,37 @@ def test_scans_are_segmented_and_described_as_counted_by_hand(tmp_path, predict,
     names |= {"done/a.json", "done/b.json", "predictions.csv", "scans.csv"}
     assert files_in(tmp_path / "out") == names
     np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), 5 * (blocks() > 50))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"folds": (fold for fold in (0, 1))},
+        {"mirror_axes": {0}},
+        {"mirror_axes": np.array([0])},
+        {"mirror_axes": range(1), "overlap": np.float32(0.25), "temperature": np.float64(2)},
+    ],
+)
+def test_what_is_asked_for_may_be_any_iterable_or_number(change, predict, tmp_path, write_case):
+    results = make_experiment(tmp_path / "experiment", 40, 50, mirror_axes=(0,))
+    table = predict([write_case(tmp_path, "a", blocks())], results, **change)
+    assert table["problem"].tolist() == [""]
+
+
+@pytest.mark.parametrize(("augment", "axes"), [(True, (0,)), (False, ())])
+def test_what_was_never_mirrored_in_training_is_not_in_prediction(
+    augment, axes, predict, tmp_path, write_case, monkeypatch
+):
+    seen, real = [], inference.predict_case
+
+    def note(models, case, preprocessor, **kwargs):
+        seen.append(preprocessor.mirror_axes)
+        return real(models, case, preprocessor, **kwargs)
+
+    monkeypatch.setattr(inference, "predict_case", note)
+    results = make_experiment(tmp_path / "mine", 40, mirror_axes=(0,), augment=augment)
+    predict([write_case(tmp_path, "a", blocks())], results)
+    assert seen == [axes]
 
 
 def test_the_largest_piece_alone_is_written_where_cross_validation_decided_so(

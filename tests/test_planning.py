@@ -8,6 +8,7 @@ from unetseg.planning import (
     choose_empty_space,
     choose_least_contrast,
     choose_normalisation,
+    choose_patch,
     choose_spacing,
     coarse_axis,
     describe_case,
@@ -65,6 +66,18 @@ def test_more_than_a_slip_of_the_hand_in_the_air_is_meant(shares, expected):
 )
 def test_the_median_case_decides_on_the_normalisation(far, expected):
     assert choose_normalisation([{"brightest_sd": value} for value in far]) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "dimensions", "planes", "most", "expected"),
+    [
+        ((1, 8, 8), 2, (0,), 32, (1, 8, 8)),
+        ((8, 8, 8), 3, None, 256, (8, 8, 8)),
+        ((16, 8, 8), 3, None, 256, (8, 8, 8)),
+    ],
+)
+def test_a_patch_is_not_cut_to_nothing(shape, dimensions, planes, most, expected):
+    assert choose_patch(shape, (1, 1, 1), dimensions, planes, most) == expected
 
 
 def test_the_least_contrast_is_half_of_that_of_the_dullest_case():

@@ -74,6 +74,18 @@ def test_a_retraining_that_was_stopped_goes_on_and_trains_no_fold_twice(copy, ca
     assert [name for name, *_ in trained] == ["fold_1"]
 
 
+def test_a_model_on_all_cases_that_is_new_does_not_stand_for_a_retraining(copy, cases, trained):
+    cross_validate(cases, copy, retrain=True, final=True, **SETTINGS)
+    assert [name for name, *_ in trained] == ["fold_0", "fold_1", "final"]
+
+
+def test_a_cache_that_is_not_there_yet_is_made(cases, tmp_path, monkeypatch, in_process):
+    caches, cache = [], tmp_path / "new" / "cache"
+    monkeypatch.setattr(training, "_train_fold", lambda *args: caches.append(args[5]))
+    cross_validate(cases, tmp_path / "results", cache_dir=cache, **SETTINGS)
+    assert caches == [cache, cache]
+
+
 def test_a_retraining_that_goes_on_leaves_no_fold_of_older_files(copy, own, trained):
     (copy / "fold_1/done.json").unlink()
     redraw(own[1].mask)
@@ -83,7 +95,7 @@ def test_a_retraining_that_goes_on_leaves_no_fold_of_older_files(copy, own, trai
 
 @pytest.mark.parametrize(
     ("change", "where"),
-    [({"learning_rate": 0.0}, r"recipe\.learning_rate"), ({"filters": 5000}, "filters")],
+    [({"batch_size": 65537}, "batch_size"), ({"filters": 5000}, "filters")],
 )
 def test_settings_that_could_not_be_read_again_are_not_written(cases, tmp_path, change, where):
     arguments = SETTINGS["model_args"] | {k: v for k, v in change.items() if k == "filters"}

@@ -22,19 +22,24 @@ UNDERSTOOD = [
     ("PATCH", None, ["auto", "AUTO", " Auto ", "", "'auto'", None, "None"]),
     ("PLANES", None, ["auto", None]),
     ("DIMENSIONS", None, ["auto", None]),
-    ("MIRROR_AXES", None, ["auto", "Auto"]),
+    ("MIRROR_AXES", None, ["auto", "Auto", None]),
     ("KERNELS", None, ["auto", None]),
     ("SPACING_MM", (1.5, 1.5, 3.0), ["1.5 1.5 3", "[1.5, 1.5, 3]", "1,5; 1,5; 3", "1,5 1,5 3"]),
     ("SPACING_MM", (1.5, 1.5, 3.0), ["1,5, 1,5, 3", "1.5x1.5x3", [1.5, 1.5, 3], "1.5,1.5, 3.0"]),
     ("SPACING_MM", (0.05, 0.05, 0.0004), [".05 .05 4e-4", "0.05,0.05,0.0004"]),
-    ("MIRROR_AXES", (), ["none", "None", None, "[]", "()", []]),
+    ("MIRROR_AXES", (), ["none", "None", "[]", "()", []]),
     ("MIRROR_AXES", (0,), ["[0]", "0", 0, "x", "X", (0,)]),
     ("MIRROR_AXES", (0, 1), ["[0, 1]", "0 1", "x, y", "xy", "0;1"]),
     ("PLANES", (2, 0), ["[2, 0]", "z x"]),
     ("DIMENSIONS", 3, ["3", 3, 3.0, "3D", "3d", "3-D", "3 D"]),
     ("DIMENSIONS", 2, ["2d"]),
     ("NORMALISATION", "zscore", ["zscore", "Z-score", "z score"]),
-    ("NORMALISATION", "none", ["none", "None", None]),
+    ("NORMALISATION", None, ["auto", None]),
+    ("NORMALISATION", "none", ["none", "None"]),
+    ("MODELS", None, ["folds", "Folds", None]),
+    ("MODELS", ["final"], ["final", "Final"]),
+    ("AVERAGE_OF", ["a_run", "b_run"], ["a_run, b_run", "a_run; b_run"]),
+    ("AVERAGE_OF", [], ["", []]),
     ("STEPS", 100, ["100", 100, 100.0, "1e2", "1E2", " 100 "]),
     ("STEPS", None, ["auto", None]),
     ("NEIGHBOURS", 0, ["0", 0]),
@@ -67,6 +72,28 @@ def test_settings_are_understood_as_people_type_them(name, meant, typed):
     value = settings.read(name, typed)
     assert value == meant
     assert type(value) is type(meant)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"), [(name, typed) for name, _, all_ in UNDERSTOOD for typed in all_]
+)
+def test_what_was_understood_is_understood_again_as_a_cell_may_run_twice(name, typed):
+    meant = settings.read(name, typed)
+    again = settings.read(name, meant)
+    assert again == meant
+    assert type(again) is type(meant)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_settings_of_a_notebook_are_understood_twice_alike(path):
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    (form,) = [cell for cell in cells if re.search(r"^EXPERIMENT = ", cell, re.M)]
+    typed = {}
+    exec(form, typed)  # of the notebook, which would be run
+    settings.update(typed)
+    once = dict(typed)
+    settings.update(typed)
+    assert typed == once
 
 
 REFUSED = [

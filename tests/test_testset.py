@@ -187,6 +187,28 @@ def test_what_floating_point_leaves_of_nothing_is_nothing(experiment, batch):
     assert (far["held"] == "yes").all()
 
 
+def test_a_structure_that_was_not_found_leaves_a_claim_of_distances_unknown(experiment, batch):
+    place, scans = batch
+    for scan in scans:
+        shutil.copy(scan.mask, place.label(scan.id))
+    labels, _ = nifti.load_mask(scans[0].mask)
+    nifti.save_mask(place.label("n0"), np.where(labels == 4, 0, labels), scans[0].files[0])
+    tested = testset.score_batch(experiment.folder, place, scans)
+    claim = tested.claim.set_index(["name", "metric"])
+    far = claim.loc[("label 4", "hd95_mm")]
+    assert far[["n", "left_out", "held"]].tolist() == [3, 1, "not known"]
+    assert claim.loc[("label 1", "hd95_mm"), ["left_out", "held"]].tolist() == [0, "yes"]
+    assert "not known of label 4 (hd95_mm): too few patients, or distances that are" in tested.said
+    assert "left out" in place.report.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_the_report_says_of_simulated_scans_that_they_are(experiment, batch, simulated):
+    place, scans = batch
+    testset.score_batch(experiment.folder, place, scans, simulated=simulated)
+    assert ("simulated" in place.report.read_text(encoding="utf-8")) is simulated
+
+
 def test_patients_count_once_in_the_claim(experiment, batch):
     place, scans = batch
     one = [replace(scan, group="same") for scan in scans[:4]]

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 from training_helpers import SETTINGS, weights
@@ -73,14 +74,26 @@ def test_deeper_networks_keep_what_is_alike():
     assert "begins anew" in said[-1]
 
 
+def test_the_classes_of_a_deeper_network_are_not_sought_in_a_hidden_layer():
+    net = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(3)])
+    before = keras.Sequential([keras.layers.Dense(width) for width in (4, 4, 3)])
+    for one in (net, before):
+        one.build((None, 2))
+    kept = net.layers[1].get_weights()
+    (said,) = transfer.transfer(net, before, [1, 2], [1, 2])
+    assert "layer 2 of 2" in said
+    assert "begins anew" in said
+    assert_same(net.layers[0], before.layers[0])
+    for now, then in zip(net.layers[1].get_weights(), kept, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 @pytest.fixture(scope="module")
 def continued(run, cases, tmp_path_factory):
     """A run that starts from `run`, with a model on all cases, its callbacks and weights."""
     folder = tmp_path_factory.mktemp("continued")
 
     def watch(fold_dir):
-        import keras
-
         return [keras.callbacks.CSVLogger(fold_dir / "watched.csv")]
 
     more = {"final": True, "callbacks": watch, "class_weights": {1: 2.0}}

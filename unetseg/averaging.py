@@ -16,6 +16,7 @@ from unetseg.metrics import dice
 from unetseg.prediction import combine, predict_case
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading.tables import read_results
+from unetseg.recipe import recall_preprocessor
 from unetseg.run import processes, state
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run, read_json
@@ -144,7 +145,7 @@ def _predict_fold(drafts, number, val):
 
 def _load(drafts, name, number):
     parent = Run(drafts.run.parents / name)
-    return load_models(parent.folder, folds=[number]), Preprocessor.load(parent.preprocessor)
+    return load_models(parent.folder, folds=[number]), recall_preprocessor(parent.folder)
 
 
 def _finish(drafts, sources, folds, by_id, temperatures):

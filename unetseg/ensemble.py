@@ -114,7 +114,7 @@ def predict_blocks(models, prepared, preprocessor, overlap, mirror_axes):
     preprocessor : Preprocessor
     overlap : float
     mirror_axes : tuple of {0, 1, 2}
-        As for `unetseg.inference.predict_case`.
+        As for `unetseg.prediction.predict_case`.
 
     Yields
     ------

@@ -1,6 +1,5 @@
 """Inference: the trained models of an experiment, and new scans by all of them together."""
 
-import json
 import math
 import sys
 import time
@@ -21,7 +20,7 @@ from unetseg.model import build_unet
 from unetseg.pieces import keep_largest
 from unetseg.prediction import combine, predict_case, prepare_case, settle_settings
 from unetseg.preprocessing import Preprocessor
-from unetseg.recipe import recall_plan
+from unetseg.recipe import recall_plan, recall_preprocessor
 from unetseg.reliability import describe_votes
 from unetseg.run import batches, drive, machine, processes
 from unetseg.run.layout import Batch, Run, list_hashes, read_json
@@ -97,7 +96,9 @@ def predict_scans(
     maps=MAPS,
     backup_dir=None,
     memory_bytes=None,
-    **kwargs,
+    overlap=None,
+    mirror_axes=None,
+    temperature=None,
 ):
     """Segment new scans with all folds of an experiment, each scan on its own.
 
@@ -120,7 +121,7 @@ def predict_scans(
         function, are never replaced.
     build_model : callable, default build_unet
         The builder that the models were trained with.
-    folds
+    folds : sequence of int or str, optional
         As for `load_models`.
     n_jobs : int, optional
         Processes, as joblib understands it: by default 1, or what `joblib.parallel_config` says,
@@ -132,8 +133,9 @@ def predict_scans(
         end, also if this is stopped or fails.
     memory_bytes : int, optional
         That a scan may take; by default what is free when its turn comes.
-    **kwargs
-        As for `predict_case`; the temperature is by default that of `load_temperature`.
+    overlap, mirror_axes, temperature : optional
+        As for `predict_case`, whose defaults they have; but the temperature is by default that of
+        `load_temperature`.
 
     Returns
     -------
@@ -155,17 +157,23 @@ def predict_scans(
     twice = sorted({case_id for case_id in ids if ids.count(case_id) > 1})
     refuse_any(twice, "scans:", "ids stand twice", "Rename.")
     run = Run(results_dir)
-    settings = {"temperature": load_temperature(run.folder), **kwargs}
+    folds = None if folds is None else tuple(folds)
+    usual = temperature is None
+    settings = {"temperature": load_temperature(run.folder) if usual else float(temperature)}
+    if overlap is not None:
+        settings["overlap"] = float(overlap)
+    if mirror_axes is not None:
+        settings["mirror_axes"] = [int(axis) for axis in mirror_axes]
     order = Order(
         run=run,
         batch=Batch(Path(folder)),
         preprocessor=Preprocessor.load(run.preprocessor),
         members=tuple(run.list_members()),
         build_model=build_model,
-        folds=folds and tuple(folds),
+        folds=folds,
         models=tuple(list_hashes(run.list_members(), folds)),
         maps=maps,
-        settings=json.loads(json.dumps(settings)),
+        settings=settings,
         memory_bytes=memory_bytes,
         largest=_recall_largest(run),
     )
@@ -277,7 +285,7 @@ def _load_ensembles(order):  # the hashes tell one training from another
 
 def _load_member(member, order):
     models = load_models(member.folder, build_model=order.build_model, folds=order.folds)
-    return models, Preprocessor.load(member.preprocessor)
+    return models, recall_preprocessor(member.folder)
 
 
 def _check_ensemble(order):

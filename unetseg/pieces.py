@@ -31,8 +31,6 @@ def keep_largest(classes, values):
         first stays.
     """
     kept = classes.copy()
-    if not len(values):
-        return kept
     for value in values:
         there = classes == value
         if there.any():

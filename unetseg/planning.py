@@ -443,7 +443,7 @@ def choose_patch(shape, spacing_mm, dimensions, planes, most_voxels):
     -------
     tuple of 3 int
         The shape, rounded up to what can be halved three times (short axes less often), cut along
-        its longest side in mm until it is small enough.
+        its longest side in mm until it is small enough, or no axis has more than 8 voxels.
     """
     shape = np.array(shape)
     if dimensions == 2 and 1 not in shape:
@@ -455,6 +455,8 @@ def choose_patch(shape, spacing_mm, dimensions, planes, most_voxels):
     shortest = np.minimum(patch, 8)
     while np.prod(patch) > most_voxels:
         lengths_mm = np.where(patch - multiple >= shortest, patch * spacing_mm, 0)
+        if not lengths_mm.any():
+            break
         axis = np.argmax(lengths_mm)
         patch[axis] -= multiple[axis]
     return tuple(patch.tolist())

@@ -76,6 +76,8 @@ class Recipe:
             ("steps", self.steps is None or self.steps >= 1, "at least 1"),
             ("minutes", self.minutes is None or self.minutes > 0, "above 0"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
+            ("learning_rate", 0 < self.learning_rate < np.inf, "above 0"),
+            ("weight_decay", 0 <= self.weight_decay < np.inf, "0 or more"),
             ("warmup", 0 <= self.warmup < 1, "in [0, 1)"),
             ("averaging", 0 <= self.averaging <= 1, "in [0, 1]"),
             ("foreground", 0 <= self.foreground <= 1, "in [0, 1]"),
@@ -176,6 +178,24 @@ def recall_plan(results_dir, build_model=model.build_unet):
     return Plan(preprocessor, build_model, model_args, recipe, batch_size)
 
 
+def recall_preprocessor(results_dir):
+    """Tell what is done to a scan before the networks of an experiment see it.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+
+    Returns
+    -------
+    Preprocessor
+        That of the experiment; without mirroring if in training nothing was mirrored.
+    """
+    run = Run(results_dir)
+    preprocessor = Preprocessor.load(run.preprocessor)
+    mirrored = read_json(run.experiment)["settings"]["recipe"].get("augment", True)
+    return preprocessor if mirrored else replace(preprocessor, mirror_axes=())
+
+
 def make_plan(
     preprocessor,
     build_model=model.build_unet,
@@ -216,7 +236,8 @@ def make_plan(
     if build_model is model.build_unet:
         axes, strides = 3 - preprocessor.patch.count(1), given.get("strides")
         fits = all(len(stride) == axes and max(stride) > 1 for stride in strides or ())
-        require("strides", strides, fits, f"1 or 2 for each of {axes} axes, not 1 for all of them")
+        allowed = f"whole numbers for each of {axes} axes, not 1 for all of them"
+        require("strides", strides, fits, allowed)
         given = model.plan_unet(preprocessor, **given)
     batch_size = recipe.batch_size or plan_batch(preprocessor.patch)
     return Plan(preprocessor, build_model, given, recipe, batch_size, loss, weights)

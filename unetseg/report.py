@@ -318,14 +318,15 @@ def _tabulate_comparison(compared):
 
 def _tabulate_claim(claim):
     columns = [_column("label", "label"), _column("measure", "text"), _column("here")]
-    columns += [_column("n"), _column("claimed"), _column("n"), _column("difference")]
-    columns += [_column("95 % interval"), _column("held", "words")]
+    columns += [_column("n"), _column("left out"), _column("claimed"), _column("n")]
+    columns += [_column("difference"), _column("95 % interval"), _column("held", "words")]
     rows = []
     for row in claim.to_dict("records"):
         metric = row["metric"]
         here, there = (_say(row[name], metric) for name in ("here", "claimed"))
         difference, low, high = (_say(row[name], metric) for name in ("difference", "low", "high"))
-        numbers = [here, int(row["n"]), there, int(row["claimed_n"]), difference]
+        counts = [int(row[name]) for name in ("n", "left_out", "claimed_n")]
+        numbers = [here, *counts[:2], there, counts[2], difference]
         rows.append([row["name"], TITLES[metric], *numbers, f"{low} to {high}", row["held"]])
     return {"columns": columns, "rows": rows}
 

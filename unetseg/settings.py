@@ -78,9 +78,8 @@ class Choice:
 
     def read(self, text):
         """Forgive case and hyphens."""
-        known = {word: word for word in self.words}
         word = re.sub(r"[\W_]", "", text.casefold())
-        if word not in known:
+        if word not in self.words:
             raise ValueError(f"one of {', '.join(self.words)}")
         return word
 
@@ -152,7 +151,8 @@ class Names:
 
     def read(self, text):
         """Part them at the comma."""
-        names = [name.strip() for name in re.split(r"[,;]", text.strip("[]() ")) if name.strip()]
+        parts = [name.strip(" '\"") for name in re.split(r"[,;]", text.strip("[]() "))]
+        names = [name for name in parts if name]
         if len(names) not in (0, 2):
             raise ValueError("the names of two experiments, with a comma between them")
         return names
@@ -163,10 +163,11 @@ class Models:
     """The models of all folds, or the one that was trained on all cases."""
 
     examples: tuple = ("folds", "final")
+    auto: bool = True
 
     def read(self, text):
         """Give None for all folds, else ``["final"]``."""
-        word = text.casefold()
+        word = text.strip("[]' ").casefold()
         if word not in self.examples:
             raise ValueError("folds or final")
         return None if word == "folds" else ["final"]
@@ -311,7 +312,8 @@ def read(name, value):
     -------
     object
         What is meant: text, a bool, a number, a tuple or a list; None for what is left to be
-        chosen: ``auto``, or None where that cannot mean "not at all".
+        chosen: ``auto`` or a Python None, and the text None where it cannot mean "not at all".
+        What was understood is understood again, so a cell may be run twice.
 
     Raises
     ------
@@ -319,7 +321,7 @@ def read(name, value):
         If it is not understood; names the setting, what is allowed and an example.
     """
     kind, text = SETTINGS[name], _strip(value, SETTINGS[name])
-    if getattr(kind, "auto", False) and _is_left_open(kind, text):
+    if getattr(kind, "auto", False) and (value is None or _is_left_open(kind, text)):
         return None
     try:
         if isinstance(value, bool) and not isinstance(kind, Flag | Text):

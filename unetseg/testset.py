@@ -1,6 +1,7 @@
 """A labelled test set: scored as cross-validation was, and held against what that claimed."""
 
 import contextlib
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ class Tested(NamedTuple):
     claim: pd.DataFrame | None
 
 
-def score_batch(results_dir, batch, scans):
+def score_batch(results_dir, batch, scans, *, simulated=False):
     """Score the predictions of new scans that have masks, on their native grid.
 
     Parameters
@@ -54,6 +55,8 @@ def score_batch(results_dir, batch, scans):
         were trained on, or what they started from (told by the values of the voxels), and whose
         labels a person corrected since. Other scans of patients with the names of trained ones
         are named, and count: elsewhere these may be other people.
+    simulated : bool, default False
+        Whether the report is to say that these are no scans of people.
 
     Returns
     -------
@@ -79,6 +82,7 @@ def score_batch(results_dir, batch, scans):
     _draw(batch, tested, table, spots, preprocessor)
     no_leaks = pd.DataFrame(columns=COLUMNS)
     about = {"leaks": no_leaks, "compared": claim, "batch": batch, "notes": notes}
+    about["simulated"] = simulated
     path = report.write_report(run.folder, table, summary, **about)
     said += [f"{len(tested)} scored.", scores.describe_failures(table), describe_claim(claim)]
     said.append(f"More: {path}")
@@ -209,12 +213,14 @@ def compare_with_claim(table, run):
     -------
     pandas.DataFrame
         A row per label, for Dice and HD95: ``name``, ``metric``; ``n`` patients and their mean
-        ``here``, and ``claimed_n`` and ``claimed``; their ``difference`` with ``low`` and
+        ``here``, of finite values, of which ``left_out`` cases had none; ``claimed_n`` and
+        ``claimed``; their ``difference`` with ``low`` and
         ``high``, the 95 % interval of Welch's t-test on the means of patients, NaN for a single
         one; and ``held``: "yes" unless the interval lies on the worse side of 0, "no" if it does,
-        "not known" without an interval. Without a row if the experiment was not scored.
+        "not known" without an interval, or if distances are infinite here. Without a row if the
+        experiment was not scored.
     """
-    columns = ["name", "metric", "n", "here", "claimed_n", "claimed"]
+    columns = ["name", "metric", "n", "here", "left_out", "claimed_n", "claimed"]
     columns += ["difference", "low", "high", "held"]
     known = run.scores.exists() and not scores.find_stale(run.folder)
     claimed = scores.load_scores(run.scores) if known else table.iloc[:0]
@@ -227,8 +233,10 @@ def compare_with_claim(table, run):
             difference = round(here.mean() - there.mean(), DECIMALS)
             low, high = np.round(_interval(here, there), DECIMALS)
             worse = high < 0 if BETTER[metric] > 0 else low > 0
-            held = "not known" if np.isnan(low) else "no" if worse else "yes"
-            numbers = len(here), here.mean(), len(there), there.mean(), difference, low, high
+            unknown = np.isnan(low) or np.isinf(part[metric].astype(float)).any()
+            held = "no" if worse else "not known" if unknown else "yes"
+            lost = int((~np.isfinite(part[metric].astype(float))).sum())
+            numbers = len(here), here.mean(), lost, len(there), there.mean(), difference, low, high
             rows.append((name, metric, *numbers, held))
     return pd.DataFrame(rows, columns=columns)
 
@@ -242,9 +250,11 @@ def _means(part, metric):
 def _interval(here, there):
     if min(len(here), len(there)) < 2:
         return np.nan, np.nan
-    if not (here.std() or there.std()):
+    if max(np.ptp(here), np.ptp(there)) < 10**-DECIMALS:
         return (here.mean() - there.mean(),) * 2
-    return tuple(ttest_ind(here, there, equal_var=False).confidence_interval(0.95))
+    with warnings.catch_warnings():  # of one that is constant: that does no harm
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return tuple(ttest_ind(here, there, equal_var=False).confidence_interval(0.95))
 
 
 def describe_claim(claim):
@@ -269,7 +279,8 @@ def describe_claim(claim):
     elif len(unknown) < len(claim):
         said.append("What cross-validation claimed held, as far as so many patients can tell.")
     if len(unknown):
-        said.append(f"Whether what it claimed holds is not known of {_name(unknown)}: too few.")
+        reason = "too few patients, or distances that are infinite"
+        said.append(f"Whether what it claimed holds is not known of {_name(unknown)}: {reason}.")
     return " ".join(said)
 
 

@@ -94,7 +94,10 @@ def train_fold(
 
 
 def _open_cache(folder):
-    return contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory()
+    if not folder:
+        return tempfile.TemporaryDirectory()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return contextlib.nullcontext(folder)
 
 
 def _train_fold(plan, train_cases, val_cases, fold_dir, seed, cache, callbacks, start=None):
@@ -286,9 +289,9 @@ def cross_validate(
         if pending:
             require_cache(cases, seen.table, preprocessor, cache_dir)
         # With none pending it still completes a copy on Drive that was cut short.
-        more = {number: (callbacks, starts.get(number)) for number in parts}
+        more = callbacks, starts
         where = {"backup_dir": backup_dir, "cache_dir": cache_dir}
-        _run_folds(plan, run, parts, pending, cases, seed, more, n_jobs=n_jobs, **where)
+        _run_folds(plan, run, parts, pending, cases, seed, *more, n_jobs=n_jobs, **where)
     return folds
 
 
@@ -432,7 +435,10 @@ def _find_pending(run, parts, retrain, cases):
     if retrain:
         now = inputs.list_hashes(inputs.describe_inputs(cases))
         current = {number: state.is_current(run, number, ids, now) for number, ids in parts.items()}
-        return [number for number, done in current.items() if not done] or [*parts]
+        waiting = [number for number, done in current.items() if not done]
+        # Those of a retraining that was stopped; a final model alone may only be asked for now.
+        begun = waiting != [FINAL] or run.fold(FINAL).folder.exists()
+        return waiting if waiting and begun else [*parts]
     finished = {number: state.is_finished(run, number, ids) for number, ids in parts.items()}
     for number, whole in finished.items():
         state.repair(run, number, whole)
@@ -454,7 +460,20 @@ def _write_used(path, seen, folds):
     write_table(path, table[table["case"].isin(inputs.list_used(folds))])
 
 
-def _run_folds(plan, run, parts, pending, cases, seed, more, *, n_jobs, backup_dir, cache_dir):
+def _run_folds(
+    plan,
+    run,
+    parts,
+    pending,
+    cases,
+    seed,
+    make_callbacks,
+    starts,
+    *,
+    n_jobs,
+    backup_dir,
+    cache_dir,
+):
     by_id = {case.id: case for case in cases}
     for number in pending:
         state.clear(run, number, parts[number]["val"], backup_dir)
@@ -466,8 +485,9 @@ def _run_folds(plan, run, parts, pending, cases, seed, more, *, n_jobs, backup_d
                     sides = [[by_id[i] for i in parts[number][part]] for part in ("train", "val")]
                     folder = run.fold(number).folder
                     own_seed = (seed + place) % 2**32
-                    about = plan, *sides, folder, own_seed, cache, *more.get(number, ())
-                    jobs.append(call(folder, _run_fold, *about))
+                    about = plan, *sides, folder, own_seed, cache
+                    own = make_callbacks, starts.get(number)
+                    jobs.append(call(folder, _run_fold, *about, *own))
             with processes.Follower(run.folder, pending, plan.recipe.epochs, backup_dir):
                 processes.run_all(jobs, n_jobs, run.folder)
     except KeyboardInterrupt:

@@ -81,7 +81,8 @@ def transfer(net, earlier, labels, labels_before):
     for place, (layer, other) in enumerate(zip(*pairs, strict=False), 1):
         old, new = other.get_weights(), layer.get_weights()
         where = f"layer {place} of {len(pairs[0])} ({layer.name})"
-        if place == len(pairs[0]) == number and old[0].shape[:-1] == new[0].shape[:-1]:
+        is_last = place == len(pairs[0]) == len(pairs[1]) and len(old) == len(new)
+        if is_last and old[0].shape[:-1] == new[0].shape[:-1]:
             layer.set_weights(_map_classes(old, new, labels, labels_before, where, said))
         elif [w.shape for w in old] == [w.shape for w in new]:
             layer.set_weights(old)

@@ -1,7 +1,6 @@
 """Colab or laptop: where the scans and the results of an experiment are, and kept."""
 
 import functools
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -598,8 +597,7 @@ def prepare(data, experiment, results="results", *, need_data=True):
         If there is no such data folder and it is needed.
     """
     drive.DRIVE, drive.LOCAL = DRIVE, LOCAL
-    plain = re.fullmatch(settings.PLAIN, experiment)
-    require("EXPERIMENT", experiment, plain, "a plain name of letters, digits, '.', '_' and '-'")
+    settings.read("EXPERIMENT", experiment)
     base, here = base_dir(), LOCAL if in_colab() else project_dir()
     sample = str(data) == "sample"
     folder = here / "data" / "sample" if sample else base / Path(data).expanduser()
