@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unetseg import planning
+from unetseg import nifti, planning
 from unetseg.body import meet, widen
 from unetseg.grids import Place, restore_part
 from unetseg.patches import FAR, Looks
@@ -372,6 +372,22 @@ def test_a_slice_that_a_first_look_overlooks_does_not_part_a_structure(spacing_m
     np.testing.assert_array_equal(find_classes(np.eye(2)[classes], first), classes)
     classes[..., 8] = 0  # two slices do
     assert find_classes(np.eye(2)[classes], first)[..., :8].sum() == 0
+
+
+def test_what_a_first_look_leaves_out_counts_as_background_in_both(preprocessor, scan):
+    image, affine = nifti.load_image(scan.image)
+    image[40:52, 30:36, 20:30] = 200  # 8 voxels from the structure, within its margin of 0.9
+    wide = replace(preprocessor, margin=0.9)
+    limited = replace(wide, gap_mm=1.0)
+    both = [
+        prepare_case(Bright(), scan, settings, loaded=(image, affine))
+        for settings in (wide, limited)
+    ]
+    drawn = [predict_case(Bright(), scan, wide, prepared=one).labels for one in both]
+    assert drawn[0][AT].mean() > 0.9
+    assert drawn[0][40:52, 30:36, 20:30].mean() > 0.9
+    assert drawn[1][AT].mean() > 0.9
+    assert drawn[1][40:52, 30:36, 20:30].mean() < 0.1
 
 
 def test_nothing_is_left_out_of_what_might_be_something(preprocessor, scan):

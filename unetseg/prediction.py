@@ -4,13 +4,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from unetseg import ensemble
 from unetseg._base import require
 from unetseg.body import find_box, widen
 from unetseg.ensemble import along, map_bytes, predict_blocks, predict_maps
 from unetseg.model import usual_settings
-from unetseg.pieces import find_structures, keep_together
+from unetseg.pieces import CORNERS, find_structures, keep_together
 from unetseg.prepared import FirstLook
 from unetseg.reliability import soften
 
@@ -180,7 +181,10 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     first = preprocessor.coarse.prepare(case, loaded=loaded)
     maps = predict_maps(models, first, first.preprocessor, overlap, mirror_axes)
     mean = maps.mean(axis=0)
-    region = find_region(find_classes(mean, first), first)
+    classes = find_classes(mean, first)
+    left_out = ndimage.binary_dilation((mean.argmax(axis=-1) > 0) & (classes == 0), CORNERS)
+    maps[:, left_out & (classes == 0)] = np.eye(maps.shape[-1])[0]  # so that it counts nowhere
+    region = find_region(classes, first)
     if region is None:  # then around what might be something
         region = find_region(mean[..., 0] < SURE, first)
     if region is None:
