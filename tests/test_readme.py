@@ -23,7 +23,7 @@ DOCUMENTS += ["results/recipe.md", "results/hippocampus/reliability.md"]
 PUBLISHED = {
     "hippocampus": ("hippocampus", 208, {"Anterior": "Anterior", "Posterior": "Posterior"}),
     "promise12": ("PROMISE12", 35, {"label 1": "prostate"}),
-    "chd_lvrv": ("CHD_LVRV", 46, {"label 1": "left ventricle", "label 2": "right ventricle"}),
+    "chd_lvrv": ("CHD_LVRV", 46, {"LV": "left ventricle", "RV": "right ventricle"}),
 }
 
 
