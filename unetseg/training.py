@@ -289,9 +289,9 @@ def cross_validate(
         if pending:
             require_cache(cases, seen.table, preprocessor, cache_dir)
         # With none pending it still completes a copy on Drive that was cut short.
-        more = callbacks, starts
+        more = {number: (callbacks, starts.get(number)) for number in parts}
         where = {"backup_dir": backup_dir, "cache_dir": cache_dir}
-        _run_folds(plan, run, parts, pending, cases, seed, *more, n_jobs=n_jobs, **where)
+        _run_folds(plan, run, parts, pending, cases, seed, more, n_jobs=n_jobs, **where)
     return folds
 
 
@@ -460,20 +460,7 @@ def _write_used(path, seen, folds):
     write_table(path, table[table["case"].isin(inputs.list_used(folds))])
 
 
-def _run_folds(
-    plan,
-    run,
-    parts,
-    pending,
-    cases,
-    seed,
-    make_callbacks,
-    starts,
-    *,
-    n_jobs,
-    backup_dir,
-    cache_dir,
-):
+def _run_folds(plan, run, parts, pending, cases, seed, more, *, n_jobs, backup_dir, cache_dir):
     by_id = {case.id: case for case in cases}
     for number in pending:
         state.clear(run, number, parts[number]["val"], backup_dir)
@@ -486,8 +473,7 @@ def _run_folds(
                     folder = run.fold(number).folder
                     own_seed = (seed + place) % 2**32
                     about = plan, *sides, folder, own_seed, cache
-                    own = make_callbacks, starts.get(number)
-                    jobs.append(call(folder, _run_fold, *about, *own))
+                    jobs.append(call(folder, _run_fold, *about, *more[number]))
             with processes.Follower(run.folder, pending, plan.recipe.epochs, backup_dir):
                 processes.run_all(jobs, n_jobs, run.folder)
     except KeyboardInterrupt:

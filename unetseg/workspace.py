@@ -597,7 +597,8 @@ def prepare(data, experiment, results="results", *, need_data=True):
         If there is no such data folder and it is needed.
     """
     drive.DRIVE, drive.LOCAL = DRIVE, LOCAL
-    settings.read("EXPERIMENT", experiment)
+    plain = settings.read("EXPERIMENT", experiment) == experiment
+    require("EXPERIMENT", experiment, plain, "a plain name, without spaces around it")
     base, here = base_dir(), LOCAL if in_colab() else project_dir()
     sample = str(data) == "sample"
     folder = here / "data" / "sample" if sample else base / Path(data).expanduser()
