@@ -13,7 +13,7 @@ from unetseg._base import write_table
 from unetseg.cases import view
 from unetseg.plots import show_cases
 from unetseg.preprocessing import Preprocessor
-from unetseg.run import batches
+from unetseg.run import batches, drive
 from unetseg.run.layout import FINAL, Run, list_hashes, read_json
 from unetseg.splits import COLUMNS, TRAINED
 from unetseg.survey import look_through
@@ -85,7 +85,7 @@ def score_batch(results_dir, batch, scans, *, simulated=False):
     about["simulated"] = simulated
     path = report.write_report(run.folder, table, summary, **about)
     said += [f"{len(tested)} scored.", scores.describe_failures(table), describe_claim(claim)]
-    said.append(f"More: {path}")
+    said.append(f"More: {drive.origin(path)}")
     return Tested(" ".join(said), table, summary, claim)
 
 
