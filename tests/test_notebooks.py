@@ -255,7 +255,7 @@ def test_new_scans_are_segmented_and_a_broken_one_is_reported(run):
     said = text_of(executed["04_predict_new_scans"])
     assert "3 scans: 1 with a problem" in said
     assert "2 of 3 scans are segmented." in said
-    assert re.search(r"small\.tar: [\d.]+ MB, SHA-256 [0-9a-f]{64}", said)
+    assert re.search(r"small\.tar: [\d.]+ MB, hash [0-9a-f]{64}", said)
 
 
 def test_new_scans_that_are_finished_are_not_predicted_again(run, tmp_path):
