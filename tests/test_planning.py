@@ -46,6 +46,10 @@ def test_the_brightest_voxel_is_told_in_standard_deviations_of_the_body():
     assert facts["brightest_sd"] == pytest.approx((100 - mean) / spread, rel=1e-4)
 
 
+def test_without_a_mask_nothing_lies_aside():
+    assert describe(head())["aside"] == 0
+
+
 def test_the_label_of_which_most_lies_in_the_air_counts():
     mask = np.zeros((40, 40, 40), np.int32)
     mask[10:30, 12:28, 10:30] = 1

@@ -11,7 +11,7 @@ from unetseg import nifti, planning
 from unetseg.body import meet, widen
 from unetseg.grids import Place, restore_part
 from unetseg.patches import FAR, Looks
-from unetseg.prediction import find_classes, find_region, predict_case, prepare_case
+from unetseg.prediction import find_region, leave_out, predict_case, prepare_case
 from unetseg.preprocessing import Preprocessor
 
 SHAPE, SPACING = (64, 60, 40), (1.0, 1.0, 2.0)
@@ -308,8 +308,16 @@ def first_look(
     whole = tuple(slice(0, length) for length in shape)
     native = tuple(length * step for length in shape)
     place = Place(native, tuple(slice(0, length) for length in native), whole)
-    settings = SimpleNamespace(margin=margin, reach_mm=reach_mm, spacing_mm=spacing_mm, patch=patch)
+    grid = {"spacing_mm": spacing_mm, "flat_axis": patch.index(1) if 1 in patch else None}
+    settings = SimpleNamespace(margin=margin, reach_mm=reach_mm, **grid)
     return SimpleNamespace(place=place, preprocessor=settings)
+
+
+def find_classes(probabilities, first):
+    """What is seen at a first look by one model, without what lies too far from the rest."""
+    maps = np.array([probabilities])
+    leave_out(maps, first)
+    return maps[0].argmax(axis=-1)
 
 
 def test_a_second_look_goes_beyond_what_a_coarse_voxel_may_have_hidden():

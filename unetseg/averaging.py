@@ -16,7 +16,7 @@ from unetseg.metrics import dice
 from unetseg.prediction import combine, predict_case
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading.tables import read_results
-from unetseg.recipe import recall_preprocessor
+from unetseg.recipe import recall_plan
 from unetseg.run import processes, state
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run, read_json
@@ -145,7 +145,7 @@ def _predict_fold(drafts, number, val):
 
 def _load(drafts, name, number):
     parent = Run(drafts.run.parents / name)
-    return load_models(parent.folder, folds=[number]), recall_preprocessor(parent.folder)
+    return load_models(parent.folder, folds=[number]), recall_plan(parent.folder).seen
 
 
 def _finish(drafts, sources, folds, by_id, temperatures):

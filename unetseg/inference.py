@@ -20,7 +20,7 @@ from unetseg.model import build_unet
 from unetseg.pieces import keep_largest
 from unetseg.prediction import combine, predict_case, prepare_case, settle_settings
 from unetseg.preprocessing import Preprocessor
-from unetseg.recipe import recall_plan, recall_preprocessor
+from unetseg.recipe import recall_plan
 from unetseg.reliability import describe_votes
 from unetseg.run import batches, drive, machine, processes
 from unetseg.run.layout import Batch, Run, list_hashes, read_json
@@ -158,8 +158,9 @@ def predict_scans(
     refuse_any(twice, "scans:", "ids stand twice", "Rename.")
     run = Run(results_dir)
     folds = None if folds is None else tuple(folds)
-    usual = temperature is None
-    settings = {"temperature": load_temperature(run.folder) if usual else float(temperature)}
+    if temperature is None:
+        temperature = load_temperature(run.folder)
+    settings = {"temperature": float(temperature)}
     if overlap is not None:
         settings["overlap"] = float(overlap)
     if mirror_axes is not None:
@@ -285,7 +286,7 @@ def _load_ensembles(order):  # the hashes tell one training from another
 
 def _load_member(member, order):
     models = load_models(member.folder, build_model=order.build_model, folds=order.folds)
-    return models, recall_preprocessor(member.folder)
+    return models, recall_plan(member.folder, order.build_model).seen
 
 
 def _check_ensemble(order):

@@ -38,7 +38,8 @@ def describe_position(mask, body):
     """
     foreground, across = mask != 0, find_box(body)[0]
     values = np.unique(mask[foreground]).tolist()
-    middle = ndimage.center_of_mass(foreground)[0]
+    middles, radii = zip(*(_measure_along(foreground, axis) for axis in range(3)), strict=True)
+    middle = middles[0]
     width = np.ptp(foreground.any(axis=(1, 2)).nonzero()) + 1
     centres = np.array(ndimage.center_of_mass(foreground, mask, values))
     aside = (middle - (across.start + across.stop - 1) / 2) / (across.stop - across.start)
@@ -46,16 +47,17 @@ def describe_position(mask, body):
         "sides": dict(zip(values, (centres[:, 0] - middle) / width, strict=True)),
         "aside": aside,
         "centres": dict(zip(values, centres - centres.mean(axis=0), strict=True)),
-        "radii": tuple(_measure_radius(foreground, axis) for axis in range(3)),
+        "radii": radii,
     }
 
 
-def _measure_radius(foreground, axis):
+def _measure_along(foreground, axis):
+    # Mean and standard deviation of the places of its voxels.
     others = tuple(other for other in range(3) if other != axis)
     counts = np.count_nonzero(foreground, axis=others)
     places = np.arange(len(counts))
     middle = np.average(places, weights=counts)
-    return float(np.sqrt(np.average((places - middle) ** 2, weights=counts)))
+    return middle, float(np.sqrt(np.average((places - middle) ** 2, weights=counts)))
 
 
 def choose_mirror_axes(facts, labels, patch):

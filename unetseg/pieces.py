@@ -126,8 +126,8 @@ def measure_gap(found, spacing_mm, margin):
     return float(high)
 
 
-def keep_together(probabilities, reach_mm, spacing_mm, across):
-    """Leave out what lies too far from the rest to be of the same structures.
+def find_far(probabilities, reach_mm, spacing_mm, across):
+    """Find what lies too far from the rest to be of the same structures.
 
     Parameters
     ----------
@@ -142,9 +142,9 @@ def keep_together(probabilities, reach_mm, spacing_mm, across):
     Returns
     -------
     (x, y, z) ndarray of bool
-        Where the most likely class is none of the background: of the groups of pieces that are so
-        close, that one which holds the largest shares of the classes. The share of a class that is
-        hardly there counts little.
+        Of where the most likely class is none of the background all but one group: pieces that are
+        so close, of which that one stays that holds the largest shares of the classes. The share of
+        a class that is hardly there counts little.
     """
     found = probabilities.argmax(axis=-1) > 0
     near = ndimage.distance_transform_edt(~found, spacing_mm) <= reach_mm / 2
@@ -152,11 +152,11 @@ def keep_together(probabilities, reach_mm, spacing_mm, across):
     slices[1:-1] |= slices[:-2] & slices[2:]
     groups, count = ndimage.label(near, CORNERS)
     if count < 2:
-        return found
+        return np.zeros_like(found)
     held = np.array([_sum_likely(of_class, groups, count) for of_class in _list(probabilities)])
     whole = held.sum(axis=1, keepdims=True)
     shares = (held / np.maximum(whole, ABSENT * whole.max())).sum(axis=0)
-    return found & (groups == 1 + shares.argmax())
+    return found & (groups != 1 + shares.argmax())
 
 
 def _list(probabilities):

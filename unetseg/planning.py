@@ -154,10 +154,10 @@ def describe_case(image, mask, body, spacing_mm, margin=MARGIN):
         ``contrast`` that 99.9 % of the voxels of every label exceed, 0 without a mask; ``region``,
         the shape of the box around all structures with its margin, and ``structures``, without
         it, None without a mask; ``spans``, by label, the share of the body's box that its own box
-        with the margin takes;
-        ``region_contrast``, the same contrast if the region were all of the scan; ``scattered``,
-        whether pieces lie outside of the box of the large ones with its margin; ``gap``, how far
-        they lie apart in mm (`unetseg.pieces.measure_gap`); ``voxels`` by label.
+        with the margin takes; ``region_contrast``, the same contrast if the region were all of the
+        scan; ``scattered``, whether pieces lie outside of the box of the large ones with its
+        margin; ``gap``, how far they lie apart in mm (`unetseg.pieces.measure_gap`); ``voxels`` by
+        label.
     """
     voxels = image[body] if body.any() else image.reshape(-1, image.shape[3])
     labelled = mask is not None and mask.any()

@@ -11,7 +11,7 @@ from unetseg._base import require
 from unetseg.body import find_box, widen
 from unetseg.ensemble import along, map_bytes, predict_blocks, predict_maps
 from unetseg.model import usual_settings
-from unetseg.pieces import CORNERS, find_structures, keep_together
+from unetseg.pieces import CORNERS, find_far, find_structures
 from unetseg.prepared import FirstLook
 from unetseg.reliability import soften
 
@@ -180,11 +180,9 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     models = _list(models)
     first = preprocessor.coarse.prepare(case, loaded=loaded)
     maps = predict_maps(models, first, first.preprocessor, overlap, mirror_axes)
+    leave_out(maps, first)
     mean = maps.mean(axis=0)
-    classes = find_classes(mean, first)
-    left_out = ndimage.binary_dilation((mean.argmax(axis=-1) > 0) & (classes == 0), CORNERS)
-    maps[:, left_out & (classes == 0)] = np.eye(maps.shape[-1])[0]  # so that it counts nowhere
-    region = find_region(classes, first)
+    region = find_region(mean.argmax(axis=-1), first)
     if region is None:  # then around what might be something
         region = find_region(mean[..., 0] < SURE, first)
     if region is None:
@@ -193,29 +191,26 @@ def prepare_case(models, case, preprocessor, *, loaded=None, overlap=OVERLAP, mi
     return replace(closer, first=FirstLook(first.place, maps))
 
 
-def find_classes(probabilities, first):
-    """Tell what is seen at a first look.
+def leave_out(maps, first):
+    """Make background of what is seen at a first look too far from the rest.
 
     Parameters
     ----------
-    probabilities : (x, y, z, class) ndarray of float
+    maps : (model, x, y, z, class) ndarray of float32
+        Probabilities; changed in place, where pieces lie further from the others than the
+        preprocessor's ``reach_mm`` (`unetseg.pieces.find_far`), and a voxel around them.
     first : unetseg.prepared.Prepared
-        What the network saw.
-
-    Returns
-    -------
-    (x, y, z) ndarray of integers
-        The most likely classes; 0 too where they lie further from the rest than the preprocessor's
-        ``reach_mm`` (`unetseg.pieces.keep_together`).
+        What the networks saw.
     """
-    settings, inner = first.preprocessor, first.place.inner
-    classes = probabilities.argmax(axis=-1)
-    if settings.reach_mm:
-        spacing, patch = settings.spacing_mm, settings.patch
-        across = patch.index(1) if 1 in patch else int(np.argmax(spacing))
-        together = keep_together(probabilities[inner], settings.reach_mm, spacing, across)
-        classes[inner] *= together
-    return classes
+    settings = first.preprocessor
+    if not settings.reach_mm:
+        return
+    across = settings.flat_axis
+    if across is None:
+        across = int(np.argmax(settings.spacing_mm))
+    inside = maps[(slice(None), *first.place.inner)]  # a view
+    far = find_far(inside.mean(axis=0), settings.reach_mm, settings.spacing_mm, across)
+    inside[:, ndimage.binary_dilation(far, CORNERS)] = np.eye(maps.shape[-1])[0]
 
 
 def find_region(classes, first):

@@ -21,15 +21,6 @@ from unetseg.run.machine import describe_hardware
 
 FURTHER = 1.5  # times as far as in training pieces may lie apart
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
-LISTED = (
-    "spacing_mm",
-    "patch",
-    "mirror_axes",
-    "planes",
-    "coarse_mm",
-    "assumed_mm",
-    "rotation_deg",
-)
 # What files of version 0.1 do not tell.
 OLDER = {
     "neighbours": 0,
@@ -128,7 +119,7 @@ class Preprocessor:
         labels. Chosen: none.
     gap_mm : float, optional
         Between pieces of the structures, at most: what lies further from the rest at a first look
-        is left out (`unetseg.pieces.keep_together`); 0 for no such limit. Chosen: what nine of ten
+        is left out (`unetseg.pieces.find_far`); 0 for no such limit. Chosen: what nine of ten
         cases do not exceed, at least a voxel, but no limit for one look, less than 10 masks or
         scattered pieces (`unetseg.planning.choose_gap`).
     rotation_deg : tuple of 3 float, optional
@@ -159,9 +150,9 @@ class Preprocessor:
 
     def __post_init__(self):
         """Check the settings."""
-        for name in LISTED:
-            if np.iterable(getattr(self, name)):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, value in vars(self).items():
+            if np.iterable(value) and not isinstance(value, str | dict):
+                object.__setattr__(self, name, tuple(value))
         if self.regions:
             regions = {name: tuple(values) for name, values in self.regions.items()}
             object.__setattr__(self, "regions", regions)

@@ -122,6 +122,12 @@ class Plan:
         bfloat16 = bears_bfloat16(self.build_model, shape, self.model_args)
         return devices.choose_precision(self.recipe.precision, bfloat16=bfloat16)
 
+    @property
+    def seen(self):
+        """The preprocessor for predictions: without mirroring if in training there was none."""
+        mirrored = self.recipe.augment
+        return self.preprocessor if mirrored else replace(self.preprocessor, mirror_axes=())
+
     def build(self):
         """Build the network: a keras.Model, uncompiled."""
         return model.build_for(self.preprocessor, self.build_model, self.model_args, self.precision)
@@ -176,24 +182,6 @@ def recall_plan(results_dir, build_model=model.build_unet):
     model_args, batch_size = settings["model_args"], experiment["batch_size"]
     recipe = replace(recipe, steps=experiment.get("steps", recipe.steps))
     return Plan(preprocessor, build_model, model_args, recipe, batch_size)
-
-
-def recall_preprocessor(results_dir):
-    """Tell what is done to a scan before the networks of an experiment see it.
-
-    Parameters
-    ----------
-    results_dir : str or Path
-
-    Returns
-    -------
-    Preprocessor
-        That of the experiment; without mirroring if in training nothing was mirrored.
-    """
-    run = Run(results_dir)
-    preprocessor = Preprocessor.load(run.preprocessor)
-    mirrored = read_json(run.experiment)["settings"]["recipe"].get("augment", True)
-    return preprocessor if mirrored else replace(preprocessor, mirror_axes=())
 
 
 def make_plan(

@@ -325,8 +325,8 @@ def _tabulate_claim(claim):
         metric = row["metric"]
         here, there = (_say(row[name], metric) for name in ("here", "claimed"))
         difference, low, high = (_say(row[name], metric) for name in ("difference", "low", "high"))
-        counts = [int(row[name]) for name in ("n", "left_out", "claimed_n")]
-        numbers = [here, *counts[:2], there, counts[2], difference]
+        n, left_out, claimed_n = (int(row[name]) for name in ("n", "left_out", "claimed_n"))
+        numbers = [here, n, left_out, there, claimed_n, difference]
         rows.append([row["name"], TITLES[metric], *numbers, f"{low} to {high}", row["held"]])
     return {"columns": columns, "rows": rows}
 

@@ -214,11 +214,11 @@ def compare_with_claim(table, run):
     pandas.DataFrame
         A row per label, for Dice and HD95: ``name``, ``metric``; ``n`` patients and their mean
         ``here``, of finite values, of which ``left_out`` cases had none; ``claimed_n`` and
-        ``claimed``; their ``difference`` with ``low`` and
-        ``high``, the 95 % interval of Welch's t-test on the means of patients, NaN for a single
-        one; and ``held``: "yes" unless the interval lies on the worse side of 0, "no" if it does,
-        "not known" without an interval, or if distances are infinite here. Without a row if the
-        experiment was not scored.
+        ``claimed``; their ``difference`` with ``low`` and ``high``, the 95 % interval of Welch's
+        t-test on the means of patients, NaN for a single one; and ``held``:
+        "yes" unless the interval lies on the worse side of 0, "no" if it does, "not known" without
+        an interval, or if distances are infinite here. Without a row if the experiment was not
+        scored.
     """
     columns = ["name", "metric", "n", "here", "left_out", "claimed_n", "claimed"]
     columns += ["difference", "low", "high", "held"]
