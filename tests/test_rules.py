@@ -42,7 +42,7 @@ def test_neighbours_are_for_slices_and_not_negative(patch, neighbours):
         ("patch", (8, 8, 8, 1), "three positive numbers"),
         ("spacing_mm", 1, "three positive numbers"),
         ("labels", {0: "background", 1: "a"}, "a dict without background 0"),
-        ("labels", [1, 2], "a dict without background 0"),
+        ("labels", (1, 2), "a dict without background 0"),
         ("channels", 0, "at least 1"),
         ("mirror_axes", (0, 3), "one of [(), (0,), (1,), (2,), (0, 1)"),
         ("mirror_axes", (-1,), "one of [()"),
