@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from unetseg import nifti, reliability, splits
+from unetseg import nifti, splits
 from unetseg._base import refuse_any, require, write_json, write_table
 from unetseg.inference import list_hashes, load_models
 from unetseg.metrics import dice
@@ -22,7 +22,7 @@ from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run, read_json
 from unetseg.run.lock import only_run
 from unetseg.sharing import list_packed
-from unetseg.validation import MAX_SAMPLED, calibrate, number_classes
+from unetseg.validation import Sampler, calibrate
 
 AVERAGE = "average"
 COLUMNS = (AVERAGE, "fold", "chosen")  # of the table, beside the names of both
@@ -125,8 +125,8 @@ class Drafts(NamedTuple):
 def _predict_fold(drafts, number, val):
     # Labels by each experiment and by their average; the temperature of the average.
     run, members = drafts.run, [_load(drafts, name, number) for name in drafts.names]
-    preprocessor, sampled = members[0][1], []
-    rng, most = np.random.default_rng(0), MAX_SAMPLED // len(val)
+    preprocessor = members[0][1]
+    sampler = Sampler(preprocessor, len(val))
     for case in val:
         each = [predict_case(model, case, own) for model, own in members]
         for name, said in zip(drafts.names, each, strict=True):
@@ -135,12 +135,10 @@ def _predict_fold(drafts, number, val):
         nifti.save_mask(drafts.path(AVERAGE, case.id), both.labels, case.files[0])
         truth, _ = nifti.load_mask(case.mask)
         nifti.save_mask(run.mask(case.id), truth, case.mask)
-        about = {"rng": rng, "most": most, "ignore": preprocessor.ignore}
-        chosen = reliability.choose_voxels(truth, both.labels, **about)
+        chosen = sampler.choose(truth, both.labels)
         listed = both.probabilities.reshape(-1, preprocessor.num_classes)
-        classes = number_classes(truth.ravel()[chosen], preprocessor.labels)
-        sampled.append((listed[chosen], classes))
-    return calibrate(sampled, run.fold(number).calibration)
+        sampler.add(truth, chosen, listed[chosen])
+    return calibrate(sampler.sampled, run.fold(number).calibration)
 
 
 def _load(drafts, name, number):

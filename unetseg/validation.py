@@ -36,26 +36,46 @@ def predict_validated(plan, fold, val, digest):
     """
     preprocessor, net = plan.preprocessor, plan.build()  # on one device
     state.load_weights(net, fold.weights, digest)  # with what is in the file
-    run, rng, sampled = Run(fold.folder.parent), np.random.default_rng(0), []
-    most = MAX_SAMPLED // len(val.cases)
+    run, sampler = Run(fold.folder.parent), Sampler(preprocessor, len(val.cases))
     axes = None if plan.recipe.augment else ()  # mirrored copies only if it has seen some
     for number, case in enumerate(val.cases):
         truth, _ = nifti.load_mask(case.mask)
         nifti.save_mask(run.mask(case.id), truth, case.mask)
-        about = {"rng": rng, "most": most, "ignore": preprocessor.ignore}
-        choose = functools.partial(reliability.choose_voxels, truth, **about)
+        choose = functools.partial(sampler.choose, truth)
         prepared = _prepare(net, val, number, axes)
         labels, chosen, probabilities = predict_and_sample(
             net, prepared, preprocessor, choose, mirror_axes=axes
         )
         nifti.save_mask(run.prediction(case.id), labels, case.files[0])
-        sampled.append((probabilities, number_classes(truth.ravel()[chosen], preprocessor.labels)))
-    return calibrate(sampled, fold.calibration)
+        sampler.add(truth, chosen, probabilities)
+    return calibrate(sampler.sampled, fold.calibration)
 
 
-def number_classes(values, labels):
-    """Turn label values into class numbers: an ndarray of integers, 0 the background."""
-    return sum(k * (values == label) for k, label in enumerate(labels, 1))
+class Sampler:
+    """Draws voxels of the cases of a fold, to look at how sure it was of them.
+
+    Parameters
+    ----------
+    preprocessor : Preprocessor
+    n_cases : int
+        That share `MAX_SAMPLED` voxels.
+    """
+
+    def __init__(self, preprocessor, n_cases):
+        """Start with none."""
+        self.preprocessor, self.most = preprocessor, MAX_SAMPLED // n_cases
+        self.rng, self.sampled = np.random.default_rng(0), []
+
+    def choose(self, truth, labels):
+        """Choose voxels of a case (`unetseg.reliability.choose_voxels`): an (n,) ndarray."""
+        about = {"rng": self.rng, "most": self.most, "ignore": self.preprocessor.ignore}
+        return reliability.choose_voxels(truth, labels, **about)
+
+    def add(self, truth, chosen, probabilities):
+        """Add those of a case to ``sampled``; ``probabilities``: (n, class), of each of them."""
+        values = truth.ravel()[chosen]
+        classes = sum(k * (values == label) for k, label in enumerate(self.preprocessor.labels, 1))
+        self.sampled.append((probabilities, classes))
 
 
 def _prepare(net, val, number, mirror_axes):
