@@ -413,6 +413,8 @@ GIVEN = Preprocessor(
     {"all": (1,)},
     30.0,
     (0, 0, 90),
+    False,
+    False,
 )
 
 

@@ -27,7 +27,7 @@ class Bright:
 
     def predict_on_batch(self, batch):
         self.shapes.append(batch.shape)
-        p = 1 / (1 + np.exp(np.clip(8 * (self.limit - batch[..., 0]), -50, 50)))
+        p = 1 / (1 + np.exp(np.clip(8 * (self.limit - batch[..., 0]), -12, 12)))
         return np.stack([1 - p, p], axis=-1).astype(np.float32)
 
 
@@ -194,6 +194,32 @@ def test_training_looks_closer_where_the_mask_says(preprocessor, scan):
     whole, _ = preprocessor.transform(replace(scan, mask=None))
     assert whole.shape[:3] == SHAPE
     assert abs(x[y > 0].mean() - x[y == 0].mean()) > 1
+
+
+def test_the_region_is_filled_with_what_the_scan_holds_there(preprocessor, scan):
+    patch = (32, 24, 16)  # larger than the region
+    wide, padded = (
+        replace(preprocessor, patch=patch, filled=filled).prepare(scan, with_mask=True)
+        for filled in (True, False)
+    )
+    assert wide.x.shape == padded.x.shape == (*patch, 1)
+    assert wide.place.inner_shape == patch
+    assert padded.place.inner_shape == (20, 20, 16)
+    assert (wide.y == 1).sum() == (padded.y == 1).sum()
+    image, _ = nifti.load_image(scan.image)
+    seen = image[wide.place.box]
+    expected = (seen - seen.mean()) / seen.std()
+    np.testing.assert_allclose(wide.x[..., 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_first_look_is_less_noisy_than_the_scan(preprocessor, scan):
+    averaged = preprocessor.coarse.prepare(scan).x
+    sampled = replace(preprocessor, averaged=False).coarse.prepare(scan).x
+    assert averaged.shape == sampled.shape
+    # Of noise alone; the scan's SD of 5 falls with the root of the voxels that are averaged.
+    corner = slice(0, 5), slice(0, 3), slice(0, 3)
+    ratio = averaged[corner].std() / sampled[corner].std()
+    assert ratio < 0.5
 
 
 def test_every_third_batch_is_of_whole_scans(preprocessor, scan, tmp_path):

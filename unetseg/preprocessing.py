@@ -10,8 +10,8 @@ from unetseg import nifti, planning
 from unetseg._base import refuse_any, require
 from unetseg.annotation import IGNORED, drop_ignored, split_ignored
 from unetseg.augmentation import Sampling
-from unetseg.body import find_body, find_box, find_void, meet, widen
-from unetseg.grids import Place, zoom, zoom_labels
+from unetseg.body import fill, find_body, find_box, find_void, meet, widen
+from unetseg.grids import Place, average, zoom, zoom_labels
 from unetseg.orientation import USUAL_DEG
 from unetseg.planning import coarse_axis
 from unetseg.prepared import Prepared
@@ -35,6 +35,8 @@ OLDER = {
     "strength": 0.5,
     "ignore": 0,
     "regions": {},
+    "averaged": False,
+    "filled": False,
 }
 
 
@@ -126,6 +128,12 @@ class Preprocessor:
         By which patches are turned in training about x, y and z at a strength of 1, to both sides.
         Chosen: 15, 15 and 30, but more about an axis about which the labels lie turned further
         from case to case (`unetseg.orientation.choose_rotation`).
+    averaged : bool, optional
+        Whether a voxel that is larger than the scan's is the mean over what it covers; or the value
+        at its centre, as before version 0.3. Chosen: the mean.
+    filled : bool, optional
+        Whether the region of a second look reaches as far as the patch, where the scan does; or
+        is padded with 0, as before version 0.3. Chosen: it reaches as far.
     """
 
     spacing_mm: tuple | None = None
@@ -147,6 +155,8 @@ class Preprocessor:
     regions: dict | None = None
     gap_mm: float | None = None
     rotation_deg: tuple | None = None
+    averaged: bool | None = None
+    filled: bool | None = None
 
     def __post_init__(self):
         """Check the settings."""
@@ -344,10 +354,10 @@ class Preprocessor:
         if region is None:
             region = self._region_of(mask)
         box, shape, padding = geometry = self._geometry(body, affine, region)
-        inside = zoom(body[box].astype(np.float32), shape) > 0
+        inside = self._resample(body[box].astype(np.float32), shape) > 0
         channels = []
         for channel in np.moveaxis(image[box], -1, 0):
-            normalised = self._normalise(zoom(channel, shape), inside)
+            normalised = self._normalise(self._resample(channel, shape), inside)
             channels.append(np.pad(normalised, padding))
         # Where some channel has no background what lies beyond the scan counts as body.
         inside = np.pad(inside, padding, constant_values=None in backgrounds)
@@ -364,13 +374,17 @@ class Preprocessor:
         drawn = drop_ignored(mask, self.ignore) != 0
         return widen(find_box(drawn), self.margin, mask.shape) if drawn.any() else None
 
+    def _resample(self, array, shape):
+        return zoom(average(array, shape) if self.averaged else array, shape)
+
     def _transform_mask(self, mask, path, box, shape, padding):
         unknown = set(np.unique(mask).tolist()) - {0, self.ignore, *self.labels}
         if unknown:
             problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
             raise ValueError(f"{path}: {problem}. Correct the mask or declare the label.")
         ignored = [self.ignore] if self.ignore else []
-        classes = zoom_labels(mask[box], shape, [*self.labels, *ignored])
+        values = [*self.labels, *ignored]
+        classes = zoom_labels(mask[box], shape, values, self._resample)
         classes[classes > len(self.labels)] = IGNORED
         return np.pad(classes, padding)
 
@@ -541,10 +555,11 @@ class Preprocessor:
 
     def _geometry(self, body, affine, region=None):
         # The box of the body, its shape at the common spacing, and the padding around it.
-        box = find_box(body)
+        box, native_mm = find_box(body), self.take_spacing(voxel_sizes(affine))
         if region:
-            box = meet(box, region)
-        extent = np.multiply(body[box].shape, self.take_spacing(voxel_sizes(affine)))
+            least = np.ceil(np.multiply(self.patch, self.spacing_mm) / native_mm).astype(int)
+            box = fill(meet(box, region), least if self.filled else (0, 0, 0), box)
+        extent = np.multiply(body[box].shape, native_mm)
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         least = np.array(self.patch)
         for axis in self.sampling.planes[1:]:
