@@ -203,13 +203,50 @@ def test_the_region_is_filled_with_what_the_scan_holds_there(preprocessor, scan)
         for filled in (True, False)
     )
     assert wide.x.shape == padded.x.shape == (*patch, 1)
-    assert wide.place.inner_shape == patch
-    assert padded.place.inner_shape == (20, 20, 16)
+    # That is 36 to 56, 6 to 26 and 17 to 33; along x it ends before it is in the middle.
+    assert padded.place.box == (slice(36, 56), slice(6, 26), slice(17, 33))
+    assert wide.place.box == (slice(30, 62), slice(4, 28), slice(17, 33))
     assert (wide.y == 1).sum() == (padded.y == 1).sum()
     image, _ = nifti.load_image(scan.image)
-    seen = image[wide.place.box]
+    seen = image[30:62, 4:28, 17:33]
     expected = (seen - seen.mean()) / seen.std()
     np.testing.assert_allclose(wide.x[..., 0], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", np.arange(0.3, 3.3, 0.1).tolist())
+def test_a_region_is_not_filled_beyond_the_patch(tmp_path, write_case, side):
+    image = np.random.default_rng(0).normal(100, 5, (60, 60, 60)).astype(np.float32)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[28:32, 28:32, 28:32] = 1
+    case = write_case(tmp_path, "a", image, mask, (side,) * 3)
+    about = {"patch": (24, 24, 24), "coarse_mm": (4 * side,) * 3, "least_contrast": 0.0}
+    for factor in (0.5, 0.8, 1, 1.3):
+        settings = Preprocessor(**about, spacing_mm=(side * factor,) * 3).fit([case])
+        prepared = settings.prepare(case, with_mask=True)
+        assert prepared.x.shape == (24, 24, 24, 1)
+        assert min(prepared.place.inner_shape) >= 23  # a native voxel more would be too many
+
+
+def test_slices_across_two_axes_are_filled_along_both(preprocessor, scan):
+    settings = replace(
+        preprocessor, dimensions=2, patch=(1, 32, 24), planes=(0, 1), spacing_mm=(1, 1, 1.5)
+    )
+    prepared = settings.prepare(scan, with_mask=True)
+    assert prepared.place.inner_shape == prepared.x.shape[:3] == (32, 32, 24)
+
+
+@pytest.mark.parametrize("noise", [20, 40, 60])
+def test_the_mean_of_noise_is_no_background_for_certain(tmp_path, write_case, noise):
+    image = np.random.default_rng(0).normal(600, noise, (120, 96, 96)).astype(np.float32)
+    image[90::4] += 800
+    mask = np.zeros(image.shape, np.uint8)
+    mask[6:26, 40:60, 40:60] = 1
+    image[mask == 1] += 25
+    case = write_case(tmp_path, "a", image, mask)
+    settings = Preprocessor(patch=(40, 32, 32), coarse_mm=(3, 3, 3)).fit([case])
+    assert settings.least_contrast > 0
+    first = settings.coarse.prepare(case, with_mask=True)
+    assert not (first.void & (first.y == 1)).any()
 
 
 def test_a_first_look_is_less_noisy_than_the_scan(preprocessor, scan):

@@ -81,8 +81,8 @@ def zoom(array, shape):
 def average(array, shape):
     """Resample to fewer voxels, edge to edge: the mean over what each of them covers.
 
-    So noise is averaged, and a thin structure that lies between the centres of the new voxels
-    counts by its share.
+    So noise is averaged, and what is thin and lies between the centres of the new voxels is seen
+    by its share.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def restore_part(array, place, box):
     )
 
 
-def zoom_labels(mask, shape, labels, resample=zoom):
+def zoom_labels(mask, shape, labels):
     """Resample a mask: each voxel gets the label that has the largest share in it.
 
     Parameters
@@ -140,8 +140,6 @@ def zoom_labels(mask, shape, labels, resample=zoom):
     shape : tuple of 3 int
     labels : iterable of int
         Values of the classes 1, 2 ...
-    resample : callable, default zoom
-        Resamples an array of shares to a shape.
 
     Returns
     -------
@@ -151,7 +149,7 @@ def zoom_labels(mask, shape, labels, resample=zoom):
     classes = np.zeros(shape, np.uint8)
     best = np.full(shape, 0.0, np.float32)
     for k, value in enumerate((0, *labels)):
-        share = resample((mask == value).astype(np.float32), shape)
+        share = zoom((mask == value).astype(np.float32), shape)
         classes[share > best] = k
         best = np.maximum(best, share)
     return classes

@@ -46,8 +46,8 @@ class Preprocessor:
 
     It does not change: every setting that is left at None is chosen by `fit`, which returns another
     one. The steps of `transform`: RAS+
-    orientation, cropping to the box of the body, resampling to the common spacing, normalisation,
-    padding to at least the patch with 0, the mean.
+    orientation, cropping to the box of the body, or of two looks to the region of the structures,
+    resampling to the common spacing, normalisation, padding to at least the patch with 0, the mean.
 
     Parameters
     ----------
@@ -129,11 +129,13 @@ class Preprocessor:
         Chosen: 15, 15 and 30, but more about an axis about which the labels lie turned further
         from case to case (`unetseg.orientation.choose_rotation`).
     averaged : bool, optional
-        Whether a voxel that is larger than the scan's is the mean over what it covers; or the value
-        at its centre, as before version 0.3. Chosen: the mean.
+        Whether the image in a voxel that is larger than the scan's is the mean over what it
+        covers; or a value at its centre, as experiments without this setting have it. Chosen: the
+        mean.
     filled : bool, optional
-        Whether the region of a second look reaches as far as the patch, where the scan does; or
-        is padded with 0, as before version 0.3. Chosen: it reaches as far.
+        Whether the region of a second look is made as large as the patch, as far as the body
+        reaches; or padded with 0, as experiments without this setting have it. Chosen: made as
+        large.
     """
 
     spacing_mm: tuple | None = None
@@ -336,8 +338,9 @@ class Preprocessor:
         loaded : tuple of image and affine, optional
             What `unetseg.nifti.load_image` returned, if it is at hand; else the scan is read.
         region : tuple of 3 slice, optional
-            Part of the native grid beyond which is background for certain. By default the scan is
-            taken whole; of two looks with `with_mask` the region of what the mask labels.
+            Part of the native grid beyond which, made as large as the patch, is background for
+            certain. By default the scan is taken whole; of two looks with `with_mask` the region
+            of what the mask labels.
 
         Returns
         -------
@@ -354,10 +357,11 @@ class Preprocessor:
         if region is None:
             region = self._region_of(mask)
         box, shape, padding = geometry = self._geometry(body, affine, region)
-        inside = self._resample(body[box].astype(np.float32), shape) > 0
+        inside = zoom(body[box].astype(np.float32), shape) > 0
         channels = []
         for channel in np.moveaxis(image[box], -1, 0):
-            normalised = self._normalise(self._resample(channel, shape), inside)
+            seen = average(channel, shape) if self.averaged else channel
+            normalised = self._normalise(zoom(seen, shape), inside)
             channels.append(np.pad(normalised, padding))
         # Where some channel has no background what lies beyond the scan counts as body.
         inside = np.pad(inside, padding, constant_values=None in backgrounds)
@@ -374,17 +378,13 @@ class Preprocessor:
         drawn = drop_ignored(mask, self.ignore) != 0
         return widen(find_box(drawn), self.margin, mask.shape) if drawn.any() else None
 
-    def _resample(self, array, shape):
-        return zoom(average(array, shape) if self.averaged else array, shape)
-
     def _transform_mask(self, mask, path, box, shape, padding):
         unknown = set(np.unique(mask).tolist()) - {0, self.ignore, *self.labels}
         if unknown:
             problem = f"holds label {sorted(unknown)}; declared: {list(self.labels)}"
             raise ValueError(f"{path}: {problem}. Correct the mask or declare the label.")
         ignored = [self.ignore] if self.ignore else []
-        values = [*self.labels, *ignored]
-        classes = zoom_labels(mask[box], shape, values, self._resample)
+        classes = zoom_labels(mask[box], shape, [*self.labels, *ignored])
         classes[classes > len(self.labels)] = IGNORED
         return np.pad(classes, padding)
 
@@ -506,7 +506,10 @@ class Preprocessor:
         trained = Run(path.parent).experiment.exists() and path.exists()
         if trained and (there := Preprocessor.load(path)) != self:
             problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
-            advice = "Set these (PATCH follows the hardware if not set), or rename EXPERIMENT."
+            advice = (
+                "Set these (PATCH follows the hardware if not set), rename EXPERIMENT, or go on "
+            )
+            advice += "with notebook 02, which takes what is there."
             raise ValueError(f"{path}: the models in this folder were {problem}. {advice}")
         write_checked(path, asdict(self))
 
@@ -556,14 +559,15 @@ class Preprocessor:
     def _geometry(self, body, affine, region=None):
         # The box of the body, its shape at the common spacing, and the padding around it.
         box, native_mm = find_box(body), self.take_spacing(voxel_sizes(affine))
-        if region:
-            least = np.ceil(np.multiply(self.patch, self.spacing_mm) / native_mm).astype(int)
-            box = fill(meet(box, region), least if self.filled else (0, 0, 0), box)
-        extent = np.multiply(body[box].shape, native_mm)
-        shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         least = np.array(self.patch)
         for axis in self.sampling.planes[1:]:
             least[self.flat_axis] = least[axis]  # or a slice across the other would be too small
+        if region:
+            part = meet(box, region)
+            spanned = np.floor((least + 0.4) * self.spacing_mm / native_mm)  # rounded, no more
+            box = fill(part, spanned.astype(int), box) if self.filled else part
+        extent = np.multiply(body[box].shape, native_mm)
+        shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         missing = np.maximum(0, least - shape)
         return box, tuple(shape), [(m // 2, m - m // 2) for m in missing.tolist()]
 
