@@ -26,13 +26,16 @@ from unetseg.validation import Sampler, calibrate
 
 AVERAGE = "average"
 COLUMNS = (AVERAGE, "fold", "chosen")  # of the table, beside the names of both
+CLEAR = 2  # standard errors by which an experiment is better alone
 
 
 def average(parents, results_dir, cases):
-    """Average the probabilities of two experiments on the same folds, if that scores better.
+    """Average the probabilities of two experiments on the same folds, unless one is better alone.
 
-    For the cases of a fold the mean Dice of the *other* folds decides between the average and
-    either experiment; for new scans that of all folds.
+    For the cases of a fold the Dice of the *other* folds decides between the average and either
+    experiment; for new scans that of all folds. The average stays unless an experiment has more by
+    twice the standard error of the difference by case: smaller ones are chance, and what chance
+    makes better on the other folds is worse on this one.
 
     Parameters
     ----------
@@ -177,8 +180,8 @@ def _score(drafts, folds, by_id):
                 labels, _ = nifti.load_mask(drafts.path(name, case_id))
                 for value in preprocessor.labels:
                     score = dice(truth == value, (labels == value) & drawn)
-                    rows.append((number, name, score))
-    return pd.DataFrame(rows, columns=["fold", "name", "dice"])
+                    rows.append((number, case_id, name, score))
+    return pd.DataFrame(rows, columns=["fold", "case", "name", "dice"])
 
 
 def describe(table):
@@ -202,10 +205,14 @@ def describe(table):
 
 
 def _choose(scores, drafts):
-    # The average, unless one of both is better alone.
+    # The average, unless one of both is clearly better alone.
     means = scores.groupby("name")["dice"].mean()
     row = {name: float(means[name]) for name in (*drafts.names, AVERAGE)}
-    return {**row, "chosen": max((AVERAGE, *drafts.names), key=row.get)}
+    by_case = scores.groupby(["case", "name"])["dice"].mean().unstack()
+    gains = by_case[[*drafts.names]].sub(by_case[AVERAGE], axis="index")
+    clear = gains.mean() > CLEAR * gains.sem()
+    alone = [name for name in drafts.names if clear[name]]
+    return {**row, "chosen": max(alone or [AVERAGE], key=row.get)}
 
 
 def _mark_done(run, sources, number, parts, temperature):
