@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from unetseg.body import (
-    fill,
     find_background,
     find_body,
     find_box,
@@ -68,24 +67,6 @@ def test_a_channel_that_fills_the_field_of_view_makes_all_of_it_body():
 
 def test_an_empty_body_has_the_whole_scan_as_its_box():
     assert find_box(np.zeros((3, 4, 5), bool)) == (slice(0, 3), slice(0, 4), slice(0, 5))
-
-
-@pytest.mark.parametrize(
-    ("part", "least", "whole", "expected"),
-    [
-        ((4, 8), 3, (0, 20), (4, 8)),
-        ((4, 8), 10, (0, 20), (1, 11)),
-        ((4, 8), 9, (0, 20), (2, 11)),
-        ((4, 8), 10, (3, 20), (3, 13)),
-        ((4, 8), 10, (0, 9), (0, 9)),
-        ((12, 18), 10, (5, 19), (9, 19)),
-        ((12, 18), 40, (5, 19), (5, 19)),
-    ],
-)
-def test_a_short_box_is_filled_up_as_far_as_there_is_room(part, least, whole, expected):
-    free, fixed = slice(0, 30), slice(2, 5)
-    filled = fill((slice(*part), fixed, free), (least, 3, 0), (slice(*whole), free, free))
-    assert filled == (slice(*expected), fixed, free)
 
 
 def test_holes_of_a_mask_do_not_reach_outside():

@@ -190,15 +190,3 @@ def test_settings_of_the_grid_are_taken_over_unless_others_are_wanted(run):
     assert adopted.labels == {1: "new"}
     assert adopted.channels is None
     assert adopted.strength is None
-
-
-def test_voxels_are_not_averaged_where_they_were_not_in_the_earlier_run(tmp_path):
-    here = Preprocessor((1, 1, 1), PATCH, {1: "a"}, 1, "zscore", averaged=True, filled=True)
-    here.save(tmp_path / "preprocessor.json")
-    adopted = earlier.adopt_settings(Preprocessor(), tmp_path)
-    assert (adopted.averaged, adopted.filled) == (True, True)
-    settings = json.loads((tmp_path / "preprocessor.json").read_text())
-    before = {k: v for k, v in settings.items() if k not in ("averaged", "filled")}
-    (tmp_path / "preprocessor.json").write_text(json.dumps(before))
-    adopted = earlier.adopt_settings(Preprocessor(), tmp_path)
-    assert (adopted.averaged, adopted.filled) == (False, False)

@@ -393,14 +393,6 @@ def test_settings_saved_before_there_were_planes_mean_none(tmp_path):
     assert Preprocessor.load(path) == GIVEN
 
 
-def test_earlier_experiments_neither_average_nor_fill(tmp_path):
-    path = tmp_path / "preprocessor.json"
-    replace(GIVEN, averaged=True, filled=True).save(path)
-    saved = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in saved.items() if k not in ("averaged", "filled")}))
-    assert Preprocessor.load(path) == GIVEN
-
-
 GIVEN = Preprocessor(
     (1, 2, 2),
     (8, 16, 8),
@@ -421,8 +413,6 @@ GIVEN = Preprocessor(
     {"all": (1,)},
     30.0,
     (0, 0, 90),
-    False,
-    False,
 )
 
 

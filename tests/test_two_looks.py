@@ -27,7 +27,7 @@ class Bright:
 
     def predict_on_batch(self, batch):
         self.shapes.append(batch.shape)
-        p = 1 / (1 + np.exp(np.clip(8 * (self.limit - batch[..., 0]), -12, 12)))
+        p = 1 / (1 + np.exp(np.clip(8 * (self.limit - batch[..., 0]), -50, 50)))
         return np.stack([1 - p, p], axis=-1).astype(np.float32)
 
 
@@ -194,70 +194,6 @@ def test_training_looks_closer_where_the_mask_says(preprocessor, scan):
     whole, _ = preprocessor.transform(replace(scan, mask=None))
     assert whole.shape[:3] == SHAPE
     assert abs(x[y > 0].mean() - x[y == 0].mean()) > 1
-
-
-def test_the_region_is_filled_with_what_the_scan_holds_there(preprocessor, scan):
-    patch = (32, 24, 16)  # larger than the region
-    wide, padded = (
-        replace(preprocessor, patch=patch, filled=filled).prepare(scan, with_mask=True)
-        for filled in (True, False)
-    )
-    assert wide.x.shape == padded.x.shape == (*patch, 1)
-    # That is 36 to 56, 6 to 26 and 17 to 33; along x it ends before it is in the middle.
-    assert padded.place.box == (slice(36, 56), slice(6, 26), slice(17, 33))
-    assert wide.place.box == (slice(30, 62), slice(4, 28), slice(17, 33))
-    assert (wide.y == 1).sum() == (padded.y == 1).sum()
-    image, _ = nifti.load_image(scan.image)
-    seen = image[30:62, 4:28, 17:33]
-    expected = (seen - seen.mean()) / seen.std()
-    np.testing.assert_allclose(wide.x[..., 0], expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("side", np.arange(0.3, 3.3, 0.1).tolist())
-def test_a_region_is_not_filled_beyond_the_patch(tmp_path, write_case, side):
-    image = np.random.default_rng(0).normal(100, 5, (60, 60, 60)).astype(np.float32)
-    mask = np.zeros(image.shape, np.uint8)
-    mask[28:32, 28:32, 28:32] = 1
-    case = write_case(tmp_path, "a", image, mask, (side,) * 3)
-    about = {"patch": (24, 24, 24), "coarse_mm": (4 * side,) * 3, "least_contrast": 0.0}
-    for factor in (0.5, 0.8, 1, 1.3):
-        settings = Preprocessor(**about, spacing_mm=(side * factor,) * 3).fit([case])
-        prepared = settings.prepare(case, with_mask=True)
-        assert prepared.x.shape == (24, 24, 24, 1)
-        assert min(prepared.place.inner_shape) >= 23  # a native voxel more would be too many
-
-
-def test_slices_across_two_axes_are_filled_along_both(preprocessor, scan):
-    settings = replace(
-        preprocessor, dimensions=2, patch=(1, 32, 24), planes=(0, 1), spacing_mm=(1, 1, 1.5)
-    )
-    prepared = settings.prepare(scan, with_mask=True)
-    assert prepared.place.inner_shape == prepared.x.shape[:3] == (32, 32, 24)
-
-
-@pytest.mark.parametrize("noise", [40, 60])
-def test_the_mean_of_noise_is_no_background_for_certain(tmp_path, write_case, noise):
-    image = np.random.default_rng(0).normal(600, noise, (150, 96, 96)).astype(np.float32)
-    image[110:130] += 500
-    image[130:] -= 400
-    mask = np.zeros(image.shape, np.uint8)
-    mask[6:26, 40:60, 40:60] = 1
-    image[mask == 1] += 25
-    case = write_case(tmp_path, "a", image, mask)
-    settings = Preprocessor(patch=(40, 32, 32), coarse_mm=(3, 3, 3)).fit([case])
-    assert settings.least_contrast > 0
-    first = settings.coarse.prepare(case, with_mask=True)
-    assert not (first.void & (first.y == 1)).any()
-
-
-def test_a_first_look_is_less_noisy_than_the_scan(preprocessor, scan):
-    averaged = preprocessor.coarse.prepare(scan).x
-    sampled = replace(preprocessor, averaged=False).coarse.prepare(scan).x
-    assert averaged.shape == sampled.shape
-    # Of noise alone; the scan's SD of 5 falls with the root of the voxels that are averaged.
-    corner = slice(0, 5), slice(0, 3), slice(0, 3)
-    ratio = averaged[corner].std() / sampled[corner].std()
-    assert ratio < 0.5
 
 
 def test_every_third_batch_is_of_whole_scans(preprocessor, scan, tmp_path):

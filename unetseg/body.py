@@ -138,31 +138,6 @@ def meet(box, other):
     return tuple(common) if all(part.start < part.stop for part in common) else box
 
 
-def fill(box, least, whole):
-    """Make a box longer where it is shorter than it should be, as far as a larger one reaches.
-
-    Parameters
-    ----------
-    box : tuple of 3 slice
-        Inside of `whole`.
-    least : sequence of 3 int
-        Voxels that it should have.
-    whole : tuple of 3 slice
-
-    Returns
-    -------
-    tuple of 3 slice
-        With about as many voxels more before it as behind it, if there is room.
-    """
-    longer = []
-    for part, wanted, limit in zip(box, least, whole, strict=True):
-        length = min(max(wanted, part.stop - part.start), limit.stop - limit.start)
-        before = (length - (part.stop - part.start)) // 2
-        start = min(max(limit.start, part.start - before), limit.stop - length)
-        longer.append(slice(start, start + length))
-    return tuple(longer)
-
-
 def find_void(body, spacing_mm):
     """Voxels that have next to nothing of the body around them.
 

@@ -22,7 +22,7 @@ from unetseg.splits import (
 )
 
 GRID = ("spacing_mm", "patch", "normalisation", "dimensions", "neighbours", "planes")
-GRID += ("empty_space", "coarse_mm", "margin", "assumed_mm", "averaged", "filled")
+GRID += ("empty_space", "coarse_mm", "margin", "assumed_mm")
 
 
 def adopt_settings(wanted, results_dir):

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage, sparse
+from scipy import ndimage
 
 
 class Place(NamedTuple):
@@ -76,34 +76,6 @@ def zoom(array, shape):
         return array
     factors = np.array(shape) / array.shape
     return ndimage.zoom(array, factors, order=1, mode="nearest", grid_mode=True)
-
-
-def average(array, shape):
-    """Resample to fewer voxels, edge to edge: the mean over what each of them covers.
-
-    So noise is averaged, and what is thin and lies between the centres of the new voxels is seen
-    by its share.
-
-    Parameters
-    ----------
-    array : (x, y, z) ndarray of float
-    shape : tuple of 3 int
-        Along an axis that is to have more voxels nothing changes.
-
-    Returns
-    -------
-    ndarray of the array's dtype
-    """
-    for axis, (fewer, length) in enumerate(zip(shape, array.shape, strict=True)):
-        if fewer < length:
-            edges = np.linspace(0, length, fewer + 1)[:, None]
-            voxels = np.arange(length)
-            common = np.minimum(edges[1:], voxels + 1) - np.maximum(edges[:-1], voxels)
-            shares = (np.maximum(0, common) * fewer / length).astype(array.dtype)
-            lines = np.moveaxis(array, axis, 0)
-            means = sparse.csr_array(shares) @ lines.reshape(length, -1)
-            array = np.moveaxis(means.reshape(fewer, *lines.shape[1:]), 0, axis)
-    return array
 
 
 def restore_part(array, place, box):

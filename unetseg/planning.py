@@ -92,8 +92,6 @@ def plan(wanted, facts, most_voxels):
         "strength": settle(wanted.strength, choose_strength, facts, dimensions),
         "ignore": settle(wanted.ignore, lambda: 0),
         "regions": settle(wanted.regions, dict),
-        "averaged": settle(wanted.averaged, lambda: True),
-        "filled": settle(wanted.filled, lambda: True),
     }
 
 

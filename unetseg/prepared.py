@@ -52,14 +52,5 @@ class Prepared:
         void = find_void(self.inside, settings.spacing_mm)
         if settings.least_contrast:
             contrast = measure_contrast(self.x, self.inside, settings.spacing_mm)
-            void |= reach_outside(contrast < self._least_contrast, void)
+            void |= reach_outside(contrast < settings.least_contrast, void)
         return void
-
-    @property
-    def _least_contrast(self):
-        # Measured on the scan: of noise, the mean of n voxels has less by the root of n.
-        settings, place = self.preprocessor, self.place
-        if not settings.averaged:
-            return settings.least_contrast
-        covered = np.maximum(1, np.divide(place.box_shape, place.inner_shape))
-        return settings.least_contrast / np.sqrt(covered.prod())

@@ -10,8 +10,8 @@ from unetseg import nifti, planning
 from unetseg._base import refuse_any, require
 from unetseg.annotation import IGNORED, drop_ignored, split_ignored
 from unetseg.augmentation import Sampling
-from unetseg.body import fill, find_body, find_box, find_void, meet, widen
-from unetseg.grids import Place, average, zoom, zoom_labels
+from unetseg.body import find_body, find_box, find_void, meet, widen
+from unetseg.grids import Place, zoom, zoom_labels
 from unetseg.orientation import USUAL_DEG
 from unetseg.planning import coarse_axis
 from unetseg.prepared import Prepared
@@ -35,8 +35,6 @@ OLDER = {
     "strength": 0.5,
     "ignore": 0,
     "regions": {},
-    "averaged": False,
-    "filled": False,
 }
 
 
@@ -128,14 +126,6 @@ class Preprocessor:
         By which patches are turned in training about x, y and z at a strength of 1, to both sides.
         Chosen: 15, 15 and 30, but more about an axis about which the labels lie turned further
         from case to case (`unetseg.orientation.choose_rotation`).
-    averaged : bool, optional
-        Whether the image in a voxel that is larger than the scan's is the mean over what it
-        covers; or a value at its centre, as experiments without this setting have it. Chosen: the
-        mean.
-    filled : bool, optional
-        Whether the region of a second look is made as large as the patch, as far as the body
-        reaches; or padded with 0, as experiments without this setting have it. Chosen: made as
-        large.
     """
 
     spacing_mm: tuple | None = None
@@ -157,8 +147,6 @@ class Preprocessor:
     regions: dict | None = None
     gap_mm: float | None = None
     rotation_deg: tuple | None = None
-    averaged: bool | None = None
-    filled: bool | None = None
 
     def __post_init__(self):
         """Check the settings."""
@@ -338,9 +326,8 @@ class Preprocessor:
         loaded : tuple of image and affine, optional
             What `unetseg.nifti.load_image` returned, if it is at hand; else the scan is read.
         region : tuple of 3 slice, optional
-            Part of the native grid beyond which, made as large as the patch, is background for
-            certain. By default the scan is taken whole; of two looks with `with_mask` the region
-            of what the mask labels.
+            Part of the native grid beyond which is background for certain. By default the scan is
+            taken whole; of two looks with `with_mask` the region of what the mask labels.
 
         Returns
         -------
@@ -360,8 +347,7 @@ class Preprocessor:
         inside = zoom(body[box].astype(np.float32), shape) > 0
         channels = []
         for channel in np.moveaxis(image[box], -1, 0):
-            seen = average(channel, shape) if self.averaged else channel
-            normalised = self._normalise(zoom(seen, shape), inside)
+            normalised = self._normalise(zoom(channel, shape), inside)
             channels.append(np.pad(normalised, padding))
         # Where some channel has no background what lies beyond the scan counts as body.
         inside = np.pad(inside, padding, constant_values=None in backgrounds)
@@ -506,9 +492,7 @@ class Preprocessor:
         trained = Run(path.parent).experiment.exists() and path.exists()
         if trained and (there := Preprocessor.load(path)) != self:
             problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
-            advice = (
-                "Set these (PATCH follows the hardware if not set), rename EXPERIMENT, or go on "
-            )
+            advice = "Set these (PATCH follows the hardware if not set), rename EXPERIMENT, or go on "
             advice += "with notebook 02, which takes what is there."
             raise ValueError(f"{path}: the models in this folder were {problem}. {advice}")
         write_checked(path, asdict(self))
@@ -558,16 +542,14 @@ class Preprocessor:
 
     def _geometry(self, body, affine, region=None):
         # The box of the body, its shape at the common spacing, and the padding around it.
-        box, native_mm = find_box(body), self.take_spacing(voxel_sizes(affine))
+        box = find_box(body)
+        if region:
+            box = meet(box, region)
+        extent = np.multiply(body[box].shape, self.take_spacing(voxel_sizes(affine)))
+        shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         least = np.array(self.patch)
         for axis in self.sampling.planes[1:]:
             least[self.flat_axis] = least[axis]  # or a slice across the other would be too small
-        if region:
-            part = meet(box, region)
-            spanned = np.floor((least + 0.4) * self.spacing_mm / native_mm)  # rounded, no more
-            box = fill(part, spanned.astype(int), box) if self.filled else part
-        extent = np.multiply(body[box].shape, native_mm)
-        shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         missing = np.maximum(0, least - shape)
         return box, tuple(shape), [(m // 2, m - m // 2) for m in missing.tolist()]
 

@@ -67,8 +67,6 @@ def _list_rules(patch):
         ("strength", lambda v: 0 <= v <= 1, "in [0, 1]"),
         ("margin", lambda v: v >= 0, "0 or more"),
         ("ignore", lambda v: v == int(v), "a whole number, 0 for none"),
-        ("averaged", lambda v: isinstance(v, bool), "True or False"),
-        ("filled", lambda v: isinstance(v, bool), "True or False"),
         ("neighbours", lambda v: v == 0 or (v > 0 and may_be_2d), "0, or more in 2-D"),
     )
 
