@@ -492,8 +492,8 @@ class Preprocessor:
         trained = Run(path.parent).experiment.exists() and path.exists()
         if trained and (there := Preprocessor.load(path)) != self:
             problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
-            advice = "Set these (PATCH follows the hardware if not set), rename EXPERIMENT, or go on "
-            advice += "with notebook 02, which takes what is there."
+            advice = "Set these (PATCH follows the hardware if not set), rename EXPERIMENT, or go "
+            advice += "on with notebook 02, which takes what is there."
             raise ValueError(f"{path}: the models in this folder were {problem}. {advice}")
         write_checked(path, asdict(self))
 
