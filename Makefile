@@ -6,6 +6,7 @@ DATA ?= sample
 SCANS ?= sample
 # By default the name of the folder DATA, made plain.
 EXPERIMENT ?=
+RESULTS ?= results
 PARAMETERS ?=
 CONSTRAINTS ?=
 
@@ -39,15 +40,18 @@ predict: $(READY)
 
 # Of notebooks the names, then the setting that tells the folder.
 define execute
-set -e; folder=$(call quote,$(2)); data=$(call quote,DATA); name=$(call quote,EXPERIMENT); \
+set -e; case $(call quote,PARAMETERS) in *" RESULTS "* | *" EXPERIMENT "*) \
+	  echo "Of RESULTS and EXPERIMENT make itself must know: RESULTS=path EXPERIMENT=name."; exit 2;; \
+	esac; \
+	folder=$(call quote,$(2)); results=$(call quote,RESULTS); data=$(call quote,DATA); name=$(call quote,EXPERIMENT); \
 	name=$$($(BIN)/python -c '$(NAME)' "$$name" "$$data"); \
 	[ "$$folder" = sample ] || folder=$$(cd -- "$$folder" && pwd); \
-	out="results/$$name"; mkdir -p "$$out/notebooks"; \
+	out="$$results/$$name"; mkdir -p "$$out/notebooks"; \
 	for step in $(1); do \
 	  echo "== $$step"; \
 	  $(RUN) papermill "notebooks/$$step.ipynb" "$$out/notebooks/$$step.ipynb" --cwd notebooks \
 	    --stdout-file - --no-progress-bar --log-level ERROR \
-	    -r $(2) "$$folder" -r EXPERIMENT "$$name" $(PARAMETERS); \
+	    -r $(2) "$$folder" -r RESULTS "$$results" -r EXPERIMENT "$$name" $(PARAMETERS); \
 	done
 endef
 

@@ -89,6 +89,13 @@ def test_early_stopping_gives_the_averaged_weights_of_the_steps_so_far(cases, tm
         assert any(array.shape == one.shape and np.array_equal(array, one) for one in expected)
 
 
+def test_weights_of_the_best_epoch_are_not_put_back(cases, tmp_path):
+    early = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+    with pytest.raises(ValueError, match="EarlyStopping: restore_best_weights would put back"):
+        stoppable(cases, tmp_path / "fold_0", [early])
+    assert not (tmp_path / "fold_0" / "history.csv").exists()
+
+
 def test_a_stopped_fold_that_is_interrupted_does_not_train_on(cases, tmp_path, monkeypatch):
     stop = [StopIn("epoch end", 1)]
     whole = stoppable(cases, tmp_path / "whole" / "fold_0", stop)

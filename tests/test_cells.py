@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from unetseg import cases, charts, digits, plots, reliability, scores, splits, survey
+from unetseg import cases, charts, digits, nifti, plots, reliability, scores, splits, survey
 from unetseg._base import write_json
 from unetseg.preprocessing import Preprocessor
 from unetseg.run.layout import Run
@@ -144,6 +144,16 @@ def test_a_view_takes_masks_from_files_and_arrays(make_data):
     assert (view.id, view.title) == ("case_00", "a title")
     assert [np.count_nonzero(mask) for mask in view.masks] == [36 + 24, 480]
     assert view.masks[1] is own
+
+
+def test_of_what_nobody_drew_no_mask_is_shown(make_data):
+    [case] = cases.find_cases(make_data(1))
+    truth, _ = nifti.load_mask(case.mask)
+    drawn = np.full(truth.shape, 1)
+    shown = cases.view(case, case.mask, drawn, ignore=2).masks
+    np.testing.assert_array_equal(shown[0], truth * (truth != 2))
+    np.testing.assert_array_equal(shown[1], truth != 2)
+    assert not plots._differences(*shown)[truth == 2].any()
 
 
 def test_what_a_network_sees_and_what_the_way_back_costs(make_data):

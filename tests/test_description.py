@@ -36,6 +36,17 @@ def test_regions_are_sets_of_labels(more, tmp_path):
     assert names == {1: "label 1", 2: "label 2", 3: "enhancing", 4: "ignore"}
 
 
+def test_what_a_data_set_declares_is_found_beside_the_masks_of_its_cases(make_data):
+    first, second = (make_data(2, name=name) for name in ("first", "second"))
+    found = cases.find_cases(first)
+    assert description.read_declared(found) == {}
+    describe(first, labels=BRATS)
+    declared = description.read_declared(found)
+    assert declared["labels"] == {1: "label 1", 2: "label 2", 3: "enhancing"}
+    assert declared["regions"]["core"] == (2, 3)
+    assert description.read_declared([*found, *cases.find_cases(second)]) == {}
+
+
 def test_without_lists_there_are_no_regions(tmp_path):
     assert description.read_regions(tmp_path) == {}
     describe(tmp_path, labels={"background": 0, "core": 1})

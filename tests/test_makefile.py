@@ -54,6 +54,9 @@ def make(tmp_path):
     return run
 
 
+USUAL = {"RESULTS": "results"}
+
+
 def settings_of(call):
     return {call[n + 1]: call[n + 2] for n, word in enumerate(call) if word in ("-r", "-p")}
 
@@ -71,7 +74,7 @@ def test_any_name_of_a_folder_will_do(name, make, tmp_path):
     assert [call[2] for call in calls] == [f"notebooks/{step}.ipynb" for step in STEPS]
     assert [call[3] for call in calls] == [f"results/mine/notebooks/{s}.ipynb" for s in STEPS]
     for call in calls:
-        assert settings_of(call) == {"DATA": str(data), "EXPERIMENT": "mine"}
+        assert settings_of(call) == USUAL | {"DATA": str(data), "EXPERIMENT": "mine"}
     assert "0.512" in done.stdout
     assert "Scores: results/mine/scores.csv." in done.stdout
     _, done, asked = make("notebooks", name, venv, DATA=data, EXPERIMENT="mine")
@@ -87,7 +90,7 @@ def test_an_experiment_without_a_name_has_that_of_its_data_made_plain(folder, ex
     (home / folder).mkdir()
     _, done, calls = make("notebooks", DATA=folder)
     assert done.returncode == 0, done.stderr
-    settings = {"DATA": str(home / folder.rstrip("/")), "EXPERIMENT": experiment}
+    settings = USUAL | {"DATA": str(home / folder.rstrip("/")), "EXPERIMENT": experiment}
     assert [settings_of(call) for call in calls] == [settings] * 3
 
 
@@ -113,7 +116,7 @@ def test_new_scans_and_other_settings_go_on_as_typed(make):
     more = "-p N_JOBS 2 -p LOOK_AT 'a b'"
     _, done, [call] = make("predict", SCANS="-new $scans", PARAMETERS=more)
     assert done.returncode == 0, done.stderr
-    settings = {"SCANS": str(home / "-new $scans"), "EXPERIMENT": "sample"}
+    settings = USUAL | {"SCANS": str(home / "-new $scans"), "EXPERIMENT": "sample"}
     assert settings_of(call) == settings | {"N_JOBS": "2", "LOOK_AT": "a b"}
     assert "results/sample/new_scans" in done.stdout
     assert "results/sample/sample.tar" in done.stdout
@@ -124,10 +127,25 @@ def test_the_demo_runs_all_on_the_sample(make):
     assert done.returncode == 0, done.stderr
     calls = [call for call in asked if call[1] == "papermill"]
     assert len(calls) == 4
-    assert settings_of(calls[0]) == {
-        "DATA": "sample", "EXPERIMENT": "sample", "FOLDS": "3", "EPOCHS": "5", "STEPS": "50"
-    }  # fmt: skip
-    assert settings_of(calls[3]) == {"SCANS": "sample", "EXPERIMENT": "sample"}
+    short = {"DATA": "sample", "EXPERIMENT": "sample", "FOLDS": "3", "EPOCHS": "5", "STEPS": "50"}
+    assert settings_of(calls[0]) == USUAL | short
+    assert settings_of(calls[3]) == USUAL | {"SCANS": "sample", "EXPERIMENT": "sample"}
+
+
+def test_results_may_go_elsewhere(make):
+    make("test")
+    _, done, [call] = make("predict", EXPERIMENT="mine", RESULTS="other place")
+    assert done.returncode == 0, done.stderr
+    assert settings_of(call)["RESULTS"] == "other place"
+    assert "other place/mine/new_scans" in done.stdout
+
+
+@pytest.mark.parametrize("setting", ["RESULTS /big", "EXPERIMENT mine"])
+def test_what_make_must_know_is_not_given_behind_its_back(setting, make):
+    _, done, asked = make("notebooks", PARAMETERS=f"-p EPOCHS 5 -p {setting} -p FOLDS 3")
+    assert done.returncode != 0
+    assert "RESULTS=path EXPERIMENT=name" in done.stdout
+    assert "papermill" not in [call[1] for call in asked]
 
 
 def test_the_tests_run_in_a_folder_with_spaces_and_with_constraints(make):

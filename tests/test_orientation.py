@@ -52,6 +52,9 @@ PAIR = lie({1: -0.25, 2: 0.25}, 0.0)
         # Sides that are missing in some do not make the others' a matter of chance.
         ([PAIR] * 2 + [lie({1: 0.0}, 0.0), lie({2: 0.0}, 0.0)] * 3, False),
         ([lie({1: 0.0}, 0.0), lie({2: 0.0}, 0.0)] * 2, True),
+        # One of a pair in each scan, the left or the right one.
+        ([lie({1: 0.0}, -0.2), lie({2: 0.0}, 0.2)] * 6, False),
+        ([lie({1: 0.0}, -0.2), lie({2: 0.0}, 0.2)] * 5, True),  # too few of each to tell
         # Off by 0.03 on average, with an SD of 0.05: no more than chance in four cases.
         ([lie({1: x, 2: 0.0}, 0.0) for x in (-0.02, 0.08)] * 2, True),
         ([lie({1: x, 2: 0.0}, 0.0) for x in (-0.02, 0.08)] * 10, False),

@@ -39,10 +39,9 @@ def test_stray_pieces_do_not_widen_the_region():
 def test_the_gap_is_the_longest_of_the_shortest_ways_from_piece_to_piece(spacing_mm):
     found = np.zeros((40, 12, 12), bool)
     found[2:8, 2:8, 2:8] = found[11:17, 2:8, 2:8] = found[29:35, 2:8, 2:8] = True
-    assert measure_gap(found, spacing_mm, 0.3) == pytest.approx(12, abs=1)
-    assert measure_gap(found[:20], spacing_mm, 0.3) == pytest.approx(3, abs=1)
-    assert measure_gap(found[:20], spacing_mm, 1.5) == 0  # 9 voxels around one of 6
-    assert measure_gap(found[:10], spacing_mm, 0.3) == 0
+    assert measure_gap(found, spacing_mm) == pytest.approx(12, abs=1)
+    assert measure_gap(found[:20], spacing_mm) == pytest.approx(3, abs=1)
+    assert measure_gap(found[:10], spacing_mm) == 0
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -55,7 +54,7 @@ def test_a_small_structure_far_from_a_large_one_is_measured_on_a_coarser_grid(
     at = np.array([2, 2, 2])
     at[axis] = 50 + place
     found[tuple(at)] = True
-    exact = measure_gap(found, (1, 1, 1), 0.3)
+    exact = measure_gap(found, (1, 1, 1))
     assert exact == pytest.approx(20 + place, abs=1)
     monkeypatch.setattr(pieces, "MOST_EXACT", found[:53].size // 27)
-    assert measure_gap(found, (1, 1, 1), 0.3) == pytest.approx(exact, abs=6)
+    assert measure_gap(found, (1, 1, 1)) == pytest.approx(exact, abs=6)

@@ -85,8 +85,12 @@ def test_a_patch_is_not_cut_to_nothing(shape, dimensions, planes, most, expected
 
 
 def test_the_least_contrast_is_half_of_that_of_the_dullest_case():
-    assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.5}], ()) == 0.25
-    assert choose_least_contrast([{"contrast": 0.8}, {"contrast": 0.0}], ()) == 0
+    facts = [{"contrast": contrast, "structures": (1, 1, 1)} for contrast in (0.8, 0.5, 0.0)]
+    assert choose_least_contrast(facts[:2], ()) == 0.25
+    assert choose_least_contrast(facts, ()) == 0
+    healthy = {"contrast": 0.0, "structures": None}  # tells nothing of the others' labels
+    assert choose_least_contrast([*facts[:2], healthy], ()) == 0.25
+    assert choose_least_contrast([healthy], ()) == 0
 
 
 @pytest.mark.parametrize(

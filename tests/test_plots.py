@@ -495,5 +495,8 @@ def test_the_range_of_grey_is_of_finite_voxels_and_close_in_large_scans():
     image = np.append(np.arange(201.0), [np.nan, np.inf]).reshape(7, 29, 1)
     assert plots.grey_range(image) == pytest.approx((1, 199))
     assert plots.grey_range(np.full((3, 3, 3), np.nan)) == (0, 1)
+    sparse = np.full((120, 120, 120), -1.0)
+    sparse[61, 61, 61:63] = 5, np.inf  # between the voxels of a large scan that are looked at
+    assert plots.grey_range(sparse) == (-1, 5)
     ramp = np.linspace(0, 1, 300**3, dtype=np.float32).reshape(300, 300, 300)
     assert plots.grey_range(ramp) == pytest.approx((0.005, 0.995), abs=0.01)

@@ -16,6 +16,7 @@ from unetseg.scores import (
     count_confusion,
     describe_controls,
     find_stale,
+    list_means,
     load_scores,
     load_summary,
     rank_cases,
@@ -251,6 +252,18 @@ def test_scores_of_folds_that_were_trained_again_are_told_and_not_taken_for_thei
     assert "of other predictions of a: run 03_evaluate again" in capsys.readouterr().out
     load_scores(experiment / "scores.csv")
     assert "scores.csv: of other predictions of a than there are" in capsys.readouterr().out
+
+
+def test_scores_that_excel_saved_are_read(cohort, experiment):
+    table = score_predictions(*cohort, LABELS)
+    summary = summarise(table)
+    for name, one in (("scores", table), ("summary", summary)):
+        saved = one.to_csv(index=False, sep=";", decimal=",").encode("utf-16")
+        (experiment / f"{name}.csv").write_bytes(saved)
+    assert find_stale(experiment) == []
+    read = load_summary(experiment)
+    assert read["mean"].tolist() == pytest.approx(summary["mean"].tolist(), nan_ok=True)
+    assert list_means(read) == pytest.approx(list_means(summary))
 
 
 def test_without_scores_there_is_an_empty_summary(tmp_path):

@@ -99,7 +99,7 @@ def test_the_settings_of_a_notebook_are_understood_twice_alike(path):
 REFUSED = [
     ("PATCH", ["16", "16,16", "16,16,16,16", "16,16,0", "a,b,c", "16.5,16,16", "none", -1, True]),
     ("SPACING_MM", ["1,5 2", "1,1,-1", "1", "1,000 1,000 1", "nan 1 1", "inf,1,1", "none"]),
-    ("MIRROR_AXES", ["3", "-1", "0,0", "left", "0.5", True, "[0, 1, 2, 0]"]),
+    ("MIRROR_AXES", ["3", "-1", "0,0", "left", "0.5", True, "[0, 1, 2, 0]", "01"]),
     ("PLANES", ["none", "[]", "0 1 2"]),
     ("DIMENSIONS", ["4", "2.5", "both", 1]),
     ("NORMALISATION", ["min-max", "1"]),

@@ -16,6 +16,7 @@ from unetseg.splits import (
     find_leaks,
     make_folds,
     refuse_leaks,
+    sample_scan,
     settle_folds,
 )
 
@@ -58,6 +59,14 @@ def test_another_seed_gives_other_folds():
 
 
 RESULTS = Path(__file__).parent.parent / "results"
+
+
+def test_one_file_for_the_only_channel_is_the_same_scan_as_a_plain_file(make_arrays):
+    image, _ = make_arrays(seed=3)
+    one, other = (sample_scan(array, np.eye(4)) for array in (image, image[..., None]))
+    assert (one.digest, one.grid) == (other.digest, other.grid)
+    both = np.stack([image, image], axis=-1)
+    assert sample_scan(both, np.eye(4)).digest != one.digest
 
 
 @pytest.mark.parametrize("run", ["hippocampus", "hippocampus_2d"])

@@ -85,6 +85,17 @@ def test_one_look_is_enough_or_all_that_helps(write_noise, settings, box):
     assert (fitted.coarse, fitted.coarse_mm, fitted.margin) == (None, (), 0)
 
 
+def test_of_a_small_structure_more_around_it_is_looked_at(write_noise):
+    case = write_noise((slice(40, 50), slice(10, 20), slice(20, 26)))
+    facts = [Preprocessor().describe(*nifti.load_image(case.image), nifti.load_mask(case.mask)[0])]
+    fitted = Preprocessor().fit([case], facts=facts, patch_voxels=20_000)
+    # In patches of its own region, (16, 16, 10) voxels, a first look would see slices of 8 mm.
+    assert fitted.patch == (32, 32, 16)
+    assert fitted.coarse_mm == (2.0, 1.88, 5.0)
+    shape = np.array([10, 10, 6]) * (1 + 2 * fitted.margin)
+    assert np.prod(shape) == pytest.approx(np.prod(fitted.patch), rel=0.05)
+
+
 @pytest.mark.parametrize(("patch", "across"), [((16, 16, 1), 2), ((1, 16, 16), 0)])
 def test_slices_of_which_a_patch_holds_little_are_looked_at_twice(write_noise, patch, across):
     case = write_noise(AT)
@@ -111,7 +122,7 @@ def test_whole_slices_are_looked_at_twice_unless_most_of_the_scan_is_sought(
 
 def fact(spans, counts, scattered=False):
     """Facts of a scan of 64 x 60 x 40 voxels of 1 mm, coarse ones of which hold 16."""
-    shape = {"shape": (64, 60, 40), "spacing_mm": np.ones(3), "structures": (1, 1, 1)}
+    shape = {"shape": (64, 60, 40), "spacing_mm": np.ones(3), "structures": (30, 9, 9)}
     return {**shape, "spans": spans, "voxels": counts, "scattered": scattered}
 
 
@@ -143,6 +154,11 @@ WHOLE = fact({1: 0.9}, {1: 50_000})
         ([fact({1: 0.1}, {1: 2_000})] * 9 + [fact({1: 0.1, 2: 0.1}, {1: 2_000, 2: 1})], COARSE),
         ([WHOLE] * 8 + [fact({1: 0.9, 2: 0.1}, {1: 50_000, 2: 2_000})] * 2, COARSE),
         ([fact({}, {}) | {"structures": None}], ()),
+        # More than a tenth of the cases have less than 30 coarse voxels in all.
+        ([fact({1: 0.1}, {1: 2_000})] * 8 + [fact({1: 0.1}, {1: 400})] * 2, ()),
+        # Along x coarse voxels have 4 mm, along z those of the scan would do.
+        ([fact({1: 0.1}, {1: 2_000}) | {"structures": (8, 4, 4)}], COARSE),
+        ([fact({1: 0.1}, {1: 2_000}) | {"structures": (7, 9, 9)}], ()),
     ],
 )
 def test_two_looks_where_a_structure_has_a_place_of_its_own_and_can_be_seen(facts, coarse_mm):
@@ -361,6 +377,17 @@ def test_of_two_places_the_one_counts_that_holds_more_of_every_label():
     np.testing.assert_array_equal(find_classes(maps, first) > 0, stomach)  # 80 voxels, not 64
 
 
+def test_a_label_that_is_nowhere_else_is_not_left_out():
+    classes = np.zeros((20, 20, 20), int)
+    classes[2:8, 2:8, 2:8] = 1
+    classes[2:6, 2:6, 13:18] = 2  # far from the first, and all there is of it
+    classes[15:18, 15:18, 15:18] = 1  # less of the first, somewhere else
+    expected = np.where(np.arange(20)[:, None, None] < 10, classes, 0)
+    np.testing.assert_array_equal(
+        find_classes(np.eye(3)[classes], first_look(reach_mm=9.0)), expected
+    )
+
+
 def test_a_label_that_a_scan_lacks_does_not_outweigh_an_organ_by_a_false_voxel():
     classes = np.zeros((20, 20, 20), int)
     classes[2:10, 2:10, 2:10] = 1
@@ -409,6 +436,18 @@ def test_nothing_is_left_out_of_what_might_be_something(preprocessor, scan):
     found = [prepare_case(Doubtful(), scan, settings) for settings in (preprocessor, limited)]
     assert found[0].first is not None
     assert found[0].place.box == found[1].place.box
+
+
+@pytest.mark.parametrize("bridges", [slice(14, 15), slice(8, 20)])
+def test_a_limit_that_would_take_what_masks_hold_is_none(bridges, tmp_path, write_case):
+    image = np.random.default_rng(0).normal(100, 5, SHAPE).astype(np.float32)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[8:20, 8:20, 20:28] = mask[44:56, 8:20, 20:28] = 1
+    mask[20:44, bridges, 24] = 1  # between the two: of one pixel, or of 12
+    mask[20:44, bridges, 20:28] |= bridges.stop - bridges.start > 1
+    case = write_case(tmp_path, "a", image, mask, SPACING)
+    fitted = Preprocessor(**LEAST, coarse_mm=(4, 4, 4)).fit([case] * 10)
+    assert fitted.gap_mm == (0 if bridges == slice(14, 15) else 1)
 
 
 def test_pieces_may_lie_half_as_far_again_apart_and_a_voxel_may_be_overlooked():

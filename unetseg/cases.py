@@ -105,7 +105,7 @@ class View:
         return iter((self.title, self.image, self.masks))
 
 
-def view(case, *masks, title=None):
+def view(case, *masks, title=None, ignore=0):
     """Open a scan and its masks to look at them.
 
     Parameters
@@ -116,6 +116,8 @@ def view(case, *masks, title=None):
         Files, or arrays in RAS+.
     title : str, optional
         By default the id.
+    ignore : int, default 0
+        Value of the voxels that nobody drew, if there is one: where a mask has it none is shown.
 
     Returns
     -------
@@ -123,6 +125,9 @@ def view(case, *masks, title=None):
     """
     image, affine = nifti.load_image(case.image)
     opened = [m if isinstance(m, np.ndarray) else nifti.load_mask(m)[0] for m in masks]
+    if ignore:
+        drawn = ~np.any([mask == ignore for mask in opened], axis=0)
+        opened = [mask * drawn for mask in opened]
     spacing = tuple(voxel_sizes(affine).tolist())
     return View(case.id, title or case.id, image, affine, spacing, tuple(opened))
 

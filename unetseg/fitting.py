@@ -286,8 +286,17 @@ def _fit(net, train, val, plan, recipe, seed, val_steps, *, past=0, epochs, call
         )
 
 
+def _refuse_best(callbacks):
+    best = [type(one).__name__ for one in callbacks if getattr(one, "restore_best_weights", False)]
+    if best:
+        problem = "restore_best_weights would put back an epoch's weights, which are not averaged"
+        advice = "and are often chosen by the cases that are scored. Leave it out"
+        raise ValueError(f"{best[0]}: {problem} {advice}: the weights at the end are kept.")
+
+
 def _follow(saver, recipe, callbacks):
     # Each is watched by one that notes if it stops the training.
+    _refuse_best(callbacks)
     followed = [saver]
     for callback in (TerminateOnNaN(), *callbacks):
         followed += [callback, state.NoteStop(saver, callback)]

@@ -76,14 +76,15 @@ def choose_mirror_axes(facts, labels, patch):
         x, left to right, unless a label lies to one side of the whole foreground, on average by
         more than 2 % of its width and by more than chance (twice its standard error; labels of a
         tenth of the cases or less are left out, and cases with that label alone); or unless all
-        structures together lie off the middle of the body, as one of a pair does: by more than
-        5 % of its width on average, to the same side in nine of ten cases, of which 6 are needed
-        to tell. None without masks, or for slices across x.
+        structures together, or a label where it is alone, lie off the middle of the body, as one
+        of a pair does: by more than 5 % of its width on average, to the same side in nine of ten
+        cases, of which 6 are needed to tell. None without masks, or for slices across x.
     """
     labelled = [fact for fact in facts if fact["sides"]]
     asides = [fact["aside"] for fact in labelled]
+    alone = [[f["aside"] for f in labelled if {*f["sides"]} == {label}] for label in labels]
     sides = [_list_sides(labelled, label) for label in labels]
-    sided = _lie_aside(asides) or any(map(_lie_to_one_side, sides))
+    sided = any(map(_lie_aside, (asides, *alone))) or any(map(_lie_to_one_side, sides))
     return (0,) if labelled and patch[0] > 1 and not sided else ()
 
 

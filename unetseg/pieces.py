@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from unetseg.body import find_box, widen
+from unetseg.body import find_box
 
 CORNERS = np.ones((3, 3, 3))  # voxels that share one are of one piece
 MAIN = 0.1  # of the largest piece of a label: a piece that is not astray
@@ -89,31 +89,27 @@ def find_structures(classes):
     return kept
 
 
-def measure_gap(found, spacing_mm, margin):
-    """Measure how far pieces lie apart, beyond the margin of the largest one.
+def measure_gap(found, spacing_mm):
+    """Measure how far pieces lie apart.
 
     Parameters
     ----------
     found : (x, y, z) ndarray of bool
         Such as `find_structures` returns it, with a voxel at least.
     spacing_mm : sequence of 3 float
-    margin : float
-        In sizes of the largest piece's box.
 
     Returns
     -------
     float
         Millimetres: the shortest step from piece to piece with which all of them are reached, to
         about a voxel; in boxes of more than a million voxels to as many as make it that small. 0
-        if the box of the largest piece holds all others with its margin.
+        of one piece.
     """
     found = found[find_box(found)]
     block = max(1, math.ceil((found.size / MOST_EXACT) ** (1 / 3)))
     for axis, length in enumerate(found.shape):
         found = np.logical_or.reduceat(found, range(0, length, block), axis)
-    pieces, sizes = _find_pieces(found)
-    near = widen(find_box(pieces == sizes.argmax()), margin, found.shape)
-    if found[near].shape == found.shape:
+    if ndimage.label(found, CORNERS)[1] == 1:
         return 0.0
     distance = ndimage.distance_transform_edt(~found, np.multiply(spacing_mm, block))
     low, high = 0.0, 2 * distance.max()
@@ -126,7 +122,7 @@ def measure_gap(found, spacing_mm, margin):
     return float(high)
 
 
-def find_far(probabilities, reach_mm, spacing_mm, across):
+def find_far(probabilities, reach_mm, spacing_mm, across=None):
     """Find what lies too far from the rest to be of the same structures.
 
     Parameters
@@ -136,16 +132,19 @@ def find_far(probabilities, reach_mm, spacing_mm, across):
     reach_mm : float
         Between pieces that belong together, at most.
     spacing_mm : sequence of 3 float
-    across : {0, 1, 2}
-        Axis across slices, of which one may be missing in a piece.
+    across : {0, 1, 2}, optional
+        Axis across slices, of which one may be missing in a piece; by default the coarsest.
 
     Returns
     -------
     (x, y, z) ndarray of bool
         Of where the most likely class is none of the background all but one group: pieces that are
         so close, of which that one stays that holds the largest shares of the classes. The share of
-        a class that is hardly there counts little.
+        a class that is hardly there counts little. A class that is nowhere likely in the group
+        keeps the group with most of it too, unless hardly any is there: no label vanishes.
     """
+    if across is None:
+        across = int(np.argmax(spacing_mm))
     found = probabilities.argmax(axis=-1) > 0
     near = ndimage.distance_transform_edt(~found, spacing_mm) <= reach_mm / 2
     slices = np.moveaxis(near, across, 0)  # a view
@@ -153,16 +152,41 @@ def find_far(probabilities, reach_mm, spacing_mm, across):
     groups, count = ndimage.label(near, CORNERS)
     if count < 2:
         return np.zeros_like(found)
-    held = np.array([_sum_likely(of_class, groups, count) for of_class in _list(probabilities)])
+    likely = np.where(probabilities > UNLIKELY, probabilities, 0.0)
+    held = _sum_by_group(likely, groups, count)
     whole = held.sum(axis=1, keepdims=True)
-    shares = (held / np.maximum(whole, ABSENT * whole.max())).sum(axis=0)
-    return found & (groups != 1 + shares.argmax())
+    least = ABSENT * whole.max()
+    shares = held / np.maximum(whole, least)
+    main = shares.sum(axis=0).argmax()
+    lost = (whole[:, 0] >= least) & (shares[:, main] == 0)
+    kept = [main, *shares[lost].argmax(axis=1)]
+    return found & ~np.isin(groups, np.add(kept, 1))
 
 
-def _list(probabilities):
-    return np.moveaxis(probabilities[..., 1:], -1, 0)
+def has_far_structures(classes, reach_mm, spacing_mm, across=None):
+    """Tell whether of a label map `find_far` finds more than a tenth of a label.
+
+    Parameters
+    ----------
+    classes : (x, y, z) ndarray of integers
+        0 is the background.
+    reach_mm, spacing_mm, across
+        As for `find_far`.
+
+    Returns
+    -------
+    bool
+    """
+    far = find_far(np.eye(classes.max() + 1)[classes], reach_mm, spacing_mm, across)
+    return any(far[classes == k].mean() > MAIN for k in np.unique(classes[classes > 0]))
 
 
-def _sum_likely(of_class, groups, count):
-    likely = np.where(of_class > UNLIKELY, of_class, 0.0)
-    return ndimage.sum(likely, groups, range(1, count + 1))
+def _sum_by_group(by_class, groups, count):
+    # A row of each class, without the background.
+    return np.array(
+        [ndimage.sum(of_class, groups, range(1, count + 1)) for of_class in _list(by_class)]
+    )
+
+
+def _list(by_class):
+    return np.moveaxis(by_class[..., 1:], -1, 0)

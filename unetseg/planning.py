@@ -72,7 +72,8 @@ def plan(wanted, facts, most_voxels):
     shape = resampled_shape(shapes, spacings, spacing)
     flat = wanted.patch, wanted.planes, wanted.neighbours
     dimensions = settle(wanted.dimensions, choose_dimensions, shape, spacing, *flat)
-    patch, coarse = _choose_looks(wanted, facts, shape, spacing, dimensions, most_voxels)
+    looks = _choose_looks(wanted, facts, shape, spacing, dimensions, most_voxels)
+    patch, coarse, margin = looks
     labels = settle(wanted.labels, choose_labels, facts)
     slices = _choose_slices(wanted, shape, spacing, patch, dimensions)
     grid = {"spacing_mm": spacing, "patch": patch, "coarse_mm": coarse, "assumed_mm": assumed}
@@ -86,7 +87,7 @@ def plan(wanted, facts, most_voxels):
         "mirror_axes": settle(wanted.mirror_axes, choose_mirror_axes, facts, labels, patch),
         "empty_space": settle(wanted.empty_space, choose_empty_space, facts),
         "least_contrast": settle(wanted.least_contrast, choose_least_contrast, facts, coarse),
-        "margin": settle(wanted.margin, lambda: MARGIN if coarse else 0.0),
+        "margin": settle(wanted.margin, lambda: margin),
         "gap_mm": settle(wanted.gap_mm, choose_gap, facts, () if wanted.ignore else coarse),
         "rotation_deg": settle(wanted.rotation_deg, choose_rotation, facts),
         "strength": settle(wanted.strength, choose_strength, facts, dimensions),
@@ -101,7 +102,7 @@ def _assume(fact, spacing_mm):
 
 
 def _choose_looks(wanted, facts, shape, spacing_mm, dimensions, most_voxels):
-    # The patch, and the voxel size of the first of two looks or nothing.
+    # The patch, the voxel size of the first of two looks or nothing, and the second one's margin.
     cut = dimensions, wanted.planes, most_voxels
     patch = settle(wanted.patch, choose_patch, shape, spacing_mm, *cut)
     region = region_shape(facts, shape, spacing_mm)
@@ -111,10 +112,20 @@ def _choose_looks(wanted, facts, shape, spacing_mm, dimensions, most_voxels):
         once = holds_much(patch, np.where(np.equal(patch, 1), 1, shape))
     # Where something was not drawn the box of what was tells no place.
     if wanted.coarse_mm is None and (once or wanted.ignore):
-        return patch, ()
+        return patch, (), 0.0
     closer = settle(wanted.patch, choose_patch, region, spacing_mm, *cut)
-    coarse = settle(wanted.coarse_mm, choose_coarse_spacing, facts, spacing_mm, closer)
-    return (closer, coarse) if coarse else (patch, ())
+    # Of what is too small for a first look in such patches more around it may be looked at.
+    for size, margin in ((closer, MARGIN), (patch, _fill(patch, region))):
+        coarse = settle(wanted.coarse_mm, choose_coarse_spacing, facts, spacing_mm, size)
+        if coarse:
+            return size, coarse, margin
+    return patch, (), 0.0
+
+
+def _fill(patch, region):
+    # The margin with which the region, which has the usual one, is as large as a patch.
+    times = (np.prod(patch) / np.prod(region)) ** (1 / 3)
+    return significant(max(MARGIN, (times * (1 + 2 * MARGIN) - 1) / 2), 2)
 
 
 def _has_slices_without(patch, shape, region):
@@ -183,7 +194,7 @@ def _describe_region(image, mask, body, spacing_mm, margin):
     shapes = {"region": mask[box].shape, "structures": mask[inner].shape}
     structures = find_structures(mask)
     large = widen(find_box(structures), margin, mask.shape)
-    gap = measure_gap(structures, spacing_mm, margin)
+    gap = measure_gap(structures, spacing_mm)
     apart = {"scattered": meet(inner, large) != inner, "gap": gap}
     return {**shapes, **apart, "region_contrast": contrast}
 
@@ -272,12 +283,13 @@ def choose_least_contrast(facts, coarse_mm):
     -------
     float
         Half of what every label had in every case, of two looks at each of them; 0 if that is
-        not known.
+        not known, as without masks.
     """
-    least = [fact["contrast"] for fact in facts]
+    labelled = _with_masks(facts)
+    least = [fact["contrast"] for fact in labelled]
     if coarse_mm:
-        least += [fact["region_contrast"] for fact in facts]
-    return round(min(least) / 2, 4)
+        least += [fact["region_contrast"] for fact in labelled]
+    return round(min(least, default=0.0) / 2, 4)
 
 
 def coarse_axis(spacing_mm):
@@ -503,11 +515,12 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
         With which a patch holds 90 % of the scans, or of their slices, but not what is more than
         half larger than the median; nothing finer than `spacing_mm`, and across slices that. Empty
         without masks; if the box of every structure, such as grey matter, takes more than half of
-        the typical scan, so that where it lies tells nothing; if all structures together would
-        have less than 30 voxels or one of them less than 5, so that a first look would overlook
-        them; or if in more than a tenth of the cases (more than one of 4 to 10) small pieces lie
-        apart from the large ones, as a second look would miss them. Labels of a tenth of the cases
-        or less are left out, as they may be slips of the hand.
+        the typical scan, so that where it lies tells nothing; if a first look would overlook
+        structures, as all together would have less than 30 voxels in more than a tenth of the
+        cases, one of them less than 5 in half of them, or all together would not span two voxels
+        along an axis; or if in more than a tenth of the cases (more than one of 4 to 10) small
+        pieces lie apart from the large ones, as a second look would miss them. Labels of a tenth of
+        the cases or less are left out, as they may be slips of the hand.
     """
     labelled = _with_masks(facts)
     scattered = sum(fact["scattered"] for fact in facts)
@@ -519,8 +532,12 @@ def choose_coarse_spacing(facts, spacing_mm, patch):
     most = np.minimum(np.quantile(extents, LARGE, axis=0), OUTSIZE * np.median(extents, axis=0))
     coarse = np.maximum(np.where(np.equal(patch, 1), 0, most / patch), spacing_mm)
     left = [_count_left(fact, coarse) for fact in labelled]
-    together = np.median([sum(counts.values()) for counts in left])
+    together = np.quantile([sum(counts.values()) for counts in left], RARE)
     if together < COARSE_VOXELS or min(_list_medians(left), default=0) < LEAST_VOXELS:
+        return ()
+    sides = [np.multiply(fact["structures"], fact["spacing_mm"]) for fact in labelled]
+    flat = np.median(sides, axis=0) < 2 * coarse
+    if (flat & (coarse > spacing_mm)).any():
         return ()
     return tuple(significant(mm, 3) for mm in coarse.tolist())
 

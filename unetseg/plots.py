@@ -117,10 +117,8 @@ def _busiest_slices(mask):
 def _show_planes(axes, image, masks, spacing, places, grey, labels, heat=None):
     for ax, plane, at in zip(axes, PLANES, places, strict=True):
         cut = (slice(None),) * plane[1] + (at,)  # a view; np.take may copy the whole volume
-        flat = [volume[cut].T for volume in (image, *masks)]
-        hot = None if heat is None else heat[cut].T
-        sides = np.delete(spacing, plane[1])[::-1]
-        shown = _show_plane(ax, flat[0], flat[1:], sides, grey, labels, hot)
+        seen, hot, *flat = (v if v is None else v[cut].T for v in (image, heat, *masks))
+        shown = _show_plane(ax, seen, flat, np.delete(spacing, plane[1])[::-1], grey, labels, hot)
         _name_plane(ax, plane, at)
     return shown
 
@@ -397,11 +395,13 @@ def grey_range(image):
     Returns
     -------
     tuple of float
-        (0, 1) if no voxel is finite.
+        (0, 1) if no voxel is finite; the lowest and the highest if both percentiles are the same.
     """
     long = sum(n > 1 for n in image.shape) or 1
     step = int(np.ceil((image.size / SAMPLED) ** (1 / long)))
     values = image[(slice(None, None, step),) * image.ndim]
     values = values[np.isfinite(values)]
-    low, high = np.percentile(values, (0.5, 99.5)) if values.size else (0, 1)
-    return float(low), float(high)
+    seen = np.percentile(values, (0.5, 99.5)) if values.size else (0, 1)
+    if seen[0] == seen[1]:  # nearly all of it is air: what is not may have been passed over
+        seen = np.quantile(image[np.isfinite(image)], (0, 1))
+    return tuple(map(float, seen))

@@ -205,11 +205,9 @@ def leave_out(maps, first):
     settings = first.preprocessor
     if not settings.reach_mm:
         return
-    across = settings.flat_axis
-    if across is None:
-        across = int(np.argmax(settings.spacing_mm))
     inside = maps[(slice(None), *first.place.inner)]  # a view
-    far = find_far(inside.mean(axis=0), settings.reach_mm, settings.spacing_mm, across)
+    limits = settings.reach_mm, settings.spacing_mm, settings.flat_axis
+    far = find_far(inside.mean(axis=0), *limits)
     inside[:, ndimage.binary_dilation(far, CORNERS)] = np.eye(maps.shape[-1])[0]
 
 

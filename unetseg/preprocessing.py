@@ -1,5 +1,6 @@
 """From a case on its native grid to the network's grid, and back."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from unetseg.augmentation import Sampling
 from unetseg.body import find_body, find_box, find_void, meet, widen
 from unetseg.grids import Place, zoom, zoom_labels
 from unetseg.orientation import USUAL_DEG
+from unetseg.pieces import has_far_structures
 from unetseg.planning import coarse_axis
 from unetseg.prepared import Prepared
 from unetseg.rules import check_settings
 from unetseg.run.layout import Run, read_json, write_checked
 from unetseg.run.machine import describe_hardware
 
+TRIED = 50  # cases at which a limit is tried
 FURTHER = 1.5  # times as far as in training pieces may lie apart
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
 # What files of version 0.1 do not tell.
@@ -121,7 +124,8 @@ class Preprocessor:
         Between pieces of the structures, at most: what lies further from the rest at a first look
         is left out (`unetseg.pieces.find_far`); 0 for no such limit. Chosen: what nine of ten
         cases do not exceed, at least a voxel, but no limit for one look, less than 10 masks or
-        scattered pieces (`unetseg.planning.choose_gap`).
+        scattered pieces (`unetseg.planning.choose_gap`), or if of more than a tenth of the masks,
+        as coarse as at a first look, it would take more than stray pieces.
     rotation_deg : tuple of 3 float, optional
         By which patches are turned in training about x, y and z at a strength of 1, to both sides.
         Chosen: 15, 15 and 30, but more about an axis about which the labels lie turned further
@@ -210,7 +214,7 @@ class Preprocessor:
     def reach_mm(self):
         """How far what was found at a first look may lie from the rest, 0 for no limit.
 
-        Half as far again as `gap_mm`, and one of its voxels, which it may have overlooked.
+        Half as far again as `gap_mm`, and one of its voxels, as it sees no finer.
         """
         if not self.gap_mm:
             return 0.0
@@ -259,7 +263,8 @@ class Preprocessor:
             return self
         require("cases", cases, len(cases), "at least one")
         facts = facts or [self._read_facts(case) for case in cases]
-        return Preprocessor(**planning.plan(self, facts, patch_voxels or patch_budget()))
+        chosen = Preprocessor(**planning.plan(self, facts, patch_voxels or patch_budget()))
+        return chosen._try_gap(cases) if self.gap_mm is None else chosen
 
     def take_spacing(self, spacing_mm):
         """Tell the voxel size that a scan is taken to have: its own, unless one is assumed."""
@@ -284,6 +289,17 @@ class Preprocessor:
         margin = planning.MARGIN if self.margin is None else self.margin
         mask = None if mask is None else drop_ignored(mask, self.ignore)
         return planning.describe_case(image, mask, body, voxel_sizes(affine), margin)
+
+    def _try_gap(self, cases):
+        # No limit if it would take structures from the masks of more than a tenth of the cases.
+        drawn = [case for case in cases if case.mask]
+        if not self.gap_mm or not drawn:
+            return self
+        first, few = self.coarse, drawn[:: math.ceil(len(drawn) / TRIED)]
+        tried = (first.prepare(case, with_mask=True) for case in few)
+        limits = first.reach_mm, first.spacing_mm, first.flat_axis
+        taken = [has_far_structures(one.y[one.place.inner], *limits) for one in tried]
+        return replace(self, gap_mm=0.0) if np.mean(taken) > planning.RARE else self
 
     def _read_facts(self, case):
         mask = nifti.load_mask(case.mask)[0] if case.mask else None

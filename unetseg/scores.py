@@ -15,7 +15,7 @@ from unetseg.digits import decimals_for, short
 from unetseg.metrics import METRICS, score_case
 from unetseg.pieces import keep_largest
 from unetseg.preprocessing import Preprocessor
-from unetseg.reading.tables import read_results
+from unetseg.reading.tables import read_results, read_table
 from unetseg.run.fingerprints import fingerprint
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run
@@ -418,7 +418,7 @@ def load_summary(results_dir):
     path = Run(results_dir).summary
     if not path.exists():
         return pd.DataFrame(columns=["label", "name", "metric", "n", "mean"])
-    summary = pd.read_csv(path)
+    summary = read_results(path)
     if stale := find_stale(results_dir):
         names = ", ".join(stale)
         print(f"The scores are of other predictions of {names}: run 03_evaluate again.")
@@ -467,7 +467,7 @@ def find_stale(results_dir):
         Ids; none if there is no ``scores.csv``, or if an earlier version wrote it or the folds.
     """
     path = Run(results_dir).scores
-    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else {}
+    table = read_table(path) if path.exists() else {}
     if "prediction_sha256" not in table:
         return []
     made = Trained(results_dir).list_predictions()

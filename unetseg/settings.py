@@ -224,6 +224,8 @@ class Axes:
     def read(self, text):
         """Understand [0, 1], 0 1, x y and none."""
         word = text.casefold()
+        if re.search(r"\d\d", word):  # 01 would be read as 1
+            raise ValueError("axes among 0, 1, 2, with a comma between them")
         parts = () if word == "none" else _split(re.sub(r"(?<=[xyz])(?=[xyz])", " ", word), x=False)
         axes = tuple(AXES[part] if part in AXES else _number(part, True) for part in parts)
         if not ({*axes} <= {0, 1, 2} and self.least <= len(axes) <= self.most):

@@ -365,6 +365,8 @@ def sample_scan(image, affine):
     -------
     ScanSample
     """
+    if image.shape[3:] == (1,):  # one file for the only channel, or a plain one: the same scan
+        image = image[..., 0]
     digest = hashlib.sha256(f"{image.shape}".encode())
     digest.update(np.ascontiguousarray(image))
     grid = (image.shape, tuple(significant(voxel_sizes(affine), 3)))

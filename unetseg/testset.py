@@ -169,7 +169,8 @@ def _draw(batch, tested, table, spots, preprocessor):
     for row in examples.itertuples():
         title = f"{row.which}: {row.case}\nmean Dice {row.mean_dice:.3f}"
         case = by_id[row.case]
-        views.append(view(case, case.mask, batch.label(case.id), title=title))
+        about = {"title": title, "ignore": preprocessor.ignore}
+        views.append(view(case, case.mask, batch.label(case.id), **about))
     spacings, names = [one.spacing_mm for one in views], ("truth", "prediction")
     figures = {
         "scores": charts.score_boxes(table, targets),

@@ -16,6 +16,7 @@ from unetseg.cases import refuse_problems
 from unetseg.losses import dice_cross_entropy
 from unetseg.patches import Looks, require_cache
 from unetseg.preprocessing import Preprocessor
+from unetseg.reading.description import read_declared
 from unetseg.recipe import Recipe, make_plan, record_settings
 from unetseg.run import devices, inputs, machine, processes, state
 from unetseg.run.layout import FINAL, Fold, Run
@@ -53,7 +54,7 @@ def train_fold(
 
     Its state is saved after each epoch: called again after an interruption, the fold goes on from
     there and ends with the weights that it would have had; but what callbacks of the user
-    remember, such as the best epoch of keras.callbacks.EarlyStopping, begins anew.
+    remember, such as the patience of keras.callbacks.EarlyStopping, begins anew.
 
     The validation cases choose nothing: their loss and Dice are written down, and the weights
     after the last epoch, averaged over the last steps, are kept.
@@ -78,7 +79,8 @@ def train_fold(
         Keeps the preprocessed cases on a local disk; by default a temporary folder.
     callbacks : sequence of keras.callbacks.Callback, optional
         Called while training. One that stops it, such as EarlyStopping, ends the fold with the
-        weights so far, averaged as ever; ``done.json`` then says when and by which class.
+        weights so far, averaged as ever; ``done.json`` then says when and by which class. Its
+        ``restore_best_weights`` is refused.
     **loss
         ``loss`` and ``class_weights`` as for `cross_validate`.
 
@@ -262,7 +264,7 @@ def cross_validate(
     seed, cases = int(seed), sorted(cases, key=lambda case: case.id)
     if not retrain:
         inputs.Trained(run.folder).refuse_stale(cases)
-    preprocessor = _choose_preprocessor(run, preprocessor)
+    preprocessor = _choose_preprocessor(run, preprocessor, cases)
     labels = preprocessor.labels
     seen = look_through(cases, labels=labels, preprocessor=preprocessor, allow_empty=allow_empty)
     refuse_problems(seen.table)
@@ -355,10 +357,11 @@ def _refuse_own_files(run, cases):
         raise ValueError(f"{run.folder}: {problem}. Choose another folder for the results.")
 
 
-def _choose_preprocessor(run, preprocessor):
+def _choose_preprocessor(run, preprocessor, cases):
     if preprocessor is None and run.preprocessor.exists():
         return Preprocessor.load(run.preprocessor)
-    return preprocessor or Preprocessor()
+    chosen = preprocessor or Preprocessor()
+    return replace(chosen, **read_declared(cases)) if chosen.labels is None else chosen
 
 
 def _divide(run, cases, table, n_splits, seed):

@@ -421,13 +421,15 @@ class Workspace:
         """
         by_id = {case.id: case for case in found if case.image}
         largest = self.run.read_components()["cases"]
+        ignore = Preprocessor.load(self.run.preprocessor).ignore
         views = {}
         for row in examples[examples["case"].isin(by_id)].itertuples():
             case = by_id[row.case]
             drawn, _ = nifti.load_mask(self.run.prediction(case.id))
             prediction = keep_largest(drawn, largest.get(case.id, []))
             title = f"{row.which}: {row.case}\nmean Dice {row.mean_dice:.3f}"
-            views[case.id] = cases.view(case, case.mask, prediction, title=title)
+            masks = case.mask, prediction
+            views[case.id] = cases.view(case, *masks, title=title, ignore=ignore)
         return views
 
     def view_labelled(self, scans, batch, ids, *, most=3, also=""):

@@ -132,6 +132,32 @@ def read_regions(folder):
     return regions
 
 
+def read_declared(cases):
+    """Labels and regions that the data set of some cases declares.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+
+    Returns
+    -------
+    dict
+        ``labels`` and ``regions`` as settings of a `unetseg.preprocessing.Preprocessor`, as far as
+        the folder above that of the masks declares them; empty if masks lie in several folders.
+
+    Raises
+    ------
+    ValueError
+        As `read_label_names` and `read_regions`.
+    """
+    folders = {Path(case.mask).absolute().parent.parent for case in cases if case.mask}
+    if len(folders) != 1:
+        return {}
+    (folder,) = folders
+    declared = {"labels": read_label_names(folder), "regions": read_regions(folder)}
+    return {name: values for name, values in declared.items() if values}
+
+
 def _part_regions(labels, regions):
     # Of regions the single labels: by their own name, or "label 2".
     if not regions:

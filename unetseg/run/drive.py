@@ -10,7 +10,7 @@ import time
 import unicodedata
 from pathlib import Path
 
-from unetseg._base import sha256, write_file, write_json
+from unetseg._base import write_file, write_json
 from unetseg.run import fingerprints
 from unetseg.run.layout import DONE, LOCK, Batch, Run, read_json
 from unetseg.run.machine import require_room_for_copies
@@ -293,7 +293,7 @@ def is_corrected(label):
     except ValueError as error:
         print(f"{error} So it is not known whether {label.name} was corrected.")
         return False
-    return sha256(label) not in list_made(noted)
+    return fingerprints.fingerprint(label)["sha256"] not in list_made(noted)
 
 
 def list_made(note):
@@ -321,10 +321,11 @@ def fetch_corrected(results_dir, backup_dir):
     results_dir, backup_dir : Path
         An experiment here and on Drive. Labels here that were corrected too stay.
     """
-    for label in Run(backup_dir).new_scans.glob("*/labels/*.nii.gz"):
-        own = Path(results_dir) / label.relative_to(backup_dir)
-        if is_corrected(label) and not is_corrected(own):
-            write_file(own, label.read_bytes())
+    with _kept_fingerprints():
+        for label in Run(backup_dir).new_scans.glob("*/labels/*.nii.gz"):
+            own = Path(results_dir) / label.relative_to(backup_dir)
+            if is_corrected(label) and not is_corrected(own):
+                write_file(own, label.read_bytes())
 
 
 def back_up(source, target):
