@@ -205,6 +205,16 @@ def test_without_any_dice_there_is_an_average_all_the_same(averaged, run, flat, 
     assert "Mean Dice: results nan" in averaging.describe(table)
 
 
+def test_too_little_memory_for_both_is_told_before_a_case_is_predicted(
+    run, flat, cases, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(averaging.machine, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(averaging.processes, "call_apart", lambda *_: 1 / 0)
+    said = r"c\d, predicted by two experiments at once: predicting it takes about .* are free"
+    with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match=said):
+        averaging.average([run.results, flat], tmp_path / "new", cases)
+
+
 def test_only_experiments_of_one_kind_are_averaged(copy, flat, run, cases, tmp_path):
     with pytest.raises(ValueError, match="two experiments of different names"):
         averaging.average([flat, flat], tmp_path / "new", cases)

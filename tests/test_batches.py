@@ -229,7 +229,20 @@ def test_rows_of_other_scans_stay_in_a_table_as_they_were_written(tmp_path):
         ]
 
 
-@pytest.mark.parametrize("text", ["", "case;label\na;1\n", '"'])
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_what_a_person_noted_in_a_table_stays(separator, tmp_path):
+    path = tmp_path / "look_at.csv"
+    rows = ["case,agreement,verdict", "a,0.5,leaks into the orbit", "b,0.9,", "z,0.7,fine"]
+    path.write_text("\n".join(rows).replace(",", separator))
+    new = pd.DataFrame({"case": ["c", "a"], "agreement": [0.25, 0.75]})
+    batches.update_table(path, new, notes=True)
+    assert path.read_text().splitlines() == [
+        *("case,agreement,verdict", "c,0.25,", "a,0.75,leaks into the orbit"),
+        *("b,0.9,", "z,0.7,fine"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "name;label\na;1\n", '"'])
 def test_a_table_that_cannot_be_read_is_kept_beside_the_new_one(text, tmp_path, capsys):
     path = tmp_path / "table.csv"
     path.write_text(text)
@@ -237,6 +250,10 @@ def test_a_table_that_cannot_be_read_is_kept_beside_the_new_one(text, tmp_path, 
     assert path.read_text() == "case\na\n"
     assert (tmp_path / "table.csv.old").read_text() == text
     assert "kept as table.csv.old" in capsys.readouterr().out
+    path.write_text("as little")
+    batches.update_table(path, pd.DataFrame({"case": ["a"]}))
+    assert (tmp_path / "table.csv.old").read_text() == text
+    assert (tmp_path / "table.csv.old1").read_text() == "as little"
 
 
 def test_labels_that_a_person_changed_are_told_from_those_that_were_predicted(tmp_path):

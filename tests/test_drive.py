@@ -177,6 +177,45 @@ def test_a_folder_that_is_renamed_on_drive_does_not_come_twice(copied):
     assert content_of(place.data) == content_of(there)
 
 
+@pytest.fixture
+def on_both(copied):
+    """Folds and labels of new scans that are the same here and on Drive."""
+    _, place = copied
+    _base.write_file(place.run.splits, b"[]")
+    for name in "ab":
+        _base.write_file(place.results / f"new_scans/new/labels/{name}.nii.gz", b"labels")
+    assert drive.back_up(place.results, place.backup)
+    return place
+
+
+def test_results_that_are_removed_on_drive_do_not_come_back(on_both, capsys):
+    gone = ["new_scans/new/labels/a.nii.gz", "splits.json"]
+    for name in gone:
+        (on_both.backup / name).unlink()
+    workspace.prepare("data/mine", "x")
+    assert f"2 files are not on Drive any more, so gone from {on_both.results}: " in (
+        capsys.readouterr().out
+    )
+    drive.back_up(on_both.results, on_both.backup)
+    for folder in (on_both.results, on_both.backup):
+        assert not any((folder / name).exists() for name in gone)
+        assert (folder / "new_scans/new/labels/b.nii.gz").exists()
+
+
+@pytest.mark.parametrize("doubt", ["changed here", "fold begun", "drive lists nothing"])
+def test_results_that_may_not_be_had_again_stay(doubt, on_both):
+    splits, there = on_both.run.splits, on_both.backup / "splits.json"
+    there.unlink()
+    if doubt == "changed here":
+        splits.write_bytes(b"[{}]")
+    elif doubt == "fold begun":
+        on_both.run.fold(0).folder.mkdir()
+    else:
+        empty_folder(on_both.backup)
+    workspace.prepare("data/mine", "x")
+    assert splits.exists()
+
+
 def empty_folder(folder):
     for path in folder.iterdir():
         empty_folder(path) if path.is_dir() else path.unlink()

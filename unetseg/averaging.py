@@ -3,13 +3,14 @@
 import hashlib
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from unetseg import nifti, splits
+from unetseg import memory, nifti, splits
 from unetseg._base import refuse_any, require, write_json, write_table
 from unetseg.inference import list_hashes, load_models
 from unetseg.metrics import dice
@@ -17,7 +18,7 @@ from unetseg.prediction import combine, predict_case
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading.tables import read_results
 from unetseg.recipe import recall_plan
-from unetseg.run import processes, state
+from unetseg.run import machine, processes, state
 from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run, read_json
 from unetseg.run.lock import only_run
@@ -70,6 +71,7 @@ def average(parents, results_dir, cases):
         table = pd.DataFrame(read_json(run.average)["table"])
         return table.astype(dict.fromkeys((*names, AVERAGE), float))
     folds = _refuse_unlike(sources, cases)
+    _warn_of_lack(sources, cases)
     by_id = {case.id: case for case in cases}
     with only_run(run.folder, None), tempfile.TemporaryDirectory() as drafts:
         for path in run.parents.rglob("*"):  # of an average that was interrupted
@@ -103,6 +105,15 @@ def _refuse_unlike(sources, cases):
         source.read_finished(range(len(folds[0])))
         Trained(source.folder).refuse_stale(cases)
     return folds[0]
+
+
+def _warn_of_lack(sources, cases):
+    # Of a case the probabilities of both are there at a time.
+    settings, maps = [recall_plan(source.folder).seen for source in sources], ("probabilities",)
+    needs = [sum(memory.foretell(case, one, maps=maps) for one in settings) for case in cases]
+    if lack := memory.describe_lack(max(needs), machine.available_bytes()):
+        largest = cases[int(np.argmax(needs))].id
+        warnings.warn(f"{largest}, predicted by two experiments at once: {lack}", stacklevel=3)
 
 
 def _copy(source, target):

@@ -33,7 +33,10 @@ from unetseg.reading.folders import (
     join_channels,
     list_files,
 )
-from unetseg.reading.patients import find_groups
+from unetseg.reading.patients import (
+    describe_patients,  # noqa: F401  users call it as cases.describe_patients
+    find_groups,
+)
 from unetseg.reading.tables import read_table
 from unetseg.run.layout import Run
 

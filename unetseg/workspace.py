@@ -461,7 +461,7 @@ class Workspace:
         return {i: cases.view(by_id[i], batch.label(i)) for i in chosen}
 
     def update_table(self, path, table):
-        """Write a table of scans; what the file says of others stays.
+        """Write a table of scans; what the file says of others stays, and what a person noted.
 
         Parameters
         ----------
@@ -469,7 +469,7 @@ class Workspace:
         table : pandas.DataFrame
             As of `unetseg.run.batches.update_table`.
         """
-        batches.update_table(path, table)
+        batches.update_table(path, table, notes=True)
 
     def save_scores(self, table):
         """Save the scores; an older summary, which is not of these, is emptied."""
@@ -617,6 +617,9 @@ def prepare(data, experiment, results="results", *, need_data=True):
     if not sample:
         drive.fetch_data(folder, place.data)
     if place.backup.is_dir():
+        begun = any(place.results.glob("fold_*"))
+        removable = ["new_scans/*/labels/*.nii.gz", *([] if begun else ["splits.json"])]
+        drive.follow_removed(place.results, place.backup, removable)
         drive.copy_new(place.backup, place.results, overwrite=False)
         drive.copy_new(place.backup, place.results, ["splits.json"])  # it may be edited there
         drive.fetch_corrected(place.results, place.backup)  # and labels be corrected

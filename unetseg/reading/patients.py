@@ -1,6 +1,7 @@
 """Patients: which cases are of one, by a pattern, a table of the user, a function or a mapping."""
 
 import re
+from collections import Counter
 from unicodedata import normalize
 
 import pandas as pd
@@ -10,6 +11,8 @@ from unetseg.reading.tables import find_like_number, match_ids, read_table
 TABLE = re.compile(r"(.+\.(?:csv|tsv|tab|txt|xlsx?|xlsm|ods))\s*(?::\s*(.*?))?\s*", re.IGNORECASE)
 NO_PATIENT = {"", "n/a", "#n/a"}  # of BIDS and of Excel; NA may be a patient's initials
 BIDS_SUBJECT = r"^(sub-[^_]+)(_|$)"
+WITHOUT_LAST = r"^(.+)[_-][^_-]+$"  # patient001_frame01: a number of a patient, then of a scan
+MANY = 10  # scans of one patient on average: more are rather of one hospital
 
 
 def find_groups(folder, group_by, ids, problems):
@@ -50,6 +53,41 @@ def find_groups(folder, group_by, ids, problems):
     groups = {case_id: _as_patient(groups.get(case_id)) for case_id in ids}
     problems += [f"{i}: no patient by group_by; add it" for i in ids if groups[i] is None]
     return groups
+
+
+def describe_patients(cases):
+    """Count cases and patients; where ids look as if patients had several scans, say so.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+
+    Returns
+    -------
+    str
+        One sentence, or with a pattern for ``GROUPS`` two.
+    """
+    if any(case.group for case in cases):
+        patients = {case.group or case.id for case in cases}
+        return f"{len(cases)} cases of {len(patients)} patients."
+    said = f"{len(cases)} cases; which are of one patient is not known (GROUPS)."
+    alike = _find_alike([case.id for case in cases])
+    if not alike:
+        return said
+    asked = f"Are {' and '.join(alike)} of one patient? Then set GROUPS to {WITHOUT_LAST}"
+    return f"{said} {asked}, or the scores will be too good."
+
+
+def _find_alike(ids):
+    # Two ids of what may be one patient; none if ids do not look like that.
+    stems = {
+        i: stem for i, stem in _match_pattern(WITHOUT_LAST, ids).items() if re.search(r"\d", stem)
+    }
+    several = {stem: n for stem, n in Counter(stems.values()).items() if n > 1}
+    shared = sum(several.values())
+    if len(several) < 2 or 2 * shared < len(ids) or shared > MANY * len(several):
+        return []
+    return [i for i, stem in stems.items() if stem == next(iter(several))][:2]
 
 
 def _as_patient(group):

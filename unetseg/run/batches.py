@@ -10,6 +10,7 @@ import pandas as pd
 
 from unetseg._base import refuse_any, sha256, write_file, write_json
 from unetseg.reading.folders import fold_name
+from unetseg.reading.tables import read_table
 from unetseg.run import drive
 from unetseg.run.drive import origin
 from unetseg.run.layout import Batch, Run, read_json
@@ -259,23 +260,30 @@ def list_failed(batch):
     )
 
 
-def update_table(path, table):
+def update_table(path, table, *, notes=False):
     """Write a table of scans; what the file says of scans that are not in it stays.
 
     Parameters
     ----------
     path : str or Path
-        A CSV file. What cannot be read as such a table is kept beside it as ``<name>.old``.
+        A CSV file, perhaps saved by Excel since. What cannot be read as such a table is kept beside
+        it as ``<name>.old``.
     table : pandas.DataFrame
         Its column ``case`` names the scans. Its rows come first, those of other scans after them.
+    notes : bool, default False
+        Whether columns that the table lacks are notes of a person, and stay for its scans too.
     """
     path = Path(path)
     old = _read_rows(path)
     if old is None:
-        kept = path.with_name(f"{path.name}.old")
+        names = (f"{path.name}.old{number or ''}" for number in itertools.count())
+        kept = next(path.with_name(name) for name in names if not path.with_name(name).exists())
         print(f"{path}: not a table of scans; kept as {kept.name}.")
         path.replace(kept)
         old = _NO_ROWS
+    if notes:
+        typed = old.drop_duplicates("case").set_index("case")
+        table = table.join(typed[typed.columns.difference(table.columns, sort=False)], on="case")
     old = old[~old["case"].isin(table["case"].astype(str))]
     columns = [*table.columns, *(name for name in old.columns if name not in table)]
     columns = columns if len(old) else table.columns
@@ -289,7 +297,7 @@ def _read_rows(path):
     if not path.exists():
         return _NO_ROWS
     with contextlib.suppress(ValueError):  # of which pandas' own errors are
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        rows = read_table(path)
         if "case" in rows:
             return rows
     return None

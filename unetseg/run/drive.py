@@ -117,6 +117,28 @@ def _remove(original, copy):
     fingerprints.forget(original)
 
 
+def follow_removed(results_dir, backup_dir, patterns):
+    """Remove results here that a person removed on Drive, and say so.
+
+    Parameters
+    ----------
+    results_dir, backup_dir : Path
+        An experiment here and on Drive.
+    patterns : sequence of str
+        Which files, relative to `results_dir`. Only those that were the same on both sides, and
+        are as they were then, are removed; none if the experiment on Drive lists no file.
+    """
+    removed, answers = [], any(path.is_file() for path in backup_dir.rglob("*"))
+    with _kept_fingerprints():
+        for own in _list_files(results_dir, patterns) if answers else ():
+            there = backup_dir / own.relative_to(results_dir)
+            before = None if _is_there(there) else fingerprints.find_agreement(there, own)
+            if before and before == fingerprints.fingerprint(own)["sha256"]:
+                _remove(there, own)
+                removed.append(str(own.relative_to(results_dir)))
+    _say(backup_dir, removed, f"not on Drive any more, so gone from {results_dir}")
+
+
 def _say(folder, names, what):
     if names:
         print(f"{folder}: {len(names)} files are {what}: {', '.join(names)}.")
@@ -326,6 +348,8 @@ def fetch_corrected(results_dir, backup_dir):
             own = Path(results_dir) / label.relative_to(backup_dir)
             if is_corrected(label) and not is_corrected(own):
                 write_file(own, label.read_bytes())
+                digest = fingerprints.fingerprint(label)["sha256"]
+                fingerprints.note_agreement(label, own, digest)
 
 
 def back_up(source, target):
