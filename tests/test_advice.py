@@ -34,7 +34,7 @@ def test_a_file_that_cannot_be_read_any_more_is_passed_over():
 def test_two_looks_thick_slices_and_assumed_voxels_are_told():
     settings = {"coarse_mm": (4, 4, 5), "assumed_mm": (1, 1, 4)}
     planned = plan((1, 1, 4), (40, 40, 10), **settings)
-    _, looks, thick = describe_plan(planned, table(shape=(100, 100, 10)))
+    _, looks, thick, second = describe_plan(planned, table(shape=(100, 100, 10)))
     (assumed,) = warn(planned, table())
     assert assumed.startswith(
         "WARNING: Every scan is taken to have voxels of 1 x 1 x 4 mm: structures are"
@@ -44,6 +44,7 @@ def test_two_looks_thick_slices_and_assumed_voxels_are_told():
         "was found there; a patch spans 40 x 40 x 40 mm, 16% of the scan."
     )
     assert thick == "Slices are 4.0 times as thick as their pixels: they are not tilted."
+    assert "a second experiment with DIMENSIONS 2, averaged with this one" in second
 
 
 def test_what_a_first_look_leaves_out_is_told():

@@ -47,6 +47,8 @@ def describe_plan(preprocessor, table, facts=None):
     if axis is not None and preprocessor.dimensions == 3:
         times = spacing[axis] / np.delete(spacing, axis).max()
         lines.append(f"Slices are {times:.1f} times as thick as their pixels: they are not tilted.")
+        second = "a second experiment with DIMENSIONS 2, averaged with this one in notebook 3"
+        lines.append(f"With time for it, {second}, may draw odd cases better.")
     lines += _describe_turning(preprocessor)
     if preprocessor.dimensions == 2:
         lines.append("The network sees slices, as there are few, or as it was asked to (2-D).")
