@@ -105,7 +105,7 @@ def test_a_name_that_will_not_do_is_refused_before_anything_is_made(make):
 def test_a_folder_that_is_missing_stops_at_once(make):
     home, done, asked = make("predict", SCANS="no such", EXPERIMENT="mine")
     assert done.returncode != 0
-    assert "no such" in done.stderr
+    assert "SCANS=no such: no such folder. Check the path." in done.stderr
     assert [call[1] for call in asked] == ["pip"]
     assert not (home / "results").exists()
 

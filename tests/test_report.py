@@ -72,6 +72,16 @@ def words_of(page):
     return " ".join(re.sub(r"<[^>]+>", " ", text).split())
 
 
+def test_controls_are_told(results):
+    table = make_scores()
+    assert "controls" not in words_of(write(results, table))
+    healthy = table["case"] == table["case"].iloc[0]
+    table.loc[healthy, ["volume_true_ml", "volume_pred_ml"]] = 0.0, 0.25
+    volume = f"{0.25 * healthy.sum():g}"
+    said = f"1 controls: in 1 something is drawn ({volume} ml): {table['case'].iloc[0]}."
+    assert said in words_of(write(results, table))
+
+
 def test_it_begins_with_what_was_trained_on_what_and_how_good_it_is(results):
     table = make_scores()
     words = words_of(write(results, table))

@@ -156,6 +156,16 @@ def test_scans_of_patients_with_the_names_of_trained_ones_are_named_and_count(ex
     said = testset.score_batch(experiment.folder, place, scans).said
     assert "NAMED AS PATIENTS OF THE TRAINING: take them out if they are these: n2." in said
     assert "4 scored." in said
+    assert "here each scan counts as one" not in said
+
+
+def test_that_patients_are_not_known_of_the_test_set_alone_is_told(experiment, batch):
+    place, scans = batch
+    unknown = "In training patients were known; here each scan counts as one (GROUPS)."
+    assert unknown not in testset.score_batch(experiment.folder, place, scans).said
+    table = pd.read_csv(experiment.cases, dtype={"case": str}).assign(group="p1")
+    table.to_csv(experiment.cases, index=False)
+    assert unknown in testset.score_batch(experiment.folder, place, scans).said
 
 
 def test_scans_that_are_not_segmented_are_named(experiment, batch):

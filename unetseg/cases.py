@@ -478,13 +478,15 @@ def _compare_rows(table, channels):
     return table
 
 
-def refuse_problems(table):
+def refuse_problems(table, advice="Repair these files, or take them out of the data folder."):
     """Stop with one error that lists every problem.
 
     Parameters
     ----------
     table : pandas.DataFrame
         As `check_cases` returns it.
+    advice : str
+        What to do then.
 
     Raises
     ------
@@ -494,7 +496,6 @@ def refuse_problems(table):
     bad = table[table["problem"] != ""]
     if len(bad):
         lines = "\n".join(f"  {row.case}: {row.problem}" for row in bad.itertuples())
-        advice = "Repair these files, or take them out of the data folder."
         raise ValueError(f"{len(bad)} of {len(table)} cases have a problem:\n{lines}\n{advice}")
 
 

@@ -21,7 +21,7 @@ from unetseg.rules import check_settings
 from unetseg.run.layout import Run, read_json, write_checked
 from unetseg.run.machine import describe_hardware
 
-TRIED = 50  # cases at which a limit is tried
+TRIED = 20  # cases at which a limit is tried
 FURTHER = 1.5  # times as far as in training pieces may lie apart
 PRECISION = 1e-6  # of float32: what varies by less varies by rounding alone
 # What files of version 0.1 do not tell.

@@ -15,6 +15,7 @@ from unetseg.lesions import count_lesions, describe_rule, recall_lesions
 from unetseg.reliability import expected_calibration_error, read_calibration
 from unetseg.run.inputs import CORRECTED
 from unetseg.run.layout import Run, read_json
+from unetseg.scores import describe_controls
 
 NO_NUMBER = "-"
 SCORED = "Each case was scored once, on its own grid, by the model without it."
@@ -121,13 +122,14 @@ def write_report(
     run = Run(results_dir)
     place = batch or run
     experiment, folds = read_json(run.experiment), read_json(run.splits)
+    labels = experiment["settings"]["preprocessor"]["labels"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     source = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
         name=run.folder.resolve().name + (f": {batch.folder.name}" if batch else ""),
         simulated=simulated,
         tested=batch is not None,
-        notes=notes,
+        notes=[*notes, describe_controls(table, map(int, labels))],
         **_describe_experiment(table, folds, experiment, tested=batch is not None),
         **_tabulate_all(table, summary, leaks, compared),
         **_tabulate_lesions(place.lesions),

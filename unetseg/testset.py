@@ -13,6 +13,7 @@ from unetseg._base import write_table
 from unetseg.cases import view
 from unetseg.plots import show_cases
 from unetseg.preprocessing import Preprocessor
+from unetseg.reading.tables import read_results
 from unetseg.run import batches, drive
 from unetseg.run.layout import FINAL, Run, list_hashes, read_json
 from unetseg.splits import COLUMNS, TRAINED
@@ -85,6 +86,9 @@ def score_batch(results_dir, batch, scans, *, simulated=False):
     about["simulated"] = simulated
     path = report.write_report(run.folder, table, summary, **about)
     said += [f"{len(tested)} scored.", scores.describe_failures(table), describe_claim(claim)]
+    trained = read_results(run.cases)["group"] if run.cases.exists() else pd.Series(dtype=str)
+    if trained.ne("").any() and not any(case.group for case in tested):
+        said.append("In training patients were known; here each scan counts as one (GROUPS).")
     said.append(f"More: {drive.origin(path)}")
     return Tested(" ".join(said), table, summary, claim)
 

@@ -280,12 +280,15 @@ class Workspace:
             return said
         known = Preprocessor.load(self.run.preprocessor)
         rules = {"labels": known.labels, "ignore": known.ignore, "allow_empty": True}
-        cases.refuse_problems(cases.check_cases(corrected, **rules))
+        advice = f"Correct these labels once more, in {batch.labels}; none was added."
+        cases.refuse_problems(cases.check_cases(corrected, **rules), advice)
         target = base_dir() / Path(folder).expanduser()
+        new = "" if target.is_dir() else ", A FOLDER THAT WAS NOT THERE BEFORE"
         added = folders.add_cases(target, corrected)
         name = self.run.list_members()[0].folder.name
-        advice = f"Train with DATA={folder}, START_FROM={name} and another EXPERIMENT."
-        return f"{said} {added} are new in {target}. {advice}"
+        advice = f"Train with DATA={folder}, START_FROM={name} and another EXPERIMENT; GROUPS, if "
+        advice += "it is set, must find the patients of these too."
+        return f"{said} {added} are new in {target}{new}. {advice}"
 
     def choose_batch(self, scans):
         """Choose where the predictions of the new scans go.

@@ -44,14 +44,16 @@ def find_groups(folder, group_by, ids, problems):
         return _match_pattern(BIDS_SUBJECT, ids) if bids else dict.fromkeys(ids)
     if callable(group_by):
         return {case_id: _as_patient(group_by(case_id)) for case_id in ids}
+    advice = "add it"
     if isinstance(group_by, str):
         if table := TABLE.fullmatch(group_by):
             return _look_up(folder / table[1].strip(), table[2], ids, problems)
         groups = _match_pattern(group_by, ids)
+        advice = f"GROUPS = {group_by!r} finds nothing in this name; change one of both"
     else:
         groups = {normalize("NFC", str(case_id)): group for case_id, group in group_by.items()}
     groups = {case_id: _as_patient(groups.get(case_id)) for case_id in ids}
-    problems += [f"{i}: no patient by group_by; add it" for i in ids if groups[i] is None]
+    problems += [f"{i}: no patient by group_by; {advice}" for i in ids if groups[i] is None]
     return groups
 
 
