@@ -11,6 +11,7 @@ from unetseg.cases import (
     Case,
     check_cases,
     check_headers,
+    describe_checked,
     find_cases,
     find_scans,
     find_scored,
@@ -1028,3 +1029,15 @@ def test_new_scans_need_no_masks_but_those_that_they_have_are_checked(
     (problem,) = check_cases([Case("cut", cut)], need_masks=False)["problem"]
     assert "cut.nii: cannot be read as NIfTI" in problem
     assert "no mask" not in problem
+
+
+def test_masks_that_are_empty_on_purpose_are_named(make_data):
+    folder = make_data(3)
+    found = find_cases(folder)
+    said = describe_checked(check_cases(found))
+    assert said == "No problem found in 3 cases."
+    mask = nib.load(found[1].mask)
+    empty = nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine)
+    nib.save(empty, found[1].mask)
+    said = describe_checked(check_cases(found, allow_empty=True))
+    assert said.endswith("1 masks are empty, taken for those of controls: case_01.")

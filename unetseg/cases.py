@@ -499,6 +499,26 @@ def refuse_problems(table, advice="Repair these files, or take them out of the d
         raise ValueError(f"{len(bad)} of {len(table)} cases have a problem:\n{lines}\n{advice}")
 
 
+def describe_checked(table):
+    """Say what is left of a data set without a problem.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        As `check_cases` returns it.
+
+    Returns
+    -------
+    str
+        Names the cases whose masks are empty, if that is allowed.
+    """
+    empty = [row.case for row in table.itertuples() if not row.labels]
+    said = f"No problem found in {len(table)} cases."
+    if empty:
+        said += f" {len(empty)} masks are empty, taken for those of controls: {', '.join(empty)}."
+    return said
+
+
 def _refuse_listed(folder, problems):
     refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
 

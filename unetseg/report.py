@@ -119,8 +119,7 @@ def write_report(
     """
     import jinja2  # here, as only this needs it
 
-    run = Run(results_dir)
-    place = batch or run
+    run, place = Run(results_dir), batch or Run(results_dir)
     experiment, folds = read_json(run.experiment), read_json(run.splits)
     labels = experiment["settings"]["preprocessor"]["labels"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
