@@ -248,8 +248,12 @@ def test_prediction_looks_closer_where_something_was_found(preprocessor, scan):
     np.testing.assert_allclose(prediction.probabilities.sum(axis=-1), 1, atol=1e-5)
 
 
-def test_both_looks_count_half(preprocessor, scan):
+@pytest.mark.parametrize(("coarse_mm", "share"), [((2.5, 2.5, 5.0), 1 / 2), ((4, 4, 5), 1 / 3)])
+def test_a_first_look_counts_half_or_a_third_if_it_is_much_coarser(
+    coarse_mm, share, preprocessor, scan
+):
     """What the first look says of a voxel, and the second, each voxel by hand."""
+    preprocessor = replace(preprocessor, coarse_mm=coarse_mm)
     first, second = np.float32(0.9), np.float32(0.2)
 
     class Constant:
@@ -263,7 +267,8 @@ def test_both_looks_count_half(preprocessor, scan):
     p_now[0] = second
     prediction = predict_case(Constant(), scan, preprocessor, prepared=prepared)
     inside = prediction.probabilities[prepared.place.box][..., 1]
-    np.testing.assert_allclose(inside, (first + second) / 2, atol=1e-5)
+    expected = share * first + (1 - share) * second
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
 
 
 def test_the_mask_of_a_scan_is_not_looked_at(preprocessor, scan):
@@ -412,7 +417,7 @@ def test_a_slice_that_a_first_look_overlooks_does_not_part_a_structure(spacing_m
 def test_what_a_first_look_leaves_out_counts_as_background_in_both(preprocessor, scan):
     image, affine = nifti.load_image(scan.image)
     image[40:52, 30:36, 20:30] = 200  # 8 voxels from the structure, within its margin of 0.9
-    wide = replace(preprocessor, margin=0.9)
+    wide = replace(preprocessor, margin=0.9, coarse_mm=(2.5, 2.5, 4.0))
     limited = replace(wide, gap_mm=1.0)
     both = [
         prepare_case(Bright(), scan, settings, loaded=(image, affine))

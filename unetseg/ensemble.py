@@ -13,6 +13,7 @@ from unetseg.windows import slide, widest
 
 BLOCK_BYTES = 2_250_000_000  # of one class map; two are in memory at a time
 FLOAT_BYTES = 4
+MUCH_LARGER = 2.5  # times as long are voxels of a first look that may miss thin structures
 
 
 class Block(NamedTuple):
@@ -179,24 +180,48 @@ def _predict_block(models, prepared, block, preprocessor, overlap, mirror_axes):
     return mean, votes
 
 
+def count_first(preprocessor):
+    """How much a first look counts in the mean with the second one.
+
+    Parameters
+    ----------
+    preprocessor : unetseg.preprocessing.Preprocessor
+        Of two looks.
+
+    Returns
+    -------
+    float
+        A half. A third if its voxels are on average more than 2.5 times as long as those of the
+        second look, which so can draw what is thinner than they are: at a half nothing is drawn
+        where the first look sees nothing.
+    """
+    times = np.divide(preprocessor.coarse_mm, preprocessor.spacing_mm)
+    return 1 / 3 if np.prod(times) ** (1 / 3) > MUCH_LARGER else 1 / 2
+
+
 def _recall(prepared, number, block):
-    # What a model said at its first look, class by class, in the native part of the block.
+    # What averages in what a model said at its first look, in the native part of the block.
     if prepared.first is None:
         return None
     place, maps = prepared.first
     part = list(prepared.place.box)
     start = part[block.axis].start
     part[block.axis] = slice(start + block.native[0], start + block.native[1])
-    return lambda k: restore_part(maps[number, ..., k], place, part)
+    share = count_first(prepared.preprocessor)
+
+    def average(k, native):
+        return (1 - share) * native + share * restore_part(maps[number, ..., k], place, part)
+
+    return average
 
 
-def _add_native(total, vote, network, place, block, first):
+def _add_native(total, vote, network, place, block, average):
     # Class by class, so that no other map of all of them is needed.
     best = np.full(vote.shape, -np.inf, np.float32)
     for k in range(network.shape[-1]):
         native = restore_plane_block(network[..., k], place, block)
-        if first:
-            native = (native + first(k)) / 2
+        if average:
+            native = average(k, native)
         total[..., k] += native
         vote[native > best] = k
         np.maximum(best, native, out=best)

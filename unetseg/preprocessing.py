@@ -98,10 +98,11 @@ class Preprocessor:
         half of the least that a label had in training (of 99.9 % of its voxels); 0 without masks.
     coarse_mm : tuple of 3 float, optional
         Voxel size of a first look: the network sees the whole scan coarsely, and then the region
-        of what it found there at `spacing_mm`; it is trained on patches of both kinds. Empty for
-        one look. Chosen: such that a patch holds 90 % of the scans, if without it a patch held
-        less than 75 % of a scan and the box of some structure, with its margin, takes at most half
-        of it (`unetseg.planning.choose_coarse_spacing` tells the exceptions); else one look.
+        of what it found there at `spacing_mm`; it is trained on patches of both kinds, and what
+        it says is averaged (`unetseg.ensemble.count_first`). Empty for one look. Chosen: such that
+        a patch holds 90 % of the scans, if without it a patch held less than 75 % of a scan and the
+        box of some structure, with its margin, takes at most half of it
+        (`unetseg.planning.choose_coarse_spacing` tells the exceptions); else one look.
     margin : float, optional
         Of the region around the structures, on each side, in sizes of their box. Chosen: 0.3.
     assumed_mm : tuple of 3 float, optional
