@@ -424,7 +424,7 @@ class Workspace:
         """
         by_id = {case.id: case for case in found if case.image}
         largest = self.run.read_components()["cases"]
-        ignore = Preprocessor.load(self.run.preprocessor).ignore
+        ignore = self.load_preprocessor().ignore
         views = {}
         for row in examples[examples["case"].isin(by_id)].itertuples():
             case = by_id[row.case]
