@@ -45,9 +45,10 @@ set -e; case $(call quote,PARAMETERS) in *" RESULTS "* | *" EXPERIMENT "*) \
 	esac; \
 	folder=$(call quote,$(2)); results=$(call quote,RESULTS); data=$(call quote,DATA); name=$(call quote,EXPERIMENT); \
 	name=$$($(BIN)/python -c '$(NAME)' "$$name" "$$data"); \
-	[ "$$folder" = sample ] || [ -d "$$folder" ] || { \
-	  echo "$(2)=$$folder: no such folder. Check the path." >&2; exit 2; }; \
-	[ "$$folder" = sample ] || folder=$$(cd -- "$$folder" && pwd); \
+	if [ "$$folder" != sample ]; then \
+	  [ -d "$$folder" ] || { echo "$(2)=$$folder: no such folder. Check the path." >&2; exit 2; }; \
+	  folder=$$(cd -- "$$folder" && pwd); \
+	fi; \
 	out="$$results/$$name"; mkdir -p "$$out/notebooks"; \
 	for step in $(1); do \
 	  echo "== $$step"; \

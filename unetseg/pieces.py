@@ -152,8 +152,8 @@ def find_far(probabilities, reach_mm, spacing_mm, across=None):
     groups, count = ndimage.label(near, CORNERS)
     if count < 2:
         return np.zeros_like(found)
-    likely = np.where(probabilities > UNLIKELY, probabilities, 0.0)
-    held = _sum_by_group(likely, groups, count)
+    by_class = np.moveaxis(probabilities[..., 1:], -1, 0)
+    held = np.array([_sum_likely(of_class, groups, count) for of_class in by_class])
     whole = held.sum(axis=1, keepdims=True)
     least = ABSENT * whole.max()
     shares = held / np.maximum(whole, least)
@@ -177,16 +177,11 @@ def has_far_structures(classes, reach_mm, spacing_mm, across=None):
     -------
     bool
     """
-    far = find_far(np.eye(classes.max() + 1)[classes], reach_mm, spacing_mm, across)
+    certain = np.eye(classes.max() + 1, dtype=bool)[classes]
+    far = find_far(certain, reach_mm, spacing_mm, across)
     return any(far[classes == k].mean() > MAIN for k in np.unique(classes[classes > 0]))
 
 
-def _sum_by_group(by_class, groups, count):
-    # A row of each class, without the background.
-    return np.array(
-        [ndimage.sum(of_class, groups, range(1, count + 1)) for of_class in _list(by_class)]
-    )
-
-
-def _list(by_class):
-    return np.moveaxis(by_class[..., 1:], -1, 0)
+def _sum_likely(of_class, groups, count):
+    likely = np.where(of_class > UNLIKELY, of_class, 0.0)
+    return ndimage.sum(likely, groups, range(1, count + 1))

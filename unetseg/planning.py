@@ -72,8 +72,7 @@ def plan(wanted, facts, most_voxels):
     shape = resampled_shape(shapes, spacings, spacing)
     flat = wanted.patch, wanted.planes, wanted.neighbours
     dimensions = settle(wanted.dimensions, choose_dimensions, shape, spacing, *flat)
-    looks = _choose_looks(wanted, facts, shape, spacing, dimensions, most_voxels)
-    patch, coarse, margin = looks
+    patch, coarse, margin = _choose_looks(wanted, facts, shape, spacing, dimensions, most_voxels)
     labels = settle(wanted.labels, choose_labels, facts)
     slices = _choose_slices(wanted, shape, spacing, patch, dimensions)
     grid = {"spacing_mm": spacing, "patch": patch, "coarse_mm": coarse, "assumed_mm": assumed}

@@ -276,8 +276,8 @@ def update_table(path, table, *, notes=False):
     path = Path(path)
     old = _read_rows(path)
     if old is None:
-        names = (f"{path.name}.old{number or ''}" for number in itertools.count())
-        kept = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+        names = (path.with_name(f"{path.name}.old{number or ''}") for number in itertools.count())
+        kept = next(name for name in names if not name.exists())
         print(f"{path}: not a table of scans; kept as {kept.name}.")
         path.replace(kept)
         old = _NO_ROWS

@@ -91,7 +91,7 @@ def _remove_gone(folder, local):
     emptied: what was copied from it stays.
     """
     removed, doubted, foreign = [], [], []
-    lists_nothing = not any(path.is_file() for path in folder.rglob("*"))
+    lists_nothing = not _lists_a_file(folder)
     with _kept_fingerprints():
         for copy in sorted(path for path in local.rglob("*") if path.is_file()):
             name = copy.relative_to(local)
@@ -128,9 +128,11 @@ def follow_removed(results_dir, backup_dir, patterns):
         Which files, relative to `results_dir`. Only those that were the same on both sides, and
         are as they were then, are removed; none if the experiment on Drive lists no file.
     """
-    removed, answers = [], any(path.is_file() for path in backup_dir.rglob("*"))
+    if not _lists_a_file(backup_dir):  # does Drive answer?
+        return
+    removed = []
     with _kept_fingerprints():
-        for own in _list_files(results_dir, patterns) if answers else ():
+        for own in _list_files(results_dir, patterns):
             there = backup_dir / own.relative_to(results_dir)
             before = None if _is_there(there) else fingerprints.find_agreement(there, own)
             if before and before == fingerprints.fingerprint(own)["sha256"]:
@@ -155,6 +157,10 @@ def _is_there(path):
 def _is_as_copied(original, copy):
     digest = fingerprints.find_last(original)
     return digest is not None and digest == fingerprints.find_known(copy)
+
+
+def _lists_a_file(folder):
+    return any(path.is_file() for path in folder.rglob("*"))
 
 
 def _is_without_files(folder):
