@@ -48,6 +48,7 @@ ORDER = (
         "orientation",
         "planning",
         "rules",
+        "interpolation",
         "augmentation",
     ),
     *(

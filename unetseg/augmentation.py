@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from unetseg.interpolation import sample_affine
 from unetseg.orientation import USUAL_DEG
 
 # All at a strength of 1, to which they are in proportion.
@@ -177,9 +178,7 @@ def view_neighbours(x, axis, neighbours):
 def _cut_turned(x, y, patch, start, matrix):
     half = (np.array(patch) - 1) / 2
     offset = start + half - matrix @ half
-    kwargs = {"matrix": matrix, "offset": offset, "output_shape": tuple(patch)}
-    channels = [ndimage.affine_transform(x[..., c], order=1, **kwargs) for c in range(x.shape[-1])]
-    return np.stack(channels, axis=-1), ndimage.affine_transform(y, order=0, **kwargs)
+    return sample_affine(x, y, patch, matrix, offset)
 
 
 def random_turn(rng, sampling):

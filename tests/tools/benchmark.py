@@ -36,9 +36,10 @@ from keras import layers, ops
 from scipy import ndimage
 
 from unetseg import _base, fitting, model, prediction, training
+from unetseg.augmentation import Sampling
 from unetseg.cases import Case
 from unetseg.grids import Place
-from unetseg.patches import CachedCases, Patches
+from unetseg.patches import CachedCases, Patches, make_ahead
 from unetseg.prepared import Prepared
 from unetseg.preprocessing import Preprocessor
 from unetseg.recipe import Recipe, make_plan
@@ -46,6 +47,7 @@ from unetseg.run import devices, machine, processes
 
 TARGET = Path(__file__).parents[2] / "results" / "benchmark.json"
 CROP = (35, 50, 36)  # as of the hippocampus data, at 1 mm
+HEAD = (182, 218, 182)
 REPEATS = 7
 STEPS = 5  # per repeat
 RECIPE = Recipe(epochs=1, steps=1000)
@@ -62,6 +64,7 @@ def main():
         rows += waiting("3-D", volume, CachedCases(volume, cases, Path(folder) / "cache"))
         rows += waiting("2-D", slices, CachedCases(slices, cases, Path(folder) / "cache2"))
         rows += prediction_speed(volume, cases)
+    rows += waiting_of_a_fast_device()
     rows += memory()
     rows += memory_of_folds()
     rows += peers()
@@ -212,6 +215,27 @@ def waiting(name, preprocessor, cached):
         ("waiting for data", f"{name}, patch {preprocessor.patch}", share, "of a step", 3),
         ("making a batch", f"{name}, patch {preprocessor.patch}", alone, "s", REPEATS),
     ]
+
+
+def waiting_of_a_fast_device():
+    """Share of the time that a device waits which another makes patches for, on two threads."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((*HEAD, 4), np.float32)
+    cubes = Patches([(x, (x[..., 0] > 1).astype(np.uint8))], Sampling((128, 128, 128)), 1, 0)
+    size = "patch (128, 128, 128), 4 channels"
+    alone = take_turns({"": lambda: [cubes[index] for index in range(20)]}, 3)[""] / 20
+    rows = [("making a batch", size, alone, "s", 3)]
+    for step in (0.05, 0.2, 0.5):
+
+        def train(step=step):
+            with make_ahead(cubes, 2) as batches:
+                for index in range(20):
+                    batches[index]
+                    time.sleep(step)  # the device computes, the processor is free
+
+        share = 1 - 20 * step / take_turns({"": train}, 3)[""]
+        rows.append(("waiting for data", f"{size}, step of {step} s", share, "of a step", 3))
+    return rows
 
 
 def prediction_speed(preprocessor, cases):
