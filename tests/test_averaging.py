@@ -223,6 +223,6 @@ def test_only_experiments_of_one_kind_are_averaged(copy, flat, run, cases, tmp_p
         averaging.average([copy, flat], tmp_path / "new", cases)
     (copy / "splits.json").write_text(json.dumps(run.folds))
     (copy / "fold_1/done.json").unlink()
-    with pytest.raises(FileNotFoundError, match="fold_1 is not a finished fold"):
+    with pytest.raises(FileNotFoundError, match="fold_1 is not finished"):
         averaging.average([copy, flat], tmp_path / "new", cases)
     assert not (tmp_path / "new").exists()

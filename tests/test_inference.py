@@ -70,7 +70,7 @@ def test_a_fold_that_is_not_finished_is_refused_by_number(results, folds):
 
 
 def test_a_folder_without_a_finished_fold_is_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}: no finished fold"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name}: no fold is finished"):
         load_models(tmp_path)
 
 
@@ -680,7 +680,7 @@ def test_the_temperature_of_an_experiment_is_the_geometric_mean_of_its_folds(res
         path = results / f"fold_{fold}" / "done.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": temperature}))
     assert load_temperature(results) == pytest.approx(2)  # 2 * 1 * 4 = 8 of three folds
-    with pytest.raises(FileNotFoundError, match="no finished fold"):
+    with pytest.raises(FileNotFoundError, match="no fold is finished"):
         load_temperature(results / "fold_0")
 
 
@@ -724,7 +724,7 @@ def test_a_setting_that_is_not_possible_is_refused_once_and_not_scan_by_scan(
 
 def test_an_experiment_that_cannot_be_used_is_refused_at_once(tmp_path, predict, write_case):
     scan = write_case(tmp_path, "a", blocks())
-    with pytest.raises(FileNotFoundError, match="no finished fold"):
+    with pytest.raises(FileNotFoundError, match="no fold is finished"):
         predict([scan], tmp_path)
     results = make_experiment(tmp_path / "results", 50)
     (results / "fold_0" / "model.weights.h5").write_bytes(b"no weights")

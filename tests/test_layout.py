@@ -253,5 +253,7 @@ def test_finished_folds_are_read_in_the_order_of_their_numbers(tmp_path, monkeyp
     run.fold(3).history.write_text("not finished")
     assert [*run.read_finished().items()] == [(run.fold(n), n) for n in (2, 9, 10)]
     assert [*run.read_finished([10, 2]).values()] == [10, 2]
-    with pytest.raises(FileNotFoundError, match=r"fold_3, fold_4 is not a finished fold\. Run 02"):
+    with pytest.raises(FileNotFoundError, match=r"fold_3, fold_4 is not finished\. Run 02"):
         run.read_finished([2, 3, 4])
+    with pytest.raises(FileNotFoundError, match=r"final is not finished\. .*, with FINAL first"):
+        run.read_finished(["final"])

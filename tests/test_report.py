@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from browser import open_in_browser
 
+from unetseg._base import write_json
 from unetseg.plots import view_case
 from unetseg.report import write_report
 from unetseg.run.layout import Run
-from unetseg.scores import METRICS, compare, summarise
+from unetseg.scores import METRICS, compare, compare_with, summarise
 from unetseg.splits import COLUMNS
 
 LONG = "subject-{:03d}_session-2021-03-14_run-00001"  # 40 characters
@@ -182,9 +183,22 @@ def test_another_experiment_is_compared_only_if_there_is_one(results):
     table = make_scores()
     assert "Compared with" not in write(results, table, compared="No COMPARE_WITH is set.")
     other = table.assign(dice=table["dice"] - 0.1)
-    page = write(results, table, compared=compare(other, table))
+    page = write(results, table, compared=compare_with(other, table, ("flat", "knees")))
     part = page[page.index("Compared with") :]
+    assert re.search(r">flat</th>\s*<th[^>]*>knees</th>", part)
     assert re.search(r">front</td><td[^>]*>Dice</td>.*>0\.100<", part)
+
+
+def test_the_weights_that_training_started_from_are_told(results):
+    run, table = Run(results), make_scores()
+    write_json(run.start, {"from": "ankles"})  # noted, but not yet trained
+    assert "ankles" not in write(results, table)
+    experiment = json.loads(run.experiment.read_text())
+    experiment["settings"]["starts"] = ["a hash", "another"]
+    write_json(run.experiment, experiment)
+    assert "on 2 cores of Some CPU, from the weights of ankles." in words_of(write(results, table))
+    run.start.unlink()  # as after `cross_validate(start_from=...)`
+    assert "from the weights of an earlier experiment." in words_of(write(results, table))
 
 
 def test_lesions_are_counted_where_they_were_asked_for(results):

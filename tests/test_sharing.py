@@ -239,7 +239,7 @@ def flip(path):
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        (drop_done, FileNotFoundError, r"mine: no finished fold\. Run 02_train_kfold"),
+        (drop_done, FileNotFoundError, r"mine: no fold is finished\. Run 02_train_kfold"),
         (lambda f: flip(f / "fold_1" / "model.weights.h5"), ValueError, r"weights\.h5: .*SHA-256"),
         (lambda f: (f / "fold_0" / "model.weights.h5").unlink(), ValueError, "fold_0.*: missing"),
         (lambda f: (f / "splits.json").write_text("[{"), ValueError, "splits.json: not valid"),
@@ -288,7 +288,7 @@ def hash_of_weights(members):
         (lambda m: list_anew(m | {"more.json": b"{,}"}), r"mine/more\.json: not valid JSON"),
         (
             lambda m: list_anew({k: v for k, v in m.items() if "fold" not in k}),
-            "mine: no finished fold",
+            "mine: no fold is finished",
         ),
         (
             lambda m: list_anew({k: v for k, v in m.items() if k != "experiment.json"}),

@@ -427,6 +427,12 @@ def test_folds_that_are_written_down_are_taken_and_what_they_override_is_said(tm
         assert settle_folds(path, *settings) == made
         said = capsys.readouterr().out
         assert f"its 3 folds are used; FOLDS={settings[1]}, SEED={settings[2]} and GROUPS" in said
+        assert "For those remove it before a fold is trained" in said
+    write_json(tmp_path / "start.json", {"from": "first"})  # of which every model saw other cases
+    settle_folds(path, cases, 2, 1)
+    said = capsys.readouterr().out
+    assert "remove" not in said
+    assert "in the folds of START_FROM" in said
 
 
 def test_a_patient_of_the_number_0_is_one_too():

@@ -119,7 +119,7 @@ def write_report(
     """
     import jinja2  # here, as only this needs it
 
-    run, place = Run(results_dir), batch or Run(results_dir)
+    run, place, tested = Run(results_dir), batch or Run(results_dir), batch is not None
     experiment, folds = read_json(run.experiment), read_json(run.splits)
     labels = experiment["settings"]["preprocessor"]["labels"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -127,9 +127,9 @@ def write_report(
     page = environment.from_string(source).render(
         name=run.folder.resolve().name + (f": {batch.folder.name}" if batch else ""),
         simulated=simulated,
-        tested=batch is not None,
+        tested=tested,
         notes=[*notes, describe_controls(table, map(int, labels))],
-        **_describe_experiment(table, folds, experiment, tested=batch is not None),
+        **_describe_experiment(table, folds, experiment, run.name_start(), tested=tested),
         **_tabulate_all(table, summary, leaks, compared),
         **_tabulate_lesions(place.lesions),
         pictures={
@@ -143,11 +143,11 @@ def write_report(
     return place.report
 
 
-def _describe_experiment(table, folds, experiment, *, tested):
+def _describe_experiment(table, folds, experiment, start, *, tested):
     scored = TESTED if tested else SCORED
     return {
         "trained_on": _describe_data(table, [] if tested else folds),
-        "trained_how": _describe_training(experiment),
+        "trained_how": _describe_training(experiment, start),
         "scored_how": f"{scored} {components.describe(table)}".strip(),
         "unit": "patients" if table["group"].notna().any() else "cases",
         "beside": table["label"].nunique() <= BESIDE,
@@ -189,7 +189,7 @@ def _describe_data(table, folds):
     return f"{whose}{where}; labels: {labels}."
 
 
-def _describe_training(experiment):
+def _describe_training(experiment, start):
     settings, hardware = experiment["settings"], experiment.get("hardware", {})
     patch = settings["preprocessor"]["patch"]
     sides = " x ".join(str(side) for side in patch)
@@ -208,7 +208,7 @@ def _describe_training(experiment):
     if machine:
         cores = "" if hardware.get("gpu") else f"{hardware.get('cores')} cores of "
         words += f" on {cores}{machine}"
-    return f"{words}."
+    return f"{words}, from the weights of {start}." if start else f"{words}."
 
 
 def _list_corrected(table):
@@ -303,14 +303,14 @@ def _tabulate_comparison(compared):
         return None
     if "held" in compared:
         return _tabulate_claim(compared)
-    columns = [_column("label", "label"), _column("measure", "text"), _column("first")]
-    columns += [_column("second"), _column("difference"), _column("95 % interval")]
-    columns += [_column("p"), _column("n"), _column("left out")]
+    both = [*compared.columns[4:6]]  # named by the experiments
+    columns = [_column("label", "label"), _column("measure", "text")]
+    columns += map(_column, (*both, "difference", "95 % interval", "p", "n", "left out"))
     rows = []
     for row in compared.to_dict("records"):
         metric = row["metric"]
         interval = f"{_say(row['ci_low'], metric)} to {_say(row['ci_high'], metric)}"
-        numbers = [_say(row[name], metric) for name in ("first", "second", "difference")]
+        numbers = [_say(row[name], metric) for name in (*both, "difference")]
         p = NO_NUMBER if pd.isna(row["p"]) else short(row["p"], 2)
         counts = [int(row["n"]), int(row["left_out"])]
         rows.append([row["name"], TITLES[metric], *numbers, interval, p, *counts])
@@ -318,9 +318,9 @@ def _tabulate_comparison(compared):
 
 
 def _tabulate_claim(claim):
-    columns = [_column("label", "label"), _column("measure", "text"), _column("here")]
-    columns += [_column("n"), _column("left out"), _column("claimed"), _column("n")]
-    columns += [_column("difference"), _column("95 % interval"), _column("held", "words")]
+    columns = [_column("label", "label"), _column("measure", "text")]
+    columns += map(_column, ("here", "n", "left out", "claimed", "n", "difference"))
+    columns += [_column("95 % interval"), _column("held", "words")]
     rows = []
     for row in claim.to_dict("records"):
         metric = row["metric"]

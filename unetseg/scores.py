@@ -592,7 +592,7 @@ def describe_controls(scores, labels=None):
     return f"{len(controls)} controls: in {len(wrong)} something is drawn{named}."
 
 
-def compare_with(other, scores):
+def compare_with(other, scores, names=("first", "second")):
     """Compare with another experiment, if there is one.
 
     Parameters
@@ -601,15 +601,18 @@ def compare_with(other, scores):
         Scores of the other.
     scores : pandas.DataFrame
         As `score_predictions` returns it.
+    names : pair of str
+        Of the experiments, the other one first.
 
     Returns
     -------
     pandas.DataFrame or str
-        As `compare` returns it, or words.
+        As `compare` returns it, the means by these names; or words.
     """
     if other is None:
         return "Nothing to compare with."
     ids = ({*one["case"].astype(str)} for one in (other, scores))
     if alone := set.symmetric_difference(*ids):
         print(f"Only cases that both have are compared; {len(alone)} are in one of them alone.")
-    return compare(other, scores, only_shared=True)
+    compared = compare(other, scores, only_shared=True)
+    return compared.rename(columns=dict(zip(("first", "second"), names, strict=True)))

@@ -53,6 +53,7 @@ def write_model_card(results_dir):
     content = {path.stem: read_json(path) for path in _list_settings(run)}
     content |= {path.stem: read_json(path) for path in (used[0].experiment, used[0].preprocessor)}
     content["parents"] = read_json(run.experiment)["settings"].get("parents", [])
+    content["start"] = run.name_start()
     content["used"] = [place.folder.name for place in used]
     content["folds"] = {fold.folder.name: read_json(fold.done) for fold in finished}
     folds = [fold for place in used for fold in place.list_finished()]

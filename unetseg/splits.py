@@ -107,7 +107,10 @@ def settle_folds(path, cases, n_splits=5, seed=12345, *, labels_of=None):
         made = None
     if folds != made:
         settings = f"FOLDS={n_splits}, SEED={seed} and GROUPS would make others, and are not used"
-        advice = "For those remove it before a fold is trained, or take another EXPERIMENT."
+        if Run(path.parent).start.exists():
+            advice = "Cases stay in the folds of START_FROM, whose models saw the others."
+        else:
+            advice = "For those remove it before a fold is trained, or take another EXPERIMENT."
         print(f"{path}: its {len(folds)} folds are used; {settings}. {advice}")
     return folds
 

@@ -198,10 +198,17 @@ class Run:
             folds = [self.fold(number) for number in numbers]
         missing = [fold.folder.name for fold in folds if not fold.done.is_file()]
         if missing or not folds:
-            which = f"{', '.join(missing)} is not a" if missing else "no"
-            advice = "Run 02_train_kfold first."
-            raise FileNotFoundError(f"{self.folder}: {which} finished fold. {advice}")
+            which = f"{', '.join(missing)} is not finished" if missing else "no fold is finished"
+            final = ", with FINAL" if FINAL in missing else ""
+            raise FileNotFoundError(f"{self.folder}: {which}. Run 02_train_kfold{final} first.")
         return {fold: read_json(fold.done) for fold in folds}
+
+    def name_start(self):
+        """Name the experiment from whose weights training started; '' if it started anew."""
+        if not read_json(self.experiment)["settings"].get("starts"):
+            return ""
+        noted = read_json(self.start) if self.start.exists() else {}
+        return noted.get("from", "an earlier experiment")
 
     def read_models(self):
         """Read what the finished folds, and the model on all cases if there is one, say.
