@@ -11,7 +11,6 @@ from unetseg.cases import (
     Case,
     check_cases,
     check_headers,
-    describe_checked,
     find_cases,
     find_scans,
     find_scored,
@@ -467,11 +466,45 @@ def test_patients_are_found_by_ids_as_people_write_them(form, visits):
 def test_ids_and_patients_that_look_like_numbers_or_nothing_stay_as_they_are(touch):
     ids = ["NA", "001", "1e5", "None", "TRUE"]
     folder = touch(*(f"images/{i}.nii.gz" for i in ids))
-    patients = ["NA", "1.0", "01", "1e5", "nan"]
+    patients = ["NA", "1.0", "02", "1e5", "nan"]
     lines = [f"{i},{who}" for i, who in zip(ids, patients, strict=True)]
     (folder / "who.csv").write_text("\n".join(["id,who", *lines]))
     found = find_cases(folder, group_by="who.csv:who")
     assert {case.id: case.group for case in found} == dict(zip(ids, patients, strict=True))
+
+
+@pytest.mark.parametrize(("one", "other"), [("P1", "p1"), ("01", "1"), ("3.0", "3")])
+def test_a_patient_that_is_spelt_in_two_ways_is_a_problem(touch, one, other):
+    folder = touch(*(f"images/{i}.nii.gz" for i in "abc"))
+    (folder / "who.csv").write_text(f"id,who\na,{one}\nb,{other}\nc,else\n")
+    with pytest.raises(ValueError, match=f"patients .*{one}.* are spelt alike; write one") as error:
+        find_cases(folder, group_by="who.csv:who")
+    assert other in str(error.value)
+    groups = {"a": one, "b": other, "c": "else"}
+    assert [case.group for case in find_cases(folder, group_by=groups.get)] == [*groups.values()]
+
+
+def test_files_that_are_of_no_case_are_named(touch, capsys):
+    names = ["images/a.nii.gz", "labels/a.nii.gz", "images/more/b.nii", "images/c.nii (1).gz"]
+    folder = touch(*names, "old/labels/a.nii.gz", "imagesTs/d.nii.gz", "notes.txt", ".e.nii")
+    assert [case.id for case in find_cases(folder)] == ["a"]
+    said = capsys.readouterr().out
+    left = "images/c.nii (1).gz, images/more/b.nii, old/labels/a.nii.gz"
+    assert f"{folder}: 3 files are of no case: {left}. Of the folder" in said
+    assert [case.id for case in find_scans(folder)] == ["d"]
+    assert "5 files are of no case: images/a.nii.gz, " in capsys.readouterr().out
+
+
+def test_of_a_folder_that_holds_cases_alone_nothing_is_said(touch, capsys):
+    folder = touch("images/a_0000.nii.gz", "images/a_0001.nii.gz", "labels/a.nii.gz")
+    assert len(find_cases(folder)) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_space_before_the_suffix_is_not_of_the_id(touch):
+    folder = touch("images/x .nii.gz", "labels/x.nii.gz")
+    (case,) = find_cases(folder)
+    assert (case.id, case.image.name, case.mask.name) == ("x", "x .nii.gz", "x.nii.gz")
 
 
 TABLE_PROBLEMS = {
@@ -642,6 +675,14 @@ PROBLEMS = {
     "scan as its mask, rounded in float32": (
         lambda i, m, a: (i + np.int32(2**24 + 1), i + np.int32(2**24 + 1), a, a),
         r"mask\.nii\.gz holds the values of the scan; put",
+    ),
+    "mask as its scan, of 0 and 255": (
+        lambda i, m, a: (255 * (m == 1).astype("u1"), (m == 1).astype("u1"), a, a),
+        r"mask\.nii\.gz holds the values of the scan; put",
+    ),
+    "mask with another affine": (
+        lambda i, m, a: (i, m, a, np.diag([1, -1, 1, 1]) @ a),
+        r"mask\.nii\.gz: its .*If it was drawn on this scan, save it with the scan's affine",
     ),
     "nan in the mask": (lambda i, m, a: (i, np.where(m, np.nan, m), a, a), r"mask.*holds nan\. Is"),
     "rgb": (lambda i, m, a: (i.astype(RGB), m, a, a), r"scan\.nii\.gz: voxels of type.*Convert"),
@@ -1029,15 +1070,3 @@ def test_new_scans_need_no_masks_but_those_that_they_have_are_checked(
     (problem,) = check_cases([Case("cut", cut)], need_masks=False)["problem"]
     assert "cut.nii: cannot be read as NIfTI" in problem
     assert "no mask" not in problem
-
-
-def test_masks_that_are_empty_on_purpose_are_named(make_data):
-    folder = make_data(3)
-    found = find_cases(folder)
-    said = describe_checked(check_cases(found))
-    assert said == "No problem found in 3 cases."
-    mask = nib.load(found[1].mask)
-    empty = nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine)
-    nib.save(empty, found[1].mask)
-    said = describe_checked(check_cases(found, allow_empty=True))
-    assert said.endswith("1 masks are empty, taken for those of controls: case_01.")

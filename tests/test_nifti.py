@@ -1095,3 +1095,20 @@ def test_a_scan_is_not_replaced_by_what_was_made_of_it(tmp_path):
     with pytest.raises(ValueError, match="is the scan itself, which is never replaced"):
         nifti.save_map(path, np.zeros((4, 4, 4)), like=path)
     assert path.read_bytes() == before
+
+
+def test_a_mask_at_45_degrees_is_turned_as_its_scan_whatever_the_last_digits(tmp_path):
+    generator, cosine = np.random.default_rng(0), np.sqrt(0.5)
+    turned = np.array([[1, 0, 0], [0, cosine, -cosine], [0, cosine, cosine]]) * (1.5, 2, 2)
+    scan = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    for number in range(20):
+        paths = [tmp_path / f"{name}{number}.nii" for name in ("scan", "mask")]
+        for path in paths:
+            affine = np.eye(4)
+            affine[:3, :3] = turned + generator.normal(0, 1e-7, (3, 3))
+            nib.save(nib.Nifti1Image(scan, affine), path)
+        image, mask = nifti.load_image(paths[0]), nifti.load_mask(paths[1])
+        np.testing.assert_array_equal(image[0], mask[0])
+        assert nifti.describe_grid_mismatch(scan.shape, image[1], scan.shape, mask[1]) == ""
+        nifti.save_mask(tmp_path / "back.nii", mask[0], paths[0])
+        np.testing.assert_array_equal(nib.load(tmp_path / "back.nii").get_fdata(), scan)

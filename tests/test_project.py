@@ -23,8 +23,8 @@ CORE = ("nifti", "model", "metrics", "plots")
 # Each module imports only from those that stand before it: no circle, and one direction.
 ORDER = (
     *("_base", *CORE, "digits", "annotation"),
-    *("reading.contents", "reading.description", "reading.tables", "reading.patients"),
-    *("reading.folders", "reading.intensities"),
+    *("reading.contents", "reading.description", "reading.tables", "reading.folders"),
+    *("reading.patients", "reading.intensities"),
     *(
         "run.layout",
         "run.lock",
@@ -56,6 +56,7 @@ ORDER = (
         "earlier",
         "advice",
         "survey",
+        "oddities",
         "patches",
         "windows",
         "ensemble",
@@ -81,7 +82,7 @@ ORDER = (
 )
 KERAS = ("model", "patches", "prediction", "recipe", "fitting", "inference", "training")
 KERAS += ("losses", "optimizers", "run.devices", "run.state", "ensemble", "memory")
-KERAS += ("transfer", "validation", "averaging")
+KERAS += ("transfer", "validation", "averaging", "windows")
 
 
 def code_lines(path):

@@ -100,6 +100,11 @@ def test_the_tolerance_of_the_surface_dice_is_passed_on_and_told(cohort):
     assert (scores["tolerance_mm"] == 0.9).all()
 
 
+def test_a_tolerance_of_many_voxels_is_warned_of(cohort):
+    with pytest.warns(UserWarning, match="a tolerance of 9 mm is more than 5 voxels: surface"):
+        score_predictions(*cohort, LABELS, tolerance_mm=9)
+
+
 def test_each_label_may_have_a_tolerance_of_its_own(cohort):
     scores = score_predictions(*cohort, LABELS, tolerance_mm={"front": 0.9, 4: 2})
     assert dict(zip(scores["label"], scores["tolerance_mm"], strict=True)) == {1: 0.9, 4: 2}

@@ -45,6 +45,23 @@ def split_ignored(labels):
     return {value: name for value, name in labels.items() if value not in ignored}, ignored[0]
 
 
+def is_same(image, mask):
+    """Whether a scan holds the values of a mask, or these scaled, such as 0 and 255 for 0 and 1.
+
+    Parameters
+    ----------
+    image : (x, y, z) or (x, y, z, 1) ndarray of float32
+    mask : (x, y, z) ndarray of integers
+
+    Returns
+    -------
+    bool
+    """
+    with np.errstate(all="ignore"):
+        scaled = np.squeeze(mask).astype(np.float32) * np.float32(image.max() / max(mask.max(), 1))
+    return bool(mask.any()) and np.array_equal(np.squeeze(image), scaled)
+
+
 def drop_ignored(mask, ignore):
     """Take voxels that nobody drew for background.
 

@@ -13,7 +13,7 @@ from nibabel.orientations import aff2axcodes
 
 from unetseg import nifti
 from unetseg._base import refuse_any
-from unetseg.annotation import drop_ignored, split_ignored
+from unetseg.annotation import drop_ignored, is_same, split_ignored
 from unetseg.digits import significant
 from unetseg.reading import intensities
 from unetseg.reading.description import (
@@ -32,6 +32,7 @@ from unetseg.reading.folders import (
     find_named_pairs,
     join_channels,
     list_files,
+    say_passed_over,
 )
 from unetseg.reading.patients import (
     describe_patients,  # noqa: F401  users call it as cases.describe_patients
@@ -176,7 +177,8 @@ def find_cases(folder, *, group_by=None):
     Returns
     -------
     list of Case
-        Sorted by id. A scan without a mask has ``mask=None``.
+        Sorted by id. A scan without a mask has ``mask=None``. Files that look like NIfTI and are
+        of no case are named.
 
     Raises
     ------
@@ -191,7 +193,9 @@ def find_cases(folder, *, group_by=None):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the data.")
-    return _find_pairs(folder, group_by)
+    found = _find_pairs(folder, group_by)
+    say_passed_over(folder, found, apart={"imagesTs", "labelsTs"})
+    return found
 
 
 def _find_pairs(folder, group_by):
@@ -262,7 +266,9 @@ def find_scans(folder, channels=1, group_by=None):
         scans = joined
     groups = find_groups(folder, group_by, [*scans], problems)
     _refuse_listed(folder, problems)
-    return [Case(i, scans[i], masks.get(i), groups[i]) for i in sorted(scans)]
+    found = [Case(i, scans[i], masks.get(i), groups[i]) for i in sorted(scans)]
+    say_passed_over(folder, found, apart={"imagesTr", "labelsTr"})
+    return found
 
 
 def _have_channels(scans, channels):
@@ -499,26 +505,6 @@ def refuse_problems(table, advice="Repair these files, or take them out of the d
         raise ValueError(f"{len(bad)} of {len(table)} cases have a problem:\n{lines}\n{advice}")
 
 
-def describe_checked(table):
-    """Say what is left of a data set without a problem.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        As `check_cases` returns it.
-
-    Returns
-    -------
-    str
-        Names the cases whose masks are empty, if that is allowed.
-    """
-    empty = [row.case for row in table.itertuples() if not row.labels]
-    said = f"No problem found in {len(table)} cases."
-    if empty:
-        said += f" {len(empty)} masks are empty, taken for those of controls: {', '.join(empty)}."
-    return said
-
-
 def _refuse_listed(folder, problems):
     refuse_any([f"\n  {p}" for p in problems], f"{folder}:", "problems", f"Expected {LAYOUTS}.")
 
@@ -584,8 +570,9 @@ def _check_mask(problems, name, mask, affine, expected, scan):
         image, scan_affine = scan
         mismatch = nifti.describe_grid_mismatch(image.shape, scan_affine, mask.shape, affine)
         if mismatch:
-            problems.append(f"{name}: its {mismatch} of the scan; resample it to the scan's grid.")
-        elif np.array_equal(np.squeeze(image), np.squeeze(mask).astype(np.float32)):
+            advice = "If it was drawn on this scan, save it with the scan's affine and unit"
+            problems.append(f"{name}: its {mismatch} of the scan. {advice}; else resample it.")
+        elif is_same(image, mask):
             problems.append(f"{name} holds the values of the scan; put the mask there.")
     volume = (
         np.count_nonzero(drop_ignored(mask, expected.ignore))

@@ -157,9 +157,8 @@ def _check_affines(header, shape, sizes):
         if not (np.abs(affine).max() < FARTHEST and cosines.max() < SHEAR_TOLERANCE):
             raise ValueError(f"its affine {affine[:3].tolist()} sets no voxels at right angles")
         if not np.allclose(by_affine[: len(sizes)], sizes, rtol=1e-3, atol=0):
-            raise ValueError(
-                f"voxel size {sizes} by pixdim, {by_affine} by affine; correct the wrong"
-            )
+            problem = f"voxel size {sizes} by pixdim, {by_affine} by affine; correct the wrong"
+            raise ValueError(problem)
     if mismatch := describe_grid_mismatch(shape, affines[0], shape, affines[-1]):
         raise ValueError(f"sform and qform are in conflict, the {mismatch}; {SET_FORMS}")
 
@@ -173,8 +172,8 @@ def _read_image(stream, header):
     if len(raw) > size:
         raise ValueError(f"it holds {len(raw)} bytes or more, not the {size} of its header")
     # Extensions are passed over: nothing here looks at them, and they may name the patient.
-    kind = _image_type(header)
-    return kind(header.data_from_fileobj(io.BytesIO(raw)), header.get_best_affine(), header)
+    array = header.data_from_fileobj(io.BytesIO(raw))
+    return _image_type(header)(array, header.get_best_affine(), header)
 
 
 def _image_type(header):
@@ -224,7 +223,7 @@ def canonical_grid(header):
     spacing_mm : (3,) ndarray of float64
     """
     affine = affine_mm(header)
-    order = np.argsort(io_orientation(affine)[:, 0])  # storage axes along x, y, z
+    order = np.argsort(_orient(affine)[:, 0])  # storage axes along x, y, z
     stored = np.array(spatial_shape(header.get_data_shape()))
     return tuple(stored[order].tolist()), nib.affines.voxel_sizes(affine)[order]
 
@@ -250,7 +249,7 @@ def to_canonical(array, affine):
     --------
     from_canonical : the inverse.
     """
-    orientation = io_orientation(affine)
+    orientation = _orient(affine)
     turned = affine @ inv_ornt_aff(orientation, array.shape[:3])
     return apply_orientation(array, orientation), turned
 
@@ -274,8 +273,12 @@ def from_canonical(array, affine):
     to_canonical : the inverse.
     """
     # The orientation of the file itself does not undo itself for 28 of the 48 axis codes.
-    ras = io_orientation(np.eye(4))
-    return apply_orientation(array, ornt_transform(ras, io_orientation(affine)))
+    return apply_orientation(array, ornt_transform(_orient(np.eye(4)), _orient(affine)))
+
+
+def _orient(affine):
+    # Rounded, so that at 45 degrees a mask is turned as its scan, whatever the last digits.
+    return io_orientation((affine / [*nib.affines.voxel_sizes(affine), 1]).round(3))
 
 
 def load_image(path):

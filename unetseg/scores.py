@@ -1,6 +1,7 @@
 """Tables of scores: a row per case and label, their summary, and the comparison of two runs."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from unetseg.run.inputs import Trained
 from unetseg.run.layout import Run
 
 RESAMPLES = 9999
-
+FORGIVING = 5  # voxels of tolerance; more forgives whole structures that are small
 FAILED_DICE, FAILED_MM = 0.5, 30  # under and over which a segmentation is of no use
 MOST_SHOWN = 4  # failures among the examples
 OF_SURFACES = ("surface_dice", "hausdorff_mm", "hd95_mm", "assd_mm")
@@ -156,7 +157,14 @@ def score_predictions(
             row = _score_drawn(sets, near, spacing, tolerance)
             what["largest"] = int(number in largest.get(case.id, []))
             rows.append({**about, "name": name, **row, "label": number, **what})
+            _warn_of_tolerance(tolerance, spacing)
     return pd.DataFrame(rows)
+
+
+def _warn_of_tolerance(tolerance_mm, spacing_mm):
+    if tolerance_mm > FORGIVING * min(spacing_mm):  # said once, as the words are the same
+        size = f"a tolerance of {tolerance_mm:g} mm is more than {FORGIVING} voxels"
+        warnings.warn(f"{size}: surface Dice forgives nearly all. Set TOLERANCE_MM.", stacklevel=3)
 
 
 def _find_near(undrawn):

@@ -1,5 +1,6 @@
 """One look at every file, for all that needs to see the voxels before a training."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,14 @@ class Survey:
     """What `look_through` saw.
 
     ``table``: as `unetseg.cases.check_cases` returns it. ``samples``: for
-    `unetseg.splits.find_leaks`. ``facts``: for ``Preprocessor.fit``, in the order of the cases;
-    None unless a preprocessor was given.
+    `unetseg.splits.find_leaks`. ``masks``: by case id the hash of the voxels of each that is not
+    empty. ``facts``: for ``Preprocessor.fit``, in the order of the cases; None unless a
+    preprocessor was given.
     """
 
     table: pd.DataFrame
     samples: dict
+    masks: dict
     facts: list | None
 
 
@@ -41,18 +44,20 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None, allow_em
     -------
     Survey
     """
-    samples, facts = {}, []
+    samples, masks, facts = {}, {}, []
     to_fit = preprocessor is not None and not preprocessor.is_complete
 
     def visit(case, image, affine, mask, problem):
         samples[case.id] = sample_scan(image, affine)
+        if mask is not None and mask.any():
+            masks[case.id] = hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()
         if to_fit and not problem:
             facts.append(preprocessor.describe(image, affine, mask))
 
     rules = {"labels": labels, "channels": channels, "allow_empty": allow_empty}
     rules["ignore"] = (preprocessor and preprocessor.ignore) or 0
     table = check_cases(cases, visit=visit, **rules)
-    return Survey(table, samples, facts if to_fit else None)
+    return Survey(table, samples, masks, facts if to_fit else None)
 
 
 def try_out(preprocessor, cases, views):

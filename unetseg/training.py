@@ -14,6 +14,7 @@ from unetseg import earlier, fitting, memory, model, transfer
 from unetseg._base import require, write_json, write_table
 from unetseg.cases import refuse_problems
 from unetseg.losses import dice_cross_entropy
+from unetseg.oddities import describe_checked
 from unetseg.patches import Looks, require_cache
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading.description import read_declared
@@ -268,6 +269,9 @@ def cross_validate(
     labels = preprocessor.labels
     seen = look_through(cases, labels=labels, preprocessor=preprocessor, allow_empty=allow_empty)
     refuse_problems(seen.table)
+    if seen.facts is not None:  # else notebook 1 has said it
+        for warning in describe_checked(seen, preprocessor.labels)[1:]:
+            print(warning)
     preprocessor = preprocessor.fit(cases, facts=seen.facts)
     plan = make_plan(
         preprocessor, build_model, model_args, recipe, loss=loss, class_weights=class_weights
@@ -326,7 +330,7 @@ def foretell(preprocessor, cases, table, facts=None, *, n_splits=5, cache_dir=No
     try:
         asked = make_plan(preprocessor), cases, cache_dir, sizes, n_splits
         minutes = _call_once(fitting.foretell_minutes, *asked)
-    except (MemoryError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever it is, of Keras' backend too
         return f"How long a fold will train could not be measured: {error}"
     return f"With the usual settings a fold will train for about {minutes:.2g} minutes here."
 
@@ -404,7 +408,7 @@ def _measure(run, plan, cases, folds, cache_dir):
 
 def _record(run, plan, seed, starts, folds, leaks, measured):
     settings = {"precision": plan.precision, "batch_size": plan.batch_size, **measured}
-    here = {**settings, **machine.describe_machine()}
+    here = {**settings, **devices.describe(), **machine.describe_machine()}
     about = plan.describe(seed)
     if starts:
         of_folds = [start for number, start in starts.items() if number != FINAL]

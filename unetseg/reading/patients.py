@@ -6,7 +6,8 @@ from unicodedata import normalize
 
 import pandas as pd
 
-from unetseg.reading.tables import find_like_number, match_ids, read_table
+from unetseg.reading.folders import fold_name
+from unetseg.reading.tables import find_like_number, match_ids, read_table, to_number
 
 TABLE = re.compile(r"(.+\.(?:csv|tsv|tab|txt|xlsx?|xlsm|ods))\s*(?::\s*(.*?))?\s*", re.IGNORECASE)
 NO_PATIENT = {"", "n/a", "#n/a"}  # of BIDS and of Excel; NA may be a patient's initials
@@ -44,6 +45,24 @@ def find_groups(folder, group_by, ids, problems):
         return _match_pattern(BIDS_SUBJECT, ids) if bids else dict.fromkeys(ids)
     if callable(group_by):
         return {case_id: _as_patient(group_by(case_id)) for case_id in ids}
+    groups = _find_named(folder, group_by, ids, problems)
+    problems += _list_spellings(set(groups.values()) - {None})
+    return groups
+
+
+def _list_spellings(patients):
+    # P1 and p1, or 01 and 1: one patient on both sides of a split would leak.
+    first, problems = {}, []
+    for patient in sorted(patients):
+        number = to_number(patient)
+        twin = first.setdefault(fold_name(patient) if number is None else number, patient)
+        if twin != patient:
+            advice = "write one of them alone, or rename one if they are two"
+            problems.append(f"patients {twin} and {patient} are spelt alike; {advice}")
+    return problems
+
+
+def _find_named(folder, group_by, ids, problems):
     advice = "add it"
     if isinstance(group_by, str):
         if table := TABLE.fullmatch(group_by):
