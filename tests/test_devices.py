@@ -7,13 +7,15 @@ import keras
 import pytest
 import tensorflow as tf
 
-from unetseg.run import devices
+from unetseg.run import devices, machine
+from unetseg.workspace import name_hardware
 
 
 @pytest.mark.parametrize(
-    ("device", "cores", "makers"), [("cpu:0", 6, 0), ("gpu:0", 6, 6), ("gpu:0", 64, 8)]
+    ("device", "cores", "makers"),
+    [("cpu:0", 6, 0), ("gpu:0", 6, 6), ("gpu:0", 64, 8), ("tpu:0", 6, 6)],
 )
-def test_beside_a_gpu_cores_make_batches(monkeypatch, device, cores, makers):
+def test_beside_a_gpu_or_tpu_cores_make_batches(monkeypatch, device, cores, makers):
     monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: [device])
     monkeypatch.setattr(devices, "describe_hardware", lambda: {"cores": cores})
     assert devices.count_makers() == makers
@@ -44,9 +46,16 @@ def test_on_a_processor_bfloat16_is_chosen_where_it_is_built_in(
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [(7.5, "mixed_float16"), (7.0, "mixed_float16"), (3.7, "float32"), (None, "float32")],
+    [
+        (12.0, "mixed_bfloat16"),
+        (8.0, "mixed_bfloat16"),
+        (7.5, "mixed_float16"),
+        (7.0, "mixed_float16"),
+        (3.7, "float32"),
+        (None, "float32"),
+    ],
 )
-def test_on_a_gpu_float16_is_chosen_from_compute_capability_7(monkeypatch, capability, expected):
+def test_on_a_gpu_the_compute_capability_chooses(monkeypatch, capability, expected):
     monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["gpu:0"])
     monkeypatch.setattr(devices, "describe_hardware", lambda: {"gpu_capability": capability})
     assert devices.choose_precision() == expected
@@ -105,9 +114,47 @@ def test_other_errors_pass():
         raise ValueError("something else")
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_pytorch_is_asked_itself_whether_it_has_a_gpu(monkeypatch, there):
-    cuda = SimpleNamespace(is_available=lambda: there)
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_pytorch_is_asked_itself_how_many_gpus_it_has(monkeypatch, count):
+    cuda = SimpleNamespace(device_count=lambda: count)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    assert devices.computes_on_gpu() is there
+    assert devices.list_devices() == (["gpu"] * count or ["cpu"])
+    assert devices.computes_on_gpu() is (count > 0)
+
+
+@pytest.mark.parametrize(
+    ("listed", "kinds"),
+    [(["cpu:0"], ["cpu"]), (["gpu:0", "gpu:1"], ["gpu", "gpu"]), (["cuda:0"], ["gpu"])],
+)
+def test_devices_are_named_by_kind_however_the_backend_spells_them(monkeypatch, listed, kinds):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: listed)
+    assert devices.list_devices() == kinds
+    assert devices.computes_on_gpu() is (kinds[0] == "gpu")
+
+
+def test_a_tpu_computes_in_bfloat16_if_the_network_bears_it(monkeypatch):
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: ["tpu:0"])
+    assert not devices.computes_on_gpu()
+    assert devices.choose_precision() == "mixed_bfloat16"
+    assert devices.choose_precision(bfloat16=False) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shared", "name"),
+    [
+        (["cpu"], [], "EPYC"),
+        (["cpu", "cpu"], [], "EPYC"),
+        (["gpu"], [], "Tesla T4"),
+        (["gpu", "gpu"], ["gpu:0", "gpu:1"], "Tesla T4"),
+        (["gpu", "gpu"], [], "Tesla T4, one of 2: on TensorFlow alone a training shares"),
+        (["tpu"], [], "a TPU"),
+    ],
+)
+def test_what_is_computed_on_is_named_and_what_stays_idle(monkeypatch, kinds, shared, name):
+    monkeypatch.setattr(devices, "list_devices", lambda: kinds)
+    monkeypatch.setattr(devices, "list_gpus", lambda: shared)
+    there = {"processor": "EPYC", "gpu": "Tesla T4" if "gpu" in kinds else None}
+    monkeypatch.setattr(machine, "describe_hardware", lambda: there)
+    assert name_hardware().startswith(name)
+    assert ("one of" in name_hardware()) == ("one of" in name)

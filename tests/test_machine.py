@@ -72,6 +72,13 @@ def test_the_hardware_is_asked_for_once(install, tmp_path):
     assert (tmp_path / "log").read_text() == "asked\n"
 
 
+@pytest.mark.parametrize(("visible", "asked"), [("1,0", "--id=1"), ("GPU-8f2", "--id=GPU-8f2")])
+def test_the_gpu_is_the_first_of_those_that_are_left_visible(install, monkeypatch, visible, asked):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    install(f"case \"$*\" in *{asked}) echo 'A100, 8.0, 40960';; *) echo 'T400, 7.5, 4096';; esac")
+    assert machine.describe_hardware()["gpu"] == "A100"
+
+
 @pytest.mark.parametrize("script", [None, "echo 'NVIDIA H200, 9.0, 143771'"])
 def test_the_machine_is_described_in_json(install, script):
     if script:

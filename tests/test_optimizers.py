@@ -6,14 +6,26 @@ import pytest
 from keras import ops
 from networks import float32_policy, noise  # noqa: F401  the policy is a fixture
 
-from unetseg.optimizers import Muon, nearest_orthogonal
+from unetseg import optimizers
+from unetseg.optimizers import Muon, orthogonalise
+from unetseg.run import devices
+
+
+@pytest.fixture
+def computing_on(monkeypatch):
+    """Return a function that pretends to compute on a kind of device."""
+    return lambda kind: monkeypatch.setattr(devices, "list_devices", lambda: [kind])
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 50), (32, 300)])
-def test_a_matrix_becomes_about_orthogonal_along_its_own_singular_vectors(shape):
+@pytest.mark.parametrize("kind", ["cpu", "gpu", "tpu"])
+def test_a_matrix_becomes_about_orthogonal_along_its_own_singular_vectors(
+    computing_on, kind, shape
+):
+    computing_on(kind)
     matrix = noise(*shape)
     left, _, right = np.linalg.svd(matrix.astype(float), full_matrices=False)
-    product = np.array(nearest_orthogonal(ops.convert_to_tensor(matrix))) @ matrix
+    product = np.array(orthogonalise(ops.convert_to_tensor(matrix)))
     inner = left.T @ product @ right.T
     np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=0.01)
     # Jordan et al. 2024: singular values end up between about 0.7 and 1.2
@@ -24,10 +36,40 @@ def test_a_matrix_becomes_about_orthogonal_along_its_own_singular_vectors(shape)
 def test_the_scale_of_a_matrix_makes_no_difference():
     matrix = noise(8, 30)
     products = [
-        np.array(nearest_orthogonal(ops.convert_to_tensor(scale * matrix))) @ (scale * matrix)
+        np.array(orthogonalise(ops.convert_to_tensor(scale * matrix)))
         for scale in (np.float32(1e-3), np.float32(1e3))
     ]
     np.testing.assert_allclose(*products, rtol=1e-3, atol=1e-4)
+
+
+def test_processor_and_gpu_make_the_same_of_a_matrix(computing_on):
+    matrix, made = ops.convert_to_tensor(noise(16, 100)), []
+    for kind in ("cpu", "gpu"):
+        computing_on(kind)
+        made.append(np.array(orthogonalise(matrix)))
+    np.testing.assert_allclose(*made, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("gpu", 10), ("tpu", 7)])
+def test_the_few_bits_with_which_gpus_and_tpus_multiply_let_nothing_grow(
+    computing_on, monkeypatch, kind, bits
+):
+    matmul, kept = ops.matmul, np.int32(-1 << (23 - bits))
+
+    def multiply(*matrices):
+        cut = ((np.array(one).view(np.int32) & kept).view(np.float32) for one in matrices)
+        return matmul(*map(ops.convert_to_tensor, cut))
+
+    monkeypatch.setattr(optimizers.ops, "matmul", multiply)
+    left, _, right = np.linalg.svd(noise(64, 400), full_matrices=False)
+    matrix = (left * np.geomspace(1, 1e-6, 64)) @ right  # as of a kernel after some epochs
+    tensor = ops.convert_to_tensor(matrix.astype(np.float32))
+    largest = {}
+    for one in ("cpu", kind):
+        computing_on(one)
+        largest[one] = np.linalg.svd(np.array(orthogonalise(tensor)), compute_uv=False)[0]
+    assert largest[kind] < 1.3
+    assert largest["cpu"] > 1.5 * largest[kind]  # so that there is something to keep from growing
 
 
 def one_step(optimizer, shape, gradient):

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from unetseg import _base
-from unetseg.run import drive, layout, processes
+from unetseg.run import devices, drive, layout, processes
 
 
 def call(function, folder, *args):
@@ -32,6 +32,16 @@ def test_a_call_has_a_process_of_its_own_and_the_lock_of_its_folder(tmp_path):
     assert not (tmp_path / "fold_0" / "running.json").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
+
+
+def test_where_this_process_holds_a_tpu_it_does_what_is_called(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setattr(devices, "list_devices", lambda: ["tpu"])
+    call(note, tmp_path, tmp_path)
+    pid, locked = (tmp_path / "noted").read_text().split()
+    assert (int(pid), locked) == (os.getpid(), "True")
+    assert not (tmp_path / "fold_0" / "running.json").exists()
+    assert processes.call_apart(os.getpid) == os.getpid()
 
 
 def test_a_function_that_only_this_session_knows_can_be_called(tmp_path):

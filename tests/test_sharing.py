@@ -13,6 +13,7 @@ import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import nibabel as nib
 import numpy as np
 import pytest
@@ -445,7 +446,7 @@ def test_the_card_tells_what_the_models_are_and_what_they_were_trained_on(experi
     assert "voxels of 1 x 2 x 3 mm" in card
     assert "0: background, 1: front, 2: back." in card
     assert "epochs: 1, steps: 1, batch_size: 1" in card
-    assert "precision: float32." in card
+    assert f"precision: float32, by {keras.backend.backend()} on a cpu." in card
     data = section(card, "Training data")
     assert "4 cases of 3 patients." in data
     shown = {row["over the cases"]: row["lowest to highest"] for row in table_in(data)}

@@ -3,6 +3,7 @@ import pytest
 from fakes import Fake, constant, noise, threshold
 
 from unetseg import windows
+from unetseg.run import devices
 from unetseg.windows import slide, widest
 
 
@@ -51,6 +52,21 @@ def test_the_middle_of_a_window_counts_more_than_its_border():
     assert found[0] == pytest.approx(0)  # seen by the first window alone
     assert found[11] == pytest.approx(1)  # seen by the last window alone
     assert found[7] == pytest.approx(3 / 7, abs=0.02)  # hardly the 1 at the first one's border
+
+
+def test_on_a_gpu_batches_are_filled_up_to_few_sizes_and_give_the_same(monkeypatch):
+    monkeypatch.setattr(windows, "BATCH_VOXELS", 1080)
+    kinds, shapes, found = ("cpu", "gpu"), {}, {}
+    for kind in kinds:
+        monkeypatch.setattr(devices, "list_devices", lambda kind=kind: [kind])
+        shapes[kind], found[kind] = set(), []
+        for slices in range(1, 10):
+            model = threshold()
+            found[kind].append(slide([model], noise(10, 18, slices, 1), (10, 18, 1)))
+            shapes[kind] |= {shape[0] for shape in model.shapes}
+    assert shapes == {"cpu": {1, 2, 3, 4, 5, 6}, "gpu": {1, 2, 4, 6}}
+    for one, other in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_many_windows_go_through_in_several_batches(monkeypatch):

@@ -14,8 +14,9 @@ from unetseg.orientation import (
 )
 from unetseg.pieces import find_structures, measure_gap
 
-CPU_PATCH_VOXELS = 100_000  # a step on one patch then takes a fraction of a second on two cores
-GPU_PATCH_VOXELS = 128**3  # nnU-Net's patches for 8 GB and more are not larger
+# Of a patch: what the recipe was formed with; a step takes a fraction of a second on two cores.
+# Scans looked at once in larger ones had lower Dice after as many steps (results/recipe.md).
+PATCH_VOXELS = 100_000
 BYTES_PER_VOXEL = 3000  # of a patch in training: twice what `make benchmark` measures
 FEW_SLICES = 8  # low-resolution slices; fewer cannot be halved into something useful
 LIKE = 1.2  # ratio of the voxel's sides up to which slices across both are of one kind
@@ -419,21 +420,19 @@ def choose_dimensions(shape, spacing_mm, patch=None, planes=None, neighbours=Non
     return 2 if 1 in shape or few or planes or neighbours else 3
 
 
-def limit_patch(memory_gb, *, on_gpu):
-    """Voxels that a patch may have: speed limits a processor, memory a GPU.
+def limit_patch(memory_gb):
+    """Voxels that a patch may have: 100,000 if half of the memory bears them.
 
     Parameters
     ----------
     memory_gb : float
         Of what computes.
-    on_gpu : bool
 
     Returns
     -------
     int
     """
-    most = GPU_PATCH_VOXELS if on_gpu else CPU_PATCH_VOXELS
-    return min(int(memory_gb * 1e9 / 2 / BYTES_PER_VOXEL), most)
+    return min(int(memory_gb * 1e9 / 2 / BYTES_PER_VOXEL), PATCH_VOXELS)
 
 
 def choose_patch(shape, spacing_mm, dimensions, planes, most_voxels):

@@ -59,8 +59,8 @@ class Preprocessor:
     patch : tuple of 3 int, optional
         Voxels that the network sees at once. A 1 makes a 2-D network whose slices lie across
         that axis. Chosen: the median shape, rounded up to what can be halved three times (short
-        axes less often), cut along its longest side in mm to what the hardware bears: 100,000
-        voxels on a processor, up to 128 x 128 x 128 on a GPU, by its memory.
+        axes less often), cut along its longest side in mm to 100,000 voxels, or fewer where the
+        memory of what computes bears no more.
     labels : dict of int to str, optional
         Value and name of every label but the background. Chosen: the values in the masks.
     channels : int, optional
@@ -509,8 +509,8 @@ class Preprocessor:
         trained = Run(path.parent).experiment.exists() and path.exists()
         if trained and (there := Preprocessor.load(path)) != self:
             problem = f"trained with other preprocessing:\n  {there} there,\n  {self} now"
-            advice = "Set these (PATCH follows the hardware if not set), rename EXPERIMENT, or go "
-            advice += "on with notebook 02, which takes what is there."
+            advice = "Set these, rename EXPERIMENT, or go on with notebook 02, which takes what is "
+            advice += "there."
             raise ValueError(f"{path}: the models in this folder were {problem}. {advice}")
         write_checked(path, asdict(self))
 
@@ -620,5 +620,5 @@ def patch_budget():
         from unetseg.run.devices import computes_on_gpu  # here, as Keras takes seconds
 
         if computes_on_gpu():
-            return planning.limit_patch(machine["gpu_memory_gb"], on_gpu=True)
-    return planning.limit_patch(machine["memory_gb"], on_gpu=False)
+            return planning.limit_patch(machine["gpu_memory_gb"])
+    return planning.limit_patch(machine["memory_gb"])

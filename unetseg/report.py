@@ -204,9 +204,9 @@ def _describe_training(experiment, start):
     words = f"{average}A {kind} {network} on patches of {sides} voxels{looks}, {epochs} epochs"
     if "minutes" in experiment:
         words += f", {experiment['minutes']:.0f} minutes for all folds"
-    machine = hardware.get("gpu") or hardware.get("processor")
-    if machine:
-        cores = "" if hardware.get("gpu") else f"{hardware.get('cores')} cores of "
+    fast = {"gpu": hardware.get("gpu"), "tpu": "a TPU"}.get(experiment.get("device", "gpu"))
+    if machine := fast or hardware.get("processor"):
+        cores = "" if fast else f"{hardware.get('cores')} cores of "
         words += f" on {cores}{machine}"
     return f"{words}, from the weights of {start}." if start else f"{words}."
 
@@ -391,7 +391,7 @@ def _embed(viewer):
 def _list_settings(experiment):
     content = {**experiment["settings"], **experiment.get("hardware", {})}
     content.update(experiment.get("versions", {}))
-    for name in ("minutes", "batch_size", "precision"):
+    for name in ("minutes", "batch_size", "precision", "backend", "device"):
         content[name] = experiment.get(name)
     flat = pd.json_normalize(content, max_level=1).astype(object).iloc[0]
     return [(key, str(value)) for key, value in flat.items() if value is not None]

@@ -85,6 +85,16 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Precision(Choice):
+    """A kind of numbers, by its short name or Keras'."""
+
+    def read(self, text):
+        """Give Keras' name of it."""
+        word = super().read(re.sub("^mixed", "", text.strip(), flags=re.IGNORECASE))
+        return word if word == "float32" else f"mixed_{word}"
+
+
+@dataclass(frozen=True)
 class Number:
     """A number from ``least`` to ``most``; a whole one unless ``whole`` is False."""
 
@@ -278,6 +288,7 @@ SETTINGS = {
     "STEPS": Number(("250", NONE), auto=True),
     "MINUTES": Number(("12", NONE), least=0.1, whole=False, auto=True),
     "BATCH_SIZE": Number(("2", NONE), auto=True),
+    "PRECISION": Precision(("float32", "bfloat16", "float16"), ("bfloat16", "auto")),
     "FILTERS": Number(("16",)),
     "DEPTH": Number(("3", NONE), auto=True),
     "STRIDES": Sizes(("[[2, 2, 1], [2, 2, 2]]", NONE)),

@@ -3,9 +3,11 @@
 import itertools
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from unetseg._base import require
+from unetseg.run import devices
 
 BATCH_VOXELS = 2**18  # of one step: little memory, and no faster with more on a CPU
 
@@ -51,7 +53,7 @@ def slide(models, x, patch, *, overlap=0.5, span=None, out=None, part=1.0, void=
     for first in range(0, len(windows), size):
         chosen = windows[first : first + size]
         batch = np.stack([x[window.box].reshape(flat) for window in chosen])
-        predicted = _predict_batch(models, batch)
+        predicted = _predict_batch(models, batch, size)
         if out is None:
             out = np.zeros((*shape, predicted.shape[-1]), np.float32)
         for window, probabilities in zip(chosen, predicted, strict=True):
@@ -128,7 +130,16 @@ def _list_windows(shape, patch, overlap, span):
     return windows
 
 
-def _predict_batch(models, batch):
+def _predict_batch(models, batch, size):
+    # Filled up with zeros where a batch of another size would be compiled anew, which takes longer.
+    wanted = len(batch)
+    if keras.backend.backend() == "jax" or devices.list_devices()[0] != "cpu":
+        room = min(size, 1 << (wanted - 1).bit_length())
+        batch = np.pad(batch, [(0, room - wanted), *[(0, 0)] * (batch.ndim - 1)])
+    return _average(models, batch)[:wanted]
+
+
+def _average(models, batch):
     total = np.array(models[0].predict_on_batch(batch), np.float32)  # a copy, to work in
     for model in models[1:]:
         total += np.asarray(model.predict_on_batch(batch))

@@ -373,7 +373,7 @@ class Workspace:
         planned = facts.pop("minutes", None)
         if planned is not None:
             facts["minutes a fold, as asked"] = planned
-        for name in ("steps", "minutes", "batch_size", "precision"):
+        for name in ("steps", "minutes", "batch_size", "precision", "backend", "device"):
             facts[name] = experiment.get(name, facts.get(name))
         texts = {name: str(value) for name, value in facts.items() if value is not None}
         return pd.Series(texts, name=self.results.name).to_frame()
@@ -566,12 +566,18 @@ def list_versions():
 
 
 def name_hardware():
-    """Name what is computed on: the GPU, if Keras has one, or else the processor."""
+    """Name what is computed on: the GPU or TPU, if Keras has one, or else the processor."""
     from unetseg.run import devices  # here, as Keras takes seconds
 
-    hardware = machine.describe_hardware()
-    gpu = (hardware["gpu"] or "a GPU") if devices.computes_on_gpu() else ""
-    return gpu or hardware["processor"]
+    hardware, there = machine.describe_hardware(), devices.list_devices()
+    kind, count = there[0], len(there)
+    if kind == "cpu":
+        idle = f", as Keras' backend cannot use {hardware['gpu']}" if hardware["gpu"] else ""
+        return f"{hardware['processor']}{idle}"
+    name = (kind == "gpu" and hardware["gpu"]) or f"a {kind.upper()}"
+    if count <= max(1, len(devices.list_gpus())):
+        return name
+    return f"{name}, one of {count}: on TensorFlow alone a training shares several GPUs"
 
 
 def prepare(data, experiment, results="results", *, need_data=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from unetseg.run.machine import describe_hardware
 
 BACKENDS = ("tensorflow", "jax", "torch")
-BLACKWELL = 12.0  # compute capability of an NVIDIA GPU such as Colab's G4
+BLACKWELL = 10.0  # least compute capability of NVIDIA GPUs such as B200 and Colab's G4
 KNOWS_BLACKWELL = (2, 22)  # the first TensorFlow with kernels for it
 
 

@@ -9,23 +9,43 @@ import keras
 from unetseg.run.machine import describe_hardware
 
 # As TensorFlow, JAX and PyTorch say it.
-NO_MEMORY = re.compile(r"resource_?exhausted|out ?of ?memory|OOM when", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    r"resource_?exhausted|out ?of ?memory|OOM when|STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 MOST_MAKERS = 8  # each holds a batch
+OF_GPUS = {8: "mixed_bfloat16", 7: "mixed_float16"}  # by the least compute capability
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
-def computes_on_gpu():
-    """Whether Keras' backend has a GPU to compute on; a driver alone does not mean that."""
+def list_devices():
+    """List what Keras' backend computes on: each is "cpu", "gpu" or "tpu".
+
+    A GPU whose driver alone is there, and not what the backend needs, is not listed.
+    """
     if keras.backend.backend() == "torch":  # of which keras.distribution does not know
         import torch  # here, as Keras may run without it
 
-        return torch.cuda.is_available()
-    return keras.distribution.list_devices()[0].startswith(("gpu", "cuda"))
+        return ["gpu"] * torch.cuda.device_count() or ["cpu"]
+    kinds = [name.partition(":")[0] for name in keras.distribution.list_devices()]
+    return ["gpu" if kind == "cuda" else kind for kind in kinds]
+
+
+def describe():
+    """Tell by what is computed: Keras' ``backend``, and the kind of its ``device``."""
+    return {"backend": keras.backend.backend(), "device": list_devices()[0]}
+
+
+def computes_on_gpu():
+    """Whether Keras' backend has a GPU to compute on."""
+    return list_devices()[0] == "gpu"
 
 
 def count_makers():
-    """Count threads that make batches during a step: one a core beside a GPU, up to 8; else 0."""
-    return min(MOST_MAKERS, describe_hardware()["cores"]) if computes_on_gpu() else 0
+    """Count threads that make batches during a step: none if the processor computes it.
+
+    Beside a GPU or TPU one for each core, up to 8.
+    """
+    return 0 if list_devices()[0] == "cpu" else min(MOST_MAKERS, describe_hardware()["cores"])
 
 
 def list_gpus():
@@ -94,14 +114,17 @@ def choose_precision(precision="auto", *, bfloat16=True):
     Returns
     -------
     str
-        float16 on a GPU of compute capability 7 or higher, bfloat16 on a processor with
-        AVX512-BF16 or AMX, else float32.
+        bfloat16, in which the recipe was measured and numbers do not overflow, on a GPU of compute
+        capability 8 or higher, a TPU, and a processor with AVX512-BF16 or AMX; float16 on a GPU
+        of capability 7; else float32.
     """
     if precision != "auto":
         return precision
-    if computes_on_gpu():
-        return "mixed_float16" if (describe_hardware()["gpu_capability"] or 0) >= 7 else "float32"
-    fast = bfloat16 and _computes_in_bfloat16()
+    kind = list_devices()[0]
+    if kind == "gpu":
+        capability = describe_hardware()["gpu_capability"] or 0
+        return next((name for least, name in OF_GPUS.items() if capability >= least), "float32")
+    fast = bfloat16 and (kind == "tpu" or _computes_in_bfloat16())
     return "mixed_bfloat16" if fast else "float32"
 
 

@@ -45,7 +45,8 @@ def describe_hardware():
     -------
     dict
         ``processor``, ``cores`` that this process may use, ``memory_gb``, ``system``, and of the
-        first NVIDIA GPU ``gpu`` (its name), ``gpu_capability`` and ``gpu_memory_gb``, or None.
+        first NVIDIA GPU that CUDA_VISIBLE_DEVICES leaves ``gpu`` (its name), ``gpu_capability``
+        and ``gpu_memory_gb``, or None.
     """
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", cpu.read_text() if cpu.exists() else "")
@@ -53,6 +54,8 @@ def describe_hardware():
     gpu = [None, None, None]
     if shutil.which("nvidia-smi"):
         query = ["--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]:
+            query.append(f"--id={visible}")
         answer = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
         if re.match(r".+, [\d.]+, \d+\n", answer.stdout):
             name, capability, mib = answer.stdout.splitlines()[0].rsplit(", ", 2)

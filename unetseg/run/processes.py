@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -28,7 +29,8 @@ _IDLE, _BUSY = [], {}  # of `call_apart`
 def run_apart(folder, function, *args, **kwargs):
     """Call a function that works in a folder, in a fresh process that ends with the call.
 
-    It also ends, at once, if this process does.
+    It also ends, at once, if this process does. Where this process holds a TPU, which no other
+    can have then, the function is called here.
 
     Parameters
     ----------
@@ -45,6 +47,10 @@ def run_apart(folder, function, *args, **kwargs):
     RuntimeError
         If the process dies, or another one uses the folder.
     """
+    if _holds_tpu():
+        with only_run(folder):
+            function(*args, **kwargs)
+        return
     multiprocessing.current_process().daemon = False  # of Dask's workers; may have children now
     ours, theirs = multiprocessing.Pipe()
     executor = ProcessPoolExecutor(1, initializer=_end_with, initargs=(theirs,))
@@ -97,6 +103,8 @@ def call_apart(function, *args):
     ProcessDiedError
         If the process dies.
     """
+    if _holds_tpu():
+        return function(*args)
     multiprocessing.current_process().daemon = False  # of Dask's workers; may have children now
     try:
         executor, pipe = _IDLE.pop()
@@ -120,6 +128,15 @@ def call_apart(function, *args):
         del _BUSY[id(executor)]
     _IDLE.append((executor, pipe))
     return result
+
+
+def _holds_tpu():
+    # A TPU serves one process alone, and this one has it as soon as Keras has looked for it.
+    if "jax" not in sys.modules:
+        return False
+    from unetseg.run.devices import list_devices  # here, as Keras takes seconds
+
+    return list_devices()[0] == "tpu"
 
 
 def end_calls():
