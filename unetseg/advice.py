@@ -92,7 +92,7 @@ def warn(preprocessor, table, facts=None):
     )
     if preprocessor.dimensions == 3 and not preprocessor.coarse and share < NARROW:
         danger = "what lies far off and looks alike may be taken for a structure"
-        remedy = "A larger SPACING_MM, or a machine with a GPU or more memory, lets it see more"
+        remedy = "A larger SPACING_MM, or a larger PATCH where memory bears it, lets it see more"
         lines.append(f"A patch sees {share:.0%} of a typical scan: {danger}. {remedy}.")
     if "intensity_p1" in table and table["intensity_p1"].median() <= AIR:
         danger = "each is normalised by itself, which suits MRI and blurs what these units tell"

@@ -54,8 +54,9 @@ def train_fold(
     """Train one fold, predict its validation cases, and mark it as done.
 
     Its state is saved after each epoch: called again after an interruption, the fold goes on from
-    there and ends with the weights that it would have had; but what callbacks of the user
-    remember, such as the patience of keras.callbacks.EarlyStopping, begins anew.
+    there and ends with the weights that it would have had: to the last bit on a processor, up to
+    rounding on a GPU, which adds in another order each time. What callbacks of the user remember,
+    such as the patience of keras.callbacks.EarlyStopping, begins anew.
 
     The validation cases choose nothing: their loss and Dice are written down, and the weights
     after the last epoch, averaged over the last steps, are kept.
