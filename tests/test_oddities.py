@@ -46,7 +46,8 @@ def test_empty_masks_are_named():
 
 
 def test_a_label_that_is_declared_and_in_no_mask_is_named():
-    (line,) = warn(survey(), {1: "liver", 2: "spleen", 3: "tumour"})
+    declared = {1: "liver", 2: "spleen", 3: "tumour", 4: "ignore"}
+    (line,) = warn(survey(), declared)
     assert line.startswith("no mask holds tumour (3)")
 
 
@@ -103,7 +104,7 @@ def test_left_and_right_exchanged_in_one_case_are_named_once():
 def test_one_mask_on_two_scans_is_named_and_one_scan_under_two_names_is_not():
     seen = survey()
     seen.masks["c8"] = seen.masks["c1"]
-    assert warn(seen) == ["c1 and c8 have the same mask on different scans. Is one a copy?"]
+    assert warn(seen) == ["c1, c8 have the same mask on different scans. Is one of them a copy?"]
     seen.samples["c8"] = seen.samples["c1"]
     assert warn(seen) == []
 
@@ -129,7 +130,7 @@ def test_a_survey_of_files_tells_which_masks_are_copies_and_which_lie_in_the_air
         nib.save(nib.Nifti1Image(drawn, mask.affine), case.mask)
     seen = look_through(found, preprocessor=Preprocessor())
     told = describe_checked(seen)[1:]
-    assert "WARNING: case_00 and case_03 have the same mask on different scans." in told[0]
+    assert "WARNING: case_00, case_03 have the same mask on different scans." in told[0]
     assert "case_04: 100% of a label lies where the scan has no signal" in told[1]
     assert len(told) == 2
     assert describe_checked(replace(seen, facts=None))[1:] == told[:1]

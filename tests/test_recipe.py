@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from unetseg.recipe import Recipe, plan_batch, record_settings
+from unetseg.preprocessing import Preprocessor
+from unetseg.recipe import Recipe, make_plan, plan_batch, record_settings
 from unetseg.training import cross_validate
 
 
@@ -42,6 +43,14 @@ def test_a_bad_field_of_the_recipe_is_refused_by_name_before_anything_is_read(
 def test_a_misspelt_field_of_the_recipe_is_refused(cases, tmp_path):
     with pytest.raises(TypeError, match="epoch"):
         cross_validate(cases, tmp_path / "results", epoch=3)
+
+
+def test_a_plan_lists_its_levels_from_the_finest_down():
+    settings = Preprocessor((1, 1, 3), (40, 40, 10), {1: "a"}, 1, "none", 3, ())
+    model_args = {"strides": [(2, 2, 1), (2, 2, 2)], "kernels": [(3, 3, 1)] + 2 * [(3, 3, 3)]}
+    levels = make_plan(settings, model_args=model_args).list_levels()
+    assert levels["kernel"].tolist() == model_args["kernels"]
+    assert levels["then shrunk by"].tolist() == [*model_args["strides"], None]
 
 
 @pytest.mark.parametrize(

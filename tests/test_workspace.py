@@ -237,6 +237,16 @@ def test_without_folds_none_are_read_and_without_finished_ones_no_history(place)
     assert (name, history.to_dict("list")) == ("fold 0", {"epoch": [0], "loss": [1.5]})
 
 
+def test_of_finished_folds_the_last_epochs_are_read(place):
+    names = "epoch,loss,val_loss,accuracy,val_accuracy,dice,val_dice"
+    history = f"{names},rate\n0,3,3,0.1,0.1,0.1,0.1,1\n1,1.5,2,0.9,0.8,0.7,0.6,0\n".encode()
+    fill(place.results, fold_3__history_csv=history, fold_3__done_json=b"{}")
+    last = place.read_last_epochs()
+    assert last.index.tolist() == ["fold 3"]
+    assert last.columns.tolist() == names.split(",")[1:]
+    assert last.iloc[0].tolist() == [1.5, 2, 0.9, 0.8, 0.7, 0.6]
+
+
 def test_an_experiment_to_compare_with_must_be_scored(place):
     fill(place.results.parent, other__scores_csv=b"case\na\n", empty__splits_json=b"[]")
     assert place.load_other_scores("") is None

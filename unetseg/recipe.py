@@ -132,6 +132,17 @@ class Plan:
         """Build the network: a keras.Model, uncompiled."""
         return model.build_for(self.preprocessor, self.build_model, self.model_args, self.precision)
 
+    def list_levels(self):
+        """List the levels of `unetseg.model.build_unet` on the way down.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per level: the ``kernel`` of its convolutions, and by what it is ``then shrunk``.
+        """
+        strides = [*self.model_args["strides"], None]
+        return pd.DataFrame({"kernel": self.model_args["kernels"], "then shrunk by": strides})
+
     def make_loss(self):
         """Make the loss of a patch."""
         if self.loss is not dice_cross_entropy:

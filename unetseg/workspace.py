@@ -383,6 +383,12 @@ class Workspace:
         finished = [fold for fold in self.run.list_finished() if fold.history.exists()]
         return {f"fold {fold.number}": pd.read_csv(fold.history) for fold in finished}
 
+    def read_last_epochs(self):
+        """Read loss, accuracy and Dice after the last epoch: a row for every finished fold."""
+        names = [f"{part}{name}" for name in ("loss", "accuracy", "dice") for part in ("", "val_")]
+        last = {name: history.iloc[-1] for name, history in self.read_histories().items()}
+        return pd.DataFrame(last, index=names).T
+
     def load_other_scores(self, name):
         """Load the scores of another experiment beside this one.
 
