@@ -21,6 +21,21 @@ def test_beside_a_gpu_or_tpu_cores_make_batches(monkeypatch, device, cores, make
     assert devices.count_makers() == makers
 
 
+@pytest.mark.parametrize(
+    ("backend", "device", "each"),
+    [
+        ("tensorflow", "cpu:0", False),
+        ("tensorflow", "gpu:0", True),
+        ("jax", "cpu:0", True),
+        ("jax", "tpu:0", True),
+    ],
+)
+def test_xla_compiles_each_size_of_batch(monkeypatch, backend, device, each):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda *kind: [device])
+    assert devices.compiles_each_size() is each
+
+
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_a_precision_that_is_named_is_taken(precision):
     assert devices.choose_precision(precision) == precision

@@ -3,7 +3,6 @@
 import itertools
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from unetseg._base import require
@@ -133,7 +132,7 @@ def _list_windows(shape, patch, overlap, span):
 def _predict_batch(models, batch, size):
     # Filled up with zeros where a batch of another size would be compiled anew, which takes longer.
     wanted = len(batch)
-    if keras.backend.backend() == "jax" or devices.list_devices()[0] != "cpu":
+    if devices.compiles_each_size():
         room = min(size, 1 << (wanted - 1).bit_length())
         batch = np.pad(batch, [(0, room - wanted), *[(0, 0)] * (batch.ndim - 1)])
     return _average(models, batch)[:wanted]

@@ -40,6 +40,11 @@ def computes_on_gpu():
     return list_devices()[0] == "gpu"
 
 
+def compiles_each_size():
+    """Whether a network is compiled, for seconds, for each size of batch: by XLA."""
+    return keras.backend.backend() == "jax" or list_devices()[0] in ("gpu", "tpu")
+
+
 def count_makers():
     """Count threads that make batches during a step: none if the processor computes it.
 
