@@ -484,21 +484,20 @@ def test_a_patient_that_is_spelt_in_two_ways_is_a_problem(touch, one, other):
     assert [case.group for case in find_cases(folder, group_by=groups.get)] == [*groups.values()]
 
 
-def test_files_that_are_of_no_case_are_named(touch, capsys):
-    names = ["images/a.nii.gz", "labels/a.nii.gz", "images/more/b.nii", "images/c.nii (1).gz"]
-    folder = touch(*names, "old/labels/a.nii.gz", "imagesTs/d.nii.gz", "notes.txt", ".e.nii")
-    assert [case.id for case in find_cases(folder)] == ["a"]
-    said = capsys.readouterr().out
-    left = "images/c.nii (1).gz, images/more/b.nii, old/labels/a.nii.gz"
-    assert f"{folder}: 3 files are of no case: {left}. Of the folder" in said
-    assert [case.id for case in find_scans(folder)] == ["d"]
-    assert "5 files are of no case: images/a.nii.gz, " in capsys.readouterr().out
-
-
-def test_of_a_folder_that_holds_cases_alone_nothing_is_said(touch, capsys):
-    folder = touch("images/a_0000.nii.gz", "images/a_0001.nii.gz", "labels/a.nii.gz")
-    assert len(find_cases(folder)) == 1
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("1_12", "11_2"),
+        ("1.1", "1.10"),
+        ("20210314120000123", "20210314120000125"),
+        ("12e4567", "5e1234"),
+        ("0", "00x"),
+    ],
+)
+def test_patients_that_only_a_computer_would_confuse_are_two(touch, pair):
+    folder = touch(*(f"images/{i}.nii.gz" for i in "ab"))
+    found = find_cases(folder, group_by=dict(zip("ab", pair, strict=True)))
+    assert [case.group for case in found] == [*pair]
 
 
 def test_a_space_before_the_suffix_is_not_of_the_id(touch):

@@ -162,7 +162,7 @@ def test_a_tpu_computes_in_bfloat16_if_the_network_bears_it(monkeypatch):
         (["cpu", "cpu"], [], "EPYC"),
         (["gpu"], [], "Tesla T4"),
         (["gpu", "gpu"], ["gpu:0", "gpu:1"], "Tesla T4"),
-        (["gpu", "gpu"], [], "Tesla T4, one of 2: on TensorFlow alone a training shares"),
+        (["gpu", "gpu"], [], "Tesla T4, one of 2, as a training shares"),
         (["tpu"], [], "a TPU"),
     ],
 )

@@ -42,6 +42,7 @@ def test_where_this_process_holds_a_tpu_it_does_what_is_called(tmp_path, monkeyp
     assert (int(pid), locked) == (os.getpid(), "True")
     assert not (tmp_path / "fold_0" / "running.json").exists()
     assert processes.call_apart(os.getpid) == os.getpid()
+    assert processes.limit_jobs(4) == 1
 
 
 def test_a_function_that_only_this_session_knows_can_be_called(tmp_path):

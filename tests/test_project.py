@@ -35,6 +35,7 @@ ORDER = (
         "run.inputs",
     ),
     *("run.drive", "run.batches", "run.state", "run.processes"),
+    "reading.unused",
     *(
         "packages",
         "settings",

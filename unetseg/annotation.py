@@ -59,7 +59,7 @@ def is_same(image, mask):
     """
     with np.errstate(all="ignore"):
         scaled = np.squeeze(mask).astype(np.float32) * np.float32(image.max() / max(mask.max(), 1))
-    return bool(mask.any()) and np.array_equal(np.squeeze(image), scaled)
+    return bool(mask.any() and image.any()) and np.array_equal(np.squeeze(image), scaled)
 
 
 def drop_ignored(mask, ignore):

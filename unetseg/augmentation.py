@@ -108,7 +108,7 @@ def random_patch(x, y, sampling, rng, *, centres=None, foreground=0.0, augment=T
         centres = None if centres is None else centres[:, sampling.swapped_axes]
         sampling = sampling.swap()
     start = _choose_start(y, sampling.patch, rng, centres, foreground)
-    if sampling.neighbours:
+    if 1 in sampling.patch:
         x, y, start = _cut_slice(x, y, sampling, start)
     if not augment:
         return _cut(x, y, sampling.patch, start)

@@ -250,7 +250,8 @@ def _predict_all(scans, order, n_jobs):
     jobs = (job(scan, order) for scan in scans)
     rows, checks = [], []
     try:
-        parallel = joblib.Parallel(n_jobs, return_as="generator_unordered", prefer="threads")
+        one_by_one = {"return_as": "generator_unordered", "prefer": "threads"}
+        parallel = joblib.Parallel(processes.limit_jobs(n_jobs), **one_by_one)
         bar = {"total": len(scans), "unit": "scan", "file": sys.stdout, "mininterval": 1}
         for of_scan, check in tqdm(parallel(jobs), **bar):
             rows += of_scan

@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 
 from unetseg.annotation import split_ignored
-from unetseg.orientation import PAIRED, RARE
+from unetseg.digits import significant
+from unetseg.orientation import RARE
 from unetseg.planning import coarse_axis
 
 FEW = 3  # cases, of fewer none is odd
 IN_AIR, USUAL = 0.5, 0.1  # share of a label where the scan has no signal: odd, and in most cases
-OTHER_SIZE = 4  # times as large, or as small, as most scans are, in mm
+OTHER_SIZE = 4  # times as long, or as short, as the sides of most scans
+MANY = 10  # cases with a label, of which hardly all but one lie on one side by chance
 ASIDE = 0.1  # of the foreground's width, that a label with a side lies from its middle
 MOST_NAMED = 5
 
@@ -41,7 +43,8 @@ def describe_checked(seen, declared=None):
     if len(table) >= FEW:
         odd += [*_compare_sizes(table), *_compare_slices(table)]
     if seen.facts:
-        odd += _compare_places(dict(zip(table["case"], seen.facts, strict=True)))
+        by_id = dict(zip(table["case"], seen.facts, strict=True))
+        odd += [*_find_in_air(by_id), *_find_exchanged(by_id)]
     return [said, *(f"WARNING: {line}" for line in odd)]
 
 
@@ -51,7 +54,7 @@ def _compare_labels(table, declared):
     there = set().union(*held)
     for value, name in declared.items():
         if value not in there:
-            yield f"no mask holds {name} ({value}): it is not learnt. Correct dataset.json."
+            yield f"no mask holds {name} ({value}): it is not learnt."
     counts = pd.Series([value for labels in held for value in labels]).value_counts()
     alone = all(len(labels) == 1 for labels in held)
     if not declared and alone and len(counts) > 1 and counts.min() > 1:
@@ -60,57 +63,68 @@ def _compare_labels(table, declared):
 
 
 def _find_same_masks(seen):
-    # Of one scan under two names `unetseg.splits.find_leaks` tells.
+    # Of one scan under two names `unetseg.splits.find_leaks` tells; scans of one patient may
+    # well share a mask.
+    patient = dict(zip(seen.table["case"], seen.table["group"], strict=True))
     by_digest = {}
     for case_id, digest in seen.masks.items():
         by_digest.setdefault(digest, []).append(case_id)
     for ids in by_digest.values():
-        if len({seen.samples[case_id].digest for case_id in ids}) > 1:
+        scans = {seen.samples[case_id].digest for case_id in ids}
+        patients = {patient[case_id] or case_id for case_id in ids}
+        if len(scans) > 1 and len(patients) > 1:
             yield f"{_name(ids)} have the same mask on different scans. Is one of them a copy?"
 
 
 def _compare_sizes(table):
+    # A wrong unit makes all sides longer, or shorter; a slice is thin along one.
     extents = np.array([*table["shape"]]) * np.array([*table["spacing_mm"]])
-    sizes = np.cbrt(extents.prod(axis=1))
-    times = sizes / np.median(sizes)
-    for place in np.flatnonzero((times > OTHER_SIZE) | (times < 1 / OTHER_SIZE)):
-        row, size = table.iloc[place], " x ".join(f"{side:.3g}" for side in extents[place])
-        voxel = " x ".join(f"{side:.3g}" for side in row["spacing_mm"])
-        finding = f"voxels of {voxel} mm make it {size} mm, {times[place]:.2g} times as most scans"
-        yield f"{row['case']}: {finding}. Has it another unit?"
+    times = np.sort(extents) / np.median(np.sort(extents), axis=0)
+    for place in np.flatnonzero((times > OTHER_SIZE).all(1) | (times < 1 / OTHER_SIZE).all(1)):
+        row, many = table.iloc[place], np.cbrt(times[place].prod())
+        voxel, size = _describe(row["spacing_mm"]), _describe(extents[place])
+        finding = f"voxels of {voxel} mm make it {size} mm, {_describe([many])} times as large as most scans"
+        yield f"{row['case']}: {finding}. Is its unit right?"
 
 
 def _compare_slices(table):
     axes = table["spacing_mm"].map(coarse_axis).dropna()
-    for usual in axes.mode().head(1):
-        odd = table.loc[axes.index[axes != usual], "case"]
-        if len(odd):
-            finding = f"thick slices lie across {'xyz'[int(usual)]} in most scans"
-            advice = "one voxel size suits not both. Train on each kind by itself"
-            yield f"{finding}, not in {_name(odd)}: {advice}."
+    counts = axes.value_counts()
+    if len(counts) > 1 and 2 * counts.iloc[0] >= len(table):
+        odd = table.loc[axes.index[axes != counts.index[0]], "case"]
+        finding = f"thick slices lie across {'xyz'[int(counts.index[0])]} in most scans"
+        advice = "No one voxel size suits both: resample these, or train on them apart"
+        yield f"{finding}, across another axis in {_name([*odd])}. {advice}."
 
 
-def _compare_places(by_id):
-    shares = pd.Series({case_id: fact["most_in_void"] for case_id, fact in by_id.items()})
+def _find_in_air(by_id):
+    shares = pd.Series(
+        {case_id: fact["most_in_void"] for case_id, fact in by_id.items() if fact["voxels"]}
+    )
     if len(shares) >= FEW and shares.median() <= USUAL:
         for case_id, share in shares[shares > IN_AIR].items():
             finding = f"{share:.0%} of a label lies where the scan has no signal"
             yield f"{case_id}: {finding}. Is its mask flipped, or that of another scan?"
-    exchanged = set()
-    for label in {label for fact in by_id.values() for label in fact["sides"]}:
-        exchanged |= _find_exchanged(label, by_id)
-    for case_id in sorted(exchanged):
-        yield f"{case_id}: a label lies on the other side than in the others. Left for right?"
 
 
-def _find_exchanged(label, by_id):
+def _find_exchanged(by_id):
     # Alone a label is all the foreground, and has no side.
     sides = {i: fact["sides"] for i, fact in by_id.items() if len(fact["sides"]) > 1}
-    offsets = pd.Series({i: of[label] for i, of in sides.items() if label in of}, dtype=float)
-    odd = offsets[(offsets * offsets.median() < 0) & (offsets.abs() >= ASIDE)]
-    rare = len(odd) <= max(1, RARE * len(offsets))
-    clear = len(offsets) >= PAIRED and abs(offsets.median()) >= ASIDE
-    return set(odd.index) if clear and rare else set()
+    offsets = pd.DataFrame.from_dict(sides, orient="index")  # a column per label
+    usual = offsets.median()
+    odd = (offsets * usual < 0) & (offsets.abs() >= ASIDE)
+    counts = offsets.count()
+    clear = (counts >= MANY) & (usual.abs() >= ASIDE) & (odd.sum() <= RARE * counts)
+    sided = offsets.columns[clear]
+    exchanged = 2 * odd[sided].sum(axis=1) > offsets[sided].count(axis=1)
+    for case_id in offsets.index[exchanged]:
+        labels = ", ".join(str(value) for value in sorted(sided[odd.loc[case_id, sided]]))
+        finding = f"labels {labels} lie on the other side than in the others"
+        yield f"{case_id}: {finding}. Are left and right exchanged?"
+
+
+def _describe(sides):
+    return " x ".join(f"{significant(side, 3):,.12g}" for side in sides)
 
 
 def _name(ids):

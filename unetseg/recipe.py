@@ -48,8 +48,8 @@ class Recipe:
     augment : bool
         Whether patches are turned, scaled, mirrored and changed in intensity.
     precision : {"auto", "float32", "mixed_bfloat16", "mixed_float16"}
-        ``auto`` takes float16 on a GPU that computes in it, bfloat16 on a processor that does,
-        else float32.
+        ``auto`` is as of `unetseg.run.devices.choose_precision`: bfloat16 or float16 where the
+        hardware is fast in it, else float32.
     """
 
     epochs: int = 12

@@ -583,7 +583,7 @@ def name_hardware():
     name = (kind == "gpu" and hardware["gpu"]) or f"a {kind.upper()}"
     if count <= max(1, len(devices.list_gpus())):
         return name
-    return f"{name}, one of {count}: on TensorFlow alone a training shares several GPUs"
+    return f"{name}, one of {count}, as a training shares several GPUs on TensorFlow alone"
 
 
 def prepare(data, experiment, results="results", *, need_data=True):

@@ -14,10 +14,8 @@ ARCHIVE = re.compile(r"\.(zip|7z|rar|tar|tgz|tar\.\w+)$", re.IGNORECASE)
 UNFINISHED = re.compile(r"\.nii(\.gz)?\.(crdownload|download|partial)$", re.IGNORECASE)
 CHANNEL = re.compile(r"_\d{4}$")
 COPY = re.compile(r" ?\(\d+\)$")  # as Drive and browsers name a second download
-LIKE_NIFTI = re.compile(r"\.nii|\.gz$", re.IGNORECASE)
 OUTSIDE = re.compile(r"^[/\\]|^\w:|(^|[/\\])\.\.([/\\]|$)")
 IMAGES, MASKS = ("imagesTr", "images"), ("labelsTr", "labels")
-MOST_NAMED = 5
 LAYOUTS = "imagesTr and labelsTr, or images and labels, with .nii or .nii.gz files of one name"
 
 
@@ -101,34 +99,6 @@ def find_named_pairs(folder, problems):
             if case_id not in masks:
                 problems.append(f"{case_id}: this scan has no mask; rename or remove one")
     return {case_id: (scan, masks.get(case_id)) for case_id, scan in scans.items()}
-
-
-def say_passed_over(folder, cases, *, apart):
-    """Name files that look like NIfTI, in a folder or two levels below, and are of no case.
-
-    Parameters
-    ----------
-    folder : Path
-    cases : sequence of Case
-    apart : set of str
-        Names of folders that are meant for something else.
-    """
-    used = {path for case in cases for path in (*case.files, case.mask)}
-    there = [path for level in ("*", "*/*", "*/*/*") for path in folder.glob(level)]
-    names = [path.relative_to(folder).as_posix() for path in sorted({*there} - used)]
-    left = [
-        name
-        for name in names
-        if LIKE_NIFTI.search(name)
-        and not re.search(r"(^|/)\.", name)
-        and name.split("/")[0] not in apart
-        and (folder / name).is_file()
-    ]
-    if left:
-        more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
-        named = ", ".join(left[:MOST_NAMED])
-        finding = f"{len(left)} files are of no case: {named}{more}"
-        print(f"{folder}: {finding}. Of the folder that is read .nii and .nii.gz files count.")
 
 
 def join_channels(scans):

@@ -7,7 +7,7 @@ from unicodedata import normalize
 import pandas as pd
 
 from unetseg.reading.folders import fold_name
-from unetseg.reading.tables import find_like_number, match_ids, read_table, to_number
+from unetseg.reading.tables import find_like_number, match_ids, read_table
 
 TABLE = re.compile(r"(.+\.(?:csv|tsv|tab|txt|xlsx?|xlsm|ods))\s*(?::\s*(.*?))?\s*", re.IGNORECASE)
 NO_PATIENT = {"", "n/a", "#n/a"}  # of BIDS and of Excel; NA may be a patient's initials
@@ -54,8 +54,8 @@ def _list_spellings(patients):
     # P1 and p1, or 01 and 1: one patient on both sides of a split would leak.
     first, problems = {}, []
     for patient in sorted(patients):
-        number = to_number(patient)
-        twin = first.setdefault(fold_name(patient) if number is None else number, patient)
+        plain = re.sub(r"^(\d+)[.,]0+$", r"\1", fold_name(patient))  # 3.0 of Excel
+        twin = first.setdefault(re.sub(r"^0+(?=\d)", "", plain), patient)
         if twin != patient:
             advice = "write one of them alone, or rename one if they are two"
             problems.append(f"patients {twin} and {patient} are spelt alike; {advice}")

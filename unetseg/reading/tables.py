@@ -171,12 +171,11 @@ def match_ids(table_ids, case_ids):
 
 def find_like_number(case_id, table_ids):
     """Find an id that Excel made a number of, such as 1 of 001 or 1.00E+05 of 1e5; or None."""
-    number = to_number(case_id)
-    return next((i for i in table_ids if number is not None and to_number(i) == number), None)
+    number = _to_number(case_id)
+    return next((i for i in table_ids if number is not None and _to_number(i) == number), None)
 
 
-def to_number(text):
-    """Read a number, with a decimal comma too; None if it is none."""
+def _to_number(text):
     try:
         return float(text.replace(",", "."))
     except ValueError:

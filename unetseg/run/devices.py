@@ -114,7 +114,7 @@ def choose_precision(precision="auto", *, bfloat16=True):
     precision : {"auto", "float32", "mixed_bfloat16", "mixed_float16"}
         Anything but ``auto`` is returned as it is.
     bfloat16 : bool, default True
-        Whether the network bears it: `unetseg.recipe.bears_bfloat16`.
+        Whether the network bears it (`unetseg.recipe.bears_bfloat16`); GPUs bear all.
 
     Returns
     -------

@@ -54,7 +54,8 @@ def describe_hardware():
     gpu = [None, None, None]
     if shutil.which("nvidia-smi"):
         query = ["--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
-        if visible := os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        if re.match(r"\d|GPU-", visible):
             query.append(f"--id={visible}")
         answer = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
         if re.match(r".+, [\d.]+, \d+\n", answer.stdout):

@@ -130,6 +130,11 @@ def call_apart(function, *args):
     return result
 
 
+def limit_jobs(n_jobs):
+    """Allow no more than one job at once where this process holds a TPU and does all itself."""
+    return 1 if _holds_tpu() else n_jobs
+
+
 def _holds_tpu():
     # A TPU serves one process alone, and this one has it as soon as Keras has looked for it.
     if "jax" not in sys.modules:
@@ -183,7 +188,7 @@ def run_all(jobs, n_jobs, folder):
     folder : Path
     """
     try:
-        joblib.Parallel(n_jobs=n_jobs, prefer="threads", batch_size=1)(jobs)
+        joblib.Parallel(n_jobs=limit_jobs(n_jobs), prefer="threads", batch_size=1)(jobs)
     finally:
         while own := [one for path, one in list(_RUNNING.items()) if path.parent == folder]:
             for executor in own:
