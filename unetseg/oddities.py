@@ -81,9 +81,9 @@ def _compare_sizes(table):
     extents = np.array([*table["shape"]]) * np.array([*table["spacing_mm"]])
     times = np.sort(extents) / np.median(np.sort(extents), axis=0)
     for place in np.flatnonzero((times > OTHER_SIZE).all(1) | (times < 1 / OTHER_SIZE).all(1)):
-        row, many = table.iloc[place], np.cbrt(times[place].prod())
+        row, many = table.iloc[place], _describe([np.cbrt(times[place].prod())])
         voxel, size = _describe(row["spacing_mm"]), _describe(extents[place])
-        finding = f"voxels of {voxel} mm make it {size} mm, {_describe([many])} times as large as most scans"
+        finding = f"voxels of {voxel} mm make it {size} mm, {many} times as large as most scans"
         yield f"{row['case']}: {finding}. Is its unit right?"
 
 
