@@ -5,6 +5,7 @@ import queue
 import threading
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -348,6 +349,19 @@ def test_what_is_prepared_already_takes_no_more_room(tmp_path, make_data, leave)
     leave(CASE_BYTES // 2)
     with pytest.raises(OSError, match="preprocessed cases"):
         require_cache(*asked)
+
+
+def test_a_case_that_memory_cannot_hold_is_asked_for_its_unit(make_data, leave):
+    found = find_cases(make_data(3))
+    preprocessor = Preprocessor(patch=(8, 8, 4), spacing_mm=(1, 2, 3), coarse_mm=()).fit(found)
+    far = nib.load(found[1].image)
+    for path in (found[1].image, found[1].mask):
+        image = nib.load(path)
+        affine = far.affine @ np.diag([1000, 1000, 1000, 1])
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    leave(0)
+    with pytest.raises(MemoryError, match=r"case_01.*Is the unit of its voxels right"):
+        require_cache(found, check_cases(found), preprocessor)
 
 
 def test_cases_that_are_mostly_cropped_are_not_refused(tmp_path, write_case, leave):

@@ -383,6 +383,15 @@ def cache_bytes(table, spacing_mm, patch, channels):
     return voxels * (4 * channels + 1) + voxels // 8
 
 
+def _transform(case, preprocessor):
+    try:
+        return preprocessor.transform(case)[0]
+    except MemoryError:
+        finding = "in voxels as the network has them it finds no room in memory"
+        advice = "Is the unit of its voxels right? Correct it, or take a larger SPACING_MM"
+        raise MemoryError(f"{case.files[0]}: {finding}. {advice}.") from None
+
+
 def require_cache(cases, table, preprocessor, cache_dir=None):
     """Stop before a training whose preprocessed cases find no room in the temporary folder.
 
@@ -415,7 +424,7 @@ def require_cache(cases, table, preprocessor, cache_dir=None):
     need = 0
     for case in cases:  # how much of each is cropped only its voxels tell, and where its region is
         for look in looks:
-            x, _ = look.transform(case if look.coarse else replace(case, mask=None))
+            x = _transform(case if look.coarse else replace(case, mask=None), look)
             voxels = x.size // channels
             need += x.nbytes + voxels + voxels // 8
         purpose = f"preprocessed cases (of {len(table)} at most {describe_bytes(most)})"
