@@ -58,6 +58,20 @@ def make_arrays():
 
 
 @pytest.fixture
+def touch(tmp_path):
+    """Return a function that makes empty files; finding cases opens none."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
 def make_data(tmp_path, affine, make_arrays):
     """Return a function that writes a folder of n cases and returns it.
 

@@ -26,20 +26,6 @@ COLUMNS = {
 }
 
 
-@pytest.fixture
-def touch(tmp_path):
-    """Return a function that makes empty files; finding cases opens none."""
-
-    def make(*names):
-        for name in names:
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        return tmp_path
-
-    return make
-
-
 def describe(folder, **content):
     (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
 

@@ -1,22 +1,6 @@
 """Which files of a data folder are named as used by no case."""
 
-import pytest
-
 from unetseg.cases import find_cases, find_scans
-
-
-@pytest.fixture
-def touch(tmp_path):
-    """Return a function that makes empty files; finding cases opens none."""
-
-    def make(*names):
-        for name in names:
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        return tmp_path
-
-    return make
 
 
 def test_files_that_are_of_no_case_are_named(touch, capsys):
