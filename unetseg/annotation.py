@@ -1,5 +1,6 @@
-"""What a mask says beyond its labels: voxels that nobody drew are neither learnt nor scored."""
+"""Masks as they are drawn: what nobody drew is neither learnt nor scored; which are the same."""
 
+import hashlib
 import re
 
 import numpy as np
@@ -43,6 +44,22 @@ def split_ignored(labels):
     if not ignored:
         return labels, 0
     return {value: name for value, name in labels.items() if value not in ignored}, ignored[0]
+
+
+def hash_labels(mask):
+    """Hash the labels of a mask, as the same mask may be stored in other bytes.
+
+    Parameters
+    ----------
+    mask : (x, y, z) ndarray of int32
+        As `unetseg.nifti.load_mask` returns it.
+
+    Returns
+    -------
+    str
+        SHA-256, of the shape too.
+    """
+    return hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
 
 
 def is_same(image, mask):

@@ -38,7 +38,7 @@ from unetseg.reading.patients import (
     find_groups,
 )
 from unetseg.reading.tables import read_table
-from unetseg.reading.unused import say_unused
+from unetseg.reading.unused import say_unused_files
 from unetseg.run.layout import Run
 
 # Where masks of new scans may be, by where these are.
@@ -194,7 +194,7 @@ def find_cases(folder, *, group_by=None):
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Check the path to the data.")
     found = _find_pairs(folder, group_by)
-    say_unused(folder, found, apart={"imagesTs", "labelsTs"})
+    say_unused_files(folder, found, apart={"imagesTs", "labelsTs"})
     return found
 
 
@@ -267,7 +267,7 @@ def find_scans(folder, channels=1, group_by=None):
     groups = find_groups(folder, group_by, [*scans], problems)
     _refuse_listed(folder, problems)
     found = [Case(i, scans[i], masks.get(i), groups[i]) for i in sorted(scans)]
-    say_unused(folder, found, apart={*IMAGES, *MASKS} if place not in IMAGES else set())
+    say_unused_files(folder, found, apart={*IMAGES, *MASKS} if place not in IMAGES else set())
     return found
 
 

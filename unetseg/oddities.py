@@ -21,6 +21,27 @@ def describe_checked(seen, declared=None):
 
     Parameters
     ----------
+    seen, declared
+        As for `list_oddities`.
+
+    Returns
+    -------
+    list of str
+        The first names the cases whose masks are empty, if that is allowed; then the warnings of
+        `list_oddities`.
+    """
+    empty = seen.table.loc[seen.table["labels"].map(len) == 0, "case"]
+    said = f"No problem found in {len(seen.table)} cases."
+    if len(empty):
+        said += f" {len(empty)} masks are empty, taken for those of controls: {', '.join(empty)}."
+    return [said, *list_oddities(seen, declared)]
+
+
+def list_oddities(seen, declared=None):
+    """List what looks wrong and may be right.
+
+    Parameters
+    ----------
     seen : unetseg.survey.Survey
         Of cases without a problem.
     declared : dict of int to str, optional
@@ -29,23 +50,18 @@ def describe_checked(seen, declared=None):
     Returns
     -------
     list of str
-        The first names the cases whose masks are empty, if that is allowed. Each further one
-        begins with ``WARNING``: a label that no mask holds; masks that are the same, that lie in
-        the air, or have left and right exchanged; one structure under two values; scans of
+        Each begins with ``WARNING``: a label that no mask holds; masks that are the same, that lie
+        in the air, or have left and right exchanged; one structure under two values; scans of
         another size, or with slices across another axis, than most.
     """
     table = seen.table
-    empty = table.loc[table["labels"].map(len) == 0, "case"]
-    said = f"No problem found in {len(table)} cases."
-    if len(empty):
-        said += f" {len(empty)} masks are empty, taken for those of controls: {', '.join(empty)}."
     odd = [*_compare_labels(table, declared or {}), *_find_same_masks(seen)]
     if len(table) >= FEW:
         odd += [*_compare_sizes(table), *_compare_slices(table)]
     if seen.facts:
         by_id = dict(zip(table["case"], seen.facts, strict=True))
         odd += [*_find_in_air(by_id), *_find_exchanged(by_id)]
-    return [said, *(f"WARNING: {line}" for line in odd)]
+    return [f"WARNING: {line}" for line in odd]
 
 
 def _compare_labels(table, declared):

@@ -129,7 +129,7 @@ def write_report(
         simulated=simulated,
         tested=tested,
         notes=[*notes, describe_controls(table, map(int, labels))],
-        **_describe_experiment(table, folds, experiment, run.name_start(), tested=tested),
+        **_describe_experiment(table, folds, experiment, run.name_start(experiment), tested=tested),
         **_tabulate_all(table, summary, leaks, compared),
         **_tabulate_lesions(place.lesions),
         pictures={

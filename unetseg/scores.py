@@ -1,6 +1,5 @@
 """Tables of scores: a row per case and label, their summary, and the comparison of two runs."""
 
-import hashlib
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from scipy.stats import bootstrap, wilcoxon
 
 from unetseg import nifti
 from unetseg._base import refuse_any, require
+from unetseg.annotation import hash_labels
 from unetseg.digits import decimals_for, short
 from unetseg.metrics import METRICS, score_case
 from unetseg.pieces import keep_largest
@@ -148,7 +148,7 @@ def score_predictions(
     for case, fold, true, pred, spacing in pairs:
         about = {"case": case.id, "group": case.group, "fold": fold}
         prediction = fingerprint(Path(predictions_dir) / f"{case.id}.nii.gz")
-        what = {"mask": masks[case.id], "mask_sha256": _hash_labels(true)}
+        what = {"mask": masks[case.id], "mask_sha256": hash_labels(true)}
         what["prediction_sha256"] = prediction["sha256"]
         near = _find_near(true == ignore) if ignore else None
         for number, (name, values) in _list_targets(labels, unions).items():
@@ -190,10 +190,6 @@ def _find_tolerance(tolerance_mm, number, name):
     allowed = f"one number, or one for each label; {number} ({name}) has none"
     require("tolerance_mm", tolerance_mm, known, allowed)
     return tolerance_mm[known[0]]
-
-
-def _hash_labels(mask):  # of the labels, as the same mask may be stored in other bytes
-    return hashlib.sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
 
 
 def load_scores(path):

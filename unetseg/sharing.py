@@ -52,8 +52,8 @@ def write_model_card(results_dir):
     used = run.list_members()
     content = {path.stem: read_json(path) for path in _list_settings(run)}
     content |= {path.stem: read_json(path) for path in (used[0].experiment, used[0].preprocessor)}
-    content["parents"] = read_json(run.experiment)["settings"].get("parents", [])
-    content["start"] = run.name_start()
+    own = read_json(run.experiment)
+    content["parents"], content["start"] = own["settings"].get("parents", []), run.name_start(own)
     content["used"] = [place.folder.name for place in used]
     content["folds"] = {fold.folder.name: read_json(fold.done) for fold in finished}
     folds = [fold for place in used for fold in place.list_finished()]

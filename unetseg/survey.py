@@ -1,11 +1,11 @@
 """One look at every file, for all that needs to see the voxels before a training."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from unetseg.annotation import hash_labels
 from unetseg.cases import check_cases
 from unetseg.digits import decimals_for
 from unetseg.metrics import dice
@@ -17,7 +17,7 @@ class Survey:
     """What `look_through` saw.
 
     ``table``: as `unetseg.cases.check_cases` returns it. ``samples``: for
-    `unetseg.splits.find_leaks`. ``masks``: by case id the hash of the voxels of each that is not
+    `unetseg.splits.find_leaks`. ``masks``: by case id the hash of the labels of each that is not
     empty. ``facts``: for ``Preprocessor.fit``, in the order of the cases; None unless a
     preprocessor was given.
     """
@@ -50,7 +50,7 @@ def look_through(cases, *, labels=None, channels=(), preprocessor=None, allow_em
     def visit(case, image, affine, mask, problem):
         samples[case.id] = sample_scan(image, affine)
         if mask is not None and mask.any():
-            masks[case.id] = hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()
+            masks[case.id] = hash_labels(mask)
         if to_fit and not problem:
             facts.append(preprocessor.describe(image, affine, mask))
 

@@ -14,7 +14,7 @@ from unetseg import earlier, fitting, memory, model, transfer
 from unetseg._base import require, write_json, write_table
 from unetseg.cases import refuse_problems
 from unetseg.losses import dice_cross_entropy
-from unetseg.oddities import describe_checked
+from unetseg.oddities import list_oddities
 from unetseg.patches import Looks, require_cache
 from unetseg.preprocessing import Preprocessor
 from unetseg.reading.description import read_declared
@@ -271,7 +271,7 @@ def cross_validate(
     seen = look_through(cases, labels=labels, preprocessor=preprocessor, allow_empty=allow_empty)
     refuse_problems(seen.table)
     if seen.facts is not None:  # else notebook 1 has said it
-        for warning in describe_checked(seen, preprocessor.labels)[1:]:
+        for warning in list_oddities(seen, preprocessor.labels):
             print(warning)
     preprocessor = preprocessor.fit(cases, facts=seen.facts)
     plan = make_plan(

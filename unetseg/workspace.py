@@ -366,7 +366,7 @@ class Workspace:
         facts = {"folds": len(read_json(self.run.splits)), **experiment["settings"]["recipe"]}
         if parents := experiment["settings"].get("parents"):
             facts["average of"] = ", ".join(parents)
-        if start := self.run.name_start():
+        if start := self.run.name_start(experiment):
             facts["started from"] = start
         facts.update(experiment["hardware"])
         facts.update(experiment["versions"])

@@ -8,7 +8,7 @@ LIKE_NIFTI = re.compile(r"\.nii\b", re.IGNORECASE)
 MOST_NAMED = 5
 
 
-def say_unused(folder, cases, *, apart):
+def say_unused_files(folder, cases, *, apart):
     """Name files that look like NIfTI, in a folder or two levels below, and are of no case.
 
     Parameters
@@ -30,8 +30,8 @@ def say_unused(folder, cases, *, apart):
         print(f"{folder}: files that are not used: {named}{more}. {advice}.")
 
 
-def _list_folders(folder, apart):
-    inside = [place for place in sorted(folder.glob("[!.]*")) if place.name not in apart]
-    chosen = [place for place in inside if place.is_dir() and not Run(place).experiment.exists()]
-    deeper = [place for one in chosen for place in sorted(one.glob("[!.]*")) if place.is_dir()]
-    return [folder, *chosen, *(one for one in deeper if not Run(one).experiment.exists())]
+def _list_folders(folder, apart, levels=2):
+    yield folder
+    for place in sorted(folder.glob("[!.]*")) if levels else ():
+        if place.is_dir() and place.name not in apart and not Run(place).experiment.exists():
+            yield from _list_folders(place, (), levels - 1)

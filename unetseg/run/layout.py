@@ -203,9 +203,19 @@ class Run:
             raise FileNotFoundError(f"{self.folder}: {which}. Run 02_train_kfold{final} first.")
         return {fold: read_json(fold.done) for fold in folds}
 
-    def name_start(self):
-        """Name the experiment from whose weights training started; '' if it started anew."""
-        if not read_json(self.experiment)["settings"].get("starts"):
+    def name_start(self, experiment):
+        """Name the experiment from whose weights training started; '' if it started anew.
+
+        Parameters
+        ----------
+        experiment : dict
+            What is in ``experiment.json``.
+
+        Returns
+        -------
+        str
+        """
+        if not experiment["settings"].get("starts"):
             return ""
         noted = read_json(self.start) if self.start.exists() else {}
         return noted.get("from", "an earlier experiment")
